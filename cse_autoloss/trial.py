@@ -1,0 +1,139 @@
+"""A trial: one detector trained with one choice of losses, and what came of it.
+
+This is the only door between the engine and the detectors. The engine never imports a detection library; it names a
+:class:`Trainer` in the run's configuration (``"package.module:Class"``), and text goes through: expressions in, numbers
+out.
+"""
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+BRANCHES = ("cls", "reg")
+
+
+class ConfigError(ValueError):
+    """What a user configured cannot work. One line: which key or file, what is wrong, what would be right."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training to be done.
+
+    Attributes:
+        key: identity of the trial within its run.
+        losses: branch (``"cls"``, ``"reg"``) to expression text; a branch that is absent keeps the detector's default.
+        spaces: branch to the name (or YAML path) of the search space that its expression is written in.
+        task: ``"proxy"`` trains on the train split; ``"verify"`` trains on the verify split (one image of each category)
+            and measures on the same images, for a fraction of the proxy's steps.
+        evaluate: splits that mAP is measured on after training (``"val"``, ``"test"``); ignored by ``"verify"``.
+        seed: seeds the head's initial weights, the order of the images and their augmentation.
+        scale: branch to the gradient norm that this branch starts with, as a multiple of the detector's default loss's.
+            The loss weight of a searched loss is set to reach it on a fixed batch, so every loss starts equally strong.
+        lr_scale: multiple of the configured learning rate.
+        time_limit: seconds after which the trial is given up, or None.
+    """
+
+    key: str
+    losses: Mapping[str, str] = field(default_factory=dict)
+    spaces: Mapping[str, str] = field(default_factory=dict)
+    task: str = "proxy"
+    evaluate: tuple[str, ...] = ("val",)
+    seed: int = 0
+    scale: Mapping[str, float] = field(default_factory=dict)
+    lr_scale: float = 1.0
+    time_limit: float | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trial:
+        data = json.loads(text)
+        return cls(**{**data, "evaluate": tuple(data["evaluate"])})
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What came of a trial.
+
+    Attributes:
+        key: the trial's key.
+        mAP: COCO AP (IoU 0.50:0.95) in [0, 1] on the first evaluated split, or None if the trial failed.
+        metrics: ``"<split>/<metric>"`` to value, e.g. ``"val/mAP"``, ``"val/mAP_50"``, ``"test/mAP"``.
+        curve: (step, total training loss) pairs.
+        loss_weights: branch to the loss weight that was used.
+        seconds: wall-clock time of the trial in its worker, training and evaluation.
+        steps: optimiser steps done.
+        failure: why there is no mAP (one line), or None.
+        provenance: versions, configuration digest, device and host that the number was measured with.
+    """
+
+    key: str
+    mAP: float | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    steps: int = 0
+    failure: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrialResult:
+        data = json.loads(text)
+        return cls(**{**data, "curve": tuple((step, loss) for step, loss in data["curve"])})
+
+    @classmethod
+    def failed(cls, trial: Trial, reason: str, seconds: float = 0.0) -> TrialResult:
+        return cls(trial.key, None, failure=" ".join(reason.split())[:500], seconds=seconds)
+
+
+class Trainer(Protocol):
+    """What the engine asks of the detectors' side. ``options`` is the ``detector`` section of a run's configuration."""
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Validate everything that can be known without training: keys, files, classes, data that is not empty.
+
+        Returns:
+            ``{"spaces": {"cls": name, "reg": name}, "classes": [...], "images": {split: count}}``.
+
+        Raises:
+            ConfigError: one line that names the key or file and what would be right.
+        """
+
+    @staticmethod
+    def prepare(options: Mapping[str, Any]) -> bytes:
+        """What all trials start from (initial weights), made once and kept in the user's cache; runs on a worker."""
+
+    def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
+        """Import, load the data, stay: every later trial of this worker pays none of that again."""
+
+    def train(self, trial: Trial, progress: Callable[[int, int], None] | None = None) -> TrialResult:
+        """Train and measure. Raises nothing for a loss that diverges: that is a failed result with its reason.
+
+        Args:
+            progress: called with (steps done, steps in all) now and then.
+        """
+
+
+def load_trainer(name: str) -> type[Trainer]:
+    """The trainer class named ``"package.module:Class"``.
+
+    Raises:
+        ConfigError: if the name has another form, or does not lead to a class.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"detector.trainer: {name!r} is not of the form 'package.module:Class'")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"detector.trainer: cannot load {name!r}: {error}") from error
