@@ -1,0 +1,179 @@
+"""Expression: an immutable formula, kept as a flat prefix program.
+
+The text form is that of the released losses, ``Neg(Dot(Y,Log(Softmax(X))))``; the program is the same without its
+punctuation, ``("Neg", "Dot", "Y", "Log", "Softmax", "X")``. In prefix order every subtree is a slice.
+"""
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cse_autoloss.primitives import PRIMITIVES, Primitive
+
+if TYPE_CHECKING:
+    from cse_autoloss.space import SearchSpace
+
+MAX_SIZE = 512  # nodes
+MAX_DEPTH = 64  # edges from the root to the deepest leaf
+MAX_TEXT = 20_000  # characters
+
+T = TypeVar("T")
+_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]+|\S)")
+
+
+class ExpressionError(ValueError):
+    """A text is no expression of the space: what is wrong, at which column, and what would be right."""
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A loss formula. Equal programs are equal expressions.
+
+    Attributes:
+        program: names of operators, variables and constants in prefix order.
+    """
+
+    program: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str, space: SearchSpace) -> Expression:
+        """Read the text form; whitespace between its parts does not count.
+
+        Raises:
+            ExpressionError: with the column (from 1) of the first thing that is wrong, and a suggestion. Also for more
+                than ``MAX_TEXT`` characters, ``MAX_SIZE`` nodes or a depth of more than ``MAX_DEPTH``.
+        """
+        return cls(tuple(_read(text, space)))
+
+    def __str__(self) -> str:
+        return self.fold(str, lambda primitive, args: f"{primitive.name}({','.join(args)})")
+
+    @property
+    def size(self) -> int:
+        """Number of nodes."""
+        return len(self.program)
+
+    @cached_property
+    def depth(self) -> int:
+        """Edges from the root to the deepest leaf; a single variable has depth 0."""
+        return self.fold(lambda name: 0, lambda primitive, args: 1 + max(args))
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names of the variables that occur."""
+        return frozenset(name for name in self.program if name not in PRIMITIVES and not name.isdigit())
+
+    def subtree(self, start: int) -> slice:
+        """The slice of the program that is the subtree whose root stands at ``start``."""
+        end, open_slots = start, 1
+        while open_slots:
+            primitive = PRIMITIVES.get(self.program[end])
+            open_slots += (primitive.arity if primitive else 0) - 1
+            end += 1
+        return slice(start, end)
+
+    def fold(self, leaf: Callable[[str], T], node: Callable[[Primitive, list[T]], T]) -> T:
+        """Compute bottom-up: ``leaf(name)`` for variables and constants, ``node(primitive, argument results)``."""
+        stack: list[T] = []
+        for name in reversed(self.program):
+            primitive = PRIMITIVES.get(name)
+            if primitive is None:
+                stack.append(leaf(name))
+            else:
+                stack.append(node(primitive, [stack.pop() for _ in range(primitive.arity)]))
+        (result,) = stack
+        return result
+
+    def to_sympy(self) -> Any:
+        """The formula in sympy, simplified, without the epsilons that only guard floating point."""
+        import sympy
+
+        def leaf(name: str) -> Any:
+            return sympy.Integer(name) if name.isdigit() else sympy.Symbol(name, real=True)
+
+        return sympy.simplify(self.fold(leaf, lambda primitive, args: primitive.sympy(sympy, *args)))
+
+    def to_latex(self) -> str:
+        """The formula in LaTeX, as it stands (not simplified)."""
+
+        def node(primitive: Primitive, args: list[tuple[str, int]]) -> tuple[str, int]:
+            binding, *needs = primitive.binds
+            text = primitive.latex
+            for position, ((argument, tightness), need) in enumerate(zip(args, needs), 1):
+                text = text.replace(f"#{position}", argument if tightness >= need else rf"\left({argument}\right)")
+            return text, binding
+
+        return self.fold(lambda name: (name, 3), node)[0]
+
+
+def _read(text: str, space: SearchSpace) -> Iterable[str]:
+    if len(text) > MAX_TEXT:
+        raise ExpressionError(f"{len(text)} characters are too many: an expression has at most {MAX_TEXT}")
+    waiting: list[list[Any]] = []  # open operators: [name, arguments still to come, column]
+    size, complete, position = 0, False, 0
+    leaves = [*space.variables, *map(str, space.constants)]
+
+    def fail(column: int, message: str) -> ExpressionError:
+        return ExpressionError(f"column {column}: {message}")
+
+    while match := _TOKEN.match(text, position):
+        token, column, position = match[1], match.start(1) + 1, match.end()
+        if complete and not waiting:
+            raise fail(column, f"{_quoted(token)} after the expression has ended")
+        if complete:  # one argument is finished: a comma or a bracket follows
+            name, missing, opened = waiting[-1]
+            if token == "," and missing:
+                complete = False
+            elif token == ")" and not missing:
+                waiting.pop()
+            elif missing:
+                raise fail(column, f"expected ',' (and {missing} more for {name}, opened at column {opened}), "
+                                   f"found {_quoted(token)}")
+            else:
+                raise fail(column, f"expected ')' to close {name} of column {opened}, found {_quoted(token)}")
+            continue
+        size += 1
+        if size > MAX_SIZE:
+            raise fail(column, f"the expression is too large: at most {MAX_SIZE} nodes")
+        if len(waiting) > MAX_DEPTH:
+            raise fail(column, f"the expression is too deep: at most {MAX_DEPTH} levels")
+        if waiting:
+            waiting[-1][1] -= 1
+        if token in space.operators:
+            bracket = _TOKEN.match(text, position)
+            if not bracket or bracket[1] != "(":
+                raise fail(column, f"operator {token} needs its arguments in brackets")
+            position = bracket.end()
+            waiting.append([token, PRIMITIVES[token].arity, column])
+        elif token in leaves:
+            complete = True
+        else:
+            raise fail(column, _unknown(token, space, leaves))
+        yield token
+    if waiting:
+        name, missing, column = waiting[-1]
+        needed = f"{missing} more argument{'s' * (missing > 1)}" if missing else "')'"
+        raise fail(len(text) + 1, f"the text ends, but {name} of column {column} needs {needed}")
+    if not complete:
+        raise ExpressionError("an empty text is no expression")
+
+
+def _unknown(token: str, space: SearchSpace, leaves: list[str]) -> str:
+    if token in PRIMITIVES:
+        return f"operator {token} is not in space {space.name} (it has {', '.join(space.operators)})"
+    if not token[0].isalnum():
+        return f"expected an operator, variable or constant, found {_quoted(token)}"
+    if token.isdigit():
+        return f"{_quoted(token)} is no constant of space {space.name} (it has {', '.join(map(str, space.constants))})"
+    near = difflib.get_close_matches(token[:40], [*space.operators, *leaves], n=1, cutoff=0.5)
+    kind = "operator" if len(token) > 2 else "name"
+    return f"unknown {kind} {_quoted(token)}; " + (
+        f"did you mean {near[0]!r}?" if near else f"variables of space {space.name} are {', '.join(space.variables)}")

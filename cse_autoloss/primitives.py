@@ -1,0 +1,219 @@
+"""The operator table: one row a primitive, and in that row everything that the primitive means.
+
+A row says how an operator is computed on arrays (NumPy arrays or torch tensors, with the derivative beside the value), in a
+torch graph, how sympy and LaTeX write it. Nothing else in the project knows an operator's meaning; a new operator is
+one new row. A plug-in module that a search space names adds rows with :func:`register`.
+
+Conventions. Arrays hold float32; the last axis is the class axis where there is one, and only ``Softmax`` and ``Dot``
+look along it (``Dot`` keeps it, as one column). Values follow the released losses of CSE-Autoloss (ICLR 2021):
+``Log`` and ``Div`` add 1e-20, ``Exp`` stops at 88, and the four S-curves all have slope 1/4 at 0.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import scipy.special
+import torch
+
+EPSILON = 1e-20
+EXP_LIMIT = 88.0
+
+#: The two array modules that the table's array functions run on: the same names, the same meanings.
+NUMPY = SimpleNamespace(
+    name="numpy", exp=np.exp, log=np.log, sqrt=np.sqrt, abs=np.abs, sign=np.sign, sin=np.sin, cos=np.cos,
+    tanh=np.tanh, arctan=np.arctan, log1p=np.log1p, erf=scipy.special.erf,
+    relu=lambda x: np.maximum(x, np.float32(0)), at_most=lambda x, limit: np.minimum(x, np.float32(limit)),
+    positive=lambda x: (x > 0).astype(x.dtype), below=lambda x, limit: (x <= limit).astype(x.dtype),
+    sum=lambda x: np.sum(x, axis=-1, keepdims=True), max=lambda x: np.max(x, axis=-1, keepdims=True),
+)
+TORCH = SimpleNamespace(
+    name="torch", exp=torch.exp, log=torch.log, sqrt=torch.sqrt, abs=torch.abs, sign=torch.sign, sin=torch.sin,
+    cos=torch.cos, tanh=torch.tanh, arctan=torch.atan, log1p=torch.log1p, erf=torch.erf,
+    relu=torch.relu, at_most=lambda x, limit: torch.clamp(x, max=limit),
+    positive=lambda x: (x > 0).to(x.dtype), below=lambda x, limit: (x <= limit).to(x.dtype),
+    sum=lambda x: torch.sum(x, dim=-1, keepdim=True), max=lambda x: torch.amax(x, dim=-1, keepdim=True),
+)
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One operator.
+
+    Attributes:
+        name: as it stands in an expression's text.
+        arity: number of arguments.
+        array: ``array(xp, *args) -> value``; ``xp`` is :data:`NUMPY` or :data:`TORCH`.
+        tangent: ``tangent(xp, value, args, tangents) -> directional derivative``, where ``tangents`` are the directional
+            derivatives of ``args``. An argument that does not depend on the prediction has the tangent 0 (a number).
+        torch: ``torch(*tensors) -> tensor``, differentiable, written with nothing but ``torch`` and ``math`` and without
+            names from this module: an exported loss carries its source.
+        sympy: ``sympy(sp, *args)`` with ``sp`` the sympy module.
+        latex: template with ``#1`` and ``#2`` for the arguments.
+        binds: how tightly the LaTeX form binds (0 a sum, 1 a product, 2 a prefix, 3 an atom), and for each argument how
+            tightly it must bind to go without parentheses.
+        commutative: whether the two arguments may change places.
+        classwise: whether it looks along the class axis.
+    """
+
+    name: str
+    arity: int
+    array: Callable[..., Any]
+    tangent: Callable[..., Any]
+    torch: Callable[..., torch.Tensor]
+    sympy: Callable[..., Any]
+    latex: str
+    binds: tuple[int, ...]
+    commutative: bool = False
+    classwise: bool = False
+
+
+PRIMITIVES: dict[str, Primitive] = {}
+
+
+def register(primitive: Primitive) -> Primitive:
+    """Add a row to the table.
+
+    Raises:
+        ValueError: if the name is taken by another row, is no identifier, or the arity is not 1 or 2.
+    """
+    if not (primitive.name.isidentifier() and primitive.name.isascii()):
+        raise ValueError(f"primitive {primitive.name!r}: the name must be an ASCII identifier")
+    if primitive.arity not in (1, 2) or len(primitive.binds) != primitive.arity + 1:
+        raise ValueError(f"primitive {primitive.name!r}: arity must be 1 or 2, and 'binds' one longer than the arity")
+    if PRIMITIVES.setdefault(primitive.name, primitive) is not primitive:
+        raise ValueError(f"primitive {primitive.name!r} is registered already")
+    return primitive
+
+
+def elementwise(derivative: Callable[..., Any]) -> Callable[..., Any]:
+    """The tangent of a unary elementwise function from ``derivative(xp, value, x)``."""
+
+    def tangent(xp: Any, value: Any, args: Any, tangents: Any) -> Any:
+        return derivative(xp, value, args[0]) * tangents[0]
+
+    return tangent
+
+
+# --- S-curves and other functions that need more than a lambda ---------------------------------------------------------
+
+
+def _sigmoid(xp: Any, x: Any) -> Any:
+    return xp.tanh(x * 0.5) * 0.5 + 0.5
+
+
+def _softmax(xp: Any, x: Any) -> Any:
+    powers = xp.exp(x - xp.max(x))
+    return powers / xp.sum(powers)
+
+
+def _serf(xp: Any, x: Any) -> Any:
+    return xp.erf(x * (math.sqrt(math.pi) / 4)) * 0.5 + 0.5
+
+
+def _serf_slope(xp: Any, value: Any, x: Any) -> Any:
+    return xp.exp(x * x * (-math.pi / 16)) * 0.25
+
+
+def _sgdf_slope(xp: Any, value: Any, x: Any) -> Any:
+    decay = xp.exp(xp.abs(x) * (-math.pi / 4))  # sech(z) = 2 e^-|z| / (1 + e^-2|z|), which cannot overflow
+    return decay / (decay * decay + 1) * 0.5
+
+
+# --- torch functions: an exported loss carries these sources, so each stands on torch and math alone -------------------
+
+
+def log(x):
+    return torch.log(x + 1e-20)
+
+
+def div(a, b):
+    return a / (b + 1e-20)
+
+
+def exp(x):
+    return torch.exp(torch.clamp(x, max=88.0))
+
+
+def softmax(x):
+    return torch.softmax(x, dim=-1)
+
+
+def dot(a, b):
+    return torch.sum(a * b, dim=-1, keepdim=True)
+
+
+def sgdf(x):
+    return 2.0 * torch.atan(torch.tanh(x * (math.pi / 8))) / math.pi + 0.5
+
+
+def salf(x):
+    half = x / 2
+    return (half / torch.sqrt(1 + half * half) + 1) / 2
+
+
+def serf(x):
+    return (torch.erf(x * (math.sqrt(math.pi) / 4)) + 1) / 2
+
+
+def serfc(x):
+    return 1 - (torch.erf(x * (math.sqrt(math.pi) / 4)) + 1) / 2
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------
+
+_SUM, _PRODUCT, _PREFIX, _ATOM = range(4)
+_CALL = (_ATOM, _SUM)
+
+for row in (
+    Primitive("Neg", 1, lambda xp, x: -x, lambda xp, v, a, t: -t[0], torch.neg, lambda sp, x: -x, "-#1", (_SUM, _PREFIX)),
+    Primitive("Exp", 1, lambda xp, x: xp.exp(xp.at_most(x, EXP_LIMIT)),
+              elementwise(lambda xp, v, x: v * xp.below(x, EXP_LIMIT)), exp, lambda sp, x: sp.exp(x), "e^{#1}", _CALL),
+    Primitive("Log", 1, lambda xp, x: xp.log(x + EPSILON), elementwise(lambda xp, v, x: 1 / (x + EPSILON)),
+              log, lambda sp, x: sp.log(x), r"\log\left(#1\right)", _CALL),
+    Primitive("Abs", 1, lambda xp, x: xp.abs(x), elementwise(lambda xp, v, x: xp.sign(x)),
+              torch.abs, lambda sp, x: sp.Abs(x), r"\left|#1\right|", _CALL),
+    Primitive("Sqrt", 1, lambda xp, x: xp.sqrt(x), elementwise(lambda xp, v, x: 0.5 / v),
+              torch.sqrt, lambda sp, x: sp.sqrt(x), r"\sqrt{#1}", _CALL),
+    Primitive("Softmax", 1, _softmax, lambda xp, v, a, t: v * (t[0] - xp.sum(v * t[0])),
+              softmax, lambda sp, x: sp.Function("softmax")(x), r"\operatorname{softmax}\left(#1\right)", _CALL, classwise=True),
+    Primitive("Softplus", 1, lambda xp, x: xp.relu(x) + xp.log1p(xp.exp(-xp.abs(x))),
+              elementwise(lambda xp, v, x: _sigmoid(xp, x)),
+              torch.nn.functional.softplus, lambda sp, x: sp.log(1 + sp.exp(x)), r"\log\left(1+e^{#1}\right)", _CALL),
+    Primitive("Sig", 1, _sigmoid, elementwise(lambda xp, v, x: v * (1 - v)),
+              torch.sigmoid, lambda sp, x: 1 / (1 + sp.exp(-x)), r"\sigma\left(#1\right)", _CALL),
+    Primitive("Sgdf", 1, lambda xp, x: xp.arctan(xp.tanh(x * (math.pi / 8))) * (2 / math.pi) + 0.5,
+              elementwise(_sgdf_slope), sgdf, lambda sp, x: 2 * sp.atan(sp.tanh(sp.pi * x / 8)) / sp.pi + sp.Rational(1, 2),
+              r"\operatorname{sgdf}\left(#1\right)", _CALL),
+    Primitive("Salf", 1, lambda xp, x: x / xp.sqrt(x * x + 4) * 0.5 + 0.5,
+              elementwise(lambda xp, v, x: 0.25 / (x * x * 0.25 + 1) ** 1.5),
+              salf, lambda sp, x: (x / 2 / sp.sqrt(1 + x**2 / 4) + 1) / 2, r"\operatorname{salf}\left(#1\right)", _CALL),
+    Primitive("Serf", 1, _serf, elementwise(_serf_slope), serf,
+              lambda sp, x: (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2, r"\operatorname{serf}\left(#1\right)", _CALL),
+    Primitive("Serfc", 1, lambda xp, x: 1 - _serf(xp, x), elementwise(lambda xp, v, x: -_serf_slope(xp, v, x)), serfc,
+              lambda sp, x: 1 - (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2, r"\operatorname{serfc}\left(#1\right)", _CALL),
+    Primitive("Tanh", 1, lambda xp, x: xp.tanh(x), elementwise(lambda xp, v, x: 1 - v * v),
+              torch.tanh, lambda sp, x: sp.tanh(x), r"\tanh\left(#1\right)", _CALL),
+    Primitive("Relu", 1, lambda xp, x: xp.relu(x), elementwise(lambda xp, v, x: xp.positive(x)),
+              torch.relu, lambda sp, x: sp.Max(0, x), r"\max\left(0,#1\right)", _CALL),
+    Primitive("Sin", 1, lambda xp, x: xp.sin(x), elementwise(lambda xp, v, x: xp.cos(x)),
+              torch.sin, lambda sp, x: sp.sin(x), r"\sin\left(#1\right)", _CALL),
+    Primitive("Cos", 1, lambda xp, x: xp.cos(x), elementwise(lambda xp, v, x: -xp.sin(x)),
+              torch.cos, lambda sp, x: sp.cos(x), r"\cos\left(#1\right)", _CALL),
+    Primitive("Add", 2, lambda xp, a, b: a + b, lambda xp, v, a, t: t[0] + t[1],
+              torch.add, lambda sp, a, b: a + b, "#1+#2", (_SUM, _SUM, _SUM), commutative=True),
+    Primitive("Sub", 2, lambda xp, a, b: a - b, lambda xp, v, a, t: t[0] - t[1],
+              torch.sub, lambda sp, a, b: a - b, "#1-#2", (_SUM, _SUM, _PRODUCT)),
+    Primitive("Mul", 2, lambda xp, a, b: a * b, lambda xp, v, a, t: t[0] * a[1] + a[0] * t[1],
+              torch.mul, lambda sp, a, b: a * b, r"#1\,#2", (_PRODUCT, _PRODUCT, _PRODUCT), commutative=True),
+    Primitive("Div", 2, lambda xp, a, b: a / (b + EPSILON), lambda xp, v, a, t: (t[0] - v * t[1]) / (a[1] + EPSILON),
+              div, lambda sp, a, b: a / b, r"\frac{#1}{#2}", (_ATOM, _SUM, _SUM)),
+    Primitive("Dot", 2, lambda xp, a, b: xp.sum(a * b), lambda xp, v, a, t: xp.sum(t[0] * a[1] + a[0] * t[1]),
+              dot, lambda sp, a, b: sp.Function("dot", commutative=True)(a, b), r"\operatorname{dot}\left(#1,\,#2\right)",
+              (_ATOM, _SUM, _SUM), commutative=True, classwise=True),
+):
+    register(row)
