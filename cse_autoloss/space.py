@@ -68,6 +68,10 @@ class SearchSpace:
     probes: Mapping[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are the space loaded again by its origin, with its plug-ins imported."""
+        return load_space, (self.origin,)
+
     @property
     def predicted(self) -> frozenset[str]:
         """The variables that depend on the prediction."""
