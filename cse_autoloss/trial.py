@@ -95,6 +95,23 @@ class TrialResult:
         return cls(trial.key, None, failure=" ".join(reason.split())[:500], seconds=seconds)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A loss that a search has found, ready to be handed back.
+
+    Attributes:
+        losses: branch to expression text.
+        spaces: branch to the space that it is written in.
+        loss_weights: branch to the loss weight that it was trained with.
+        provenance: run, candidate, mAP with its seeds and budget, versions.
+    """
+
+    losses: Mapping[str, str]
+    spaces: Mapping[str, str]
+    loss_weights: Mapping[str, float]
+    provenance: Mapping[str, Any]
+
+
 class Trainer(Protocol):
     """What the engine asks of the detectors' side. ``options`` is the ``detector`` section of a run's configuration."""
 
@@ -121,6 +138,18 @@ class Trainer(Protocol):
 
         Args:
             progress: called with (steps done, steps in all) now and then.
+        """
+
+    @staticmethod
+    def export(options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2") -> str:
+        """The text of a self-contained training configuration with the found losses.
+
+        Args:
+            base: path of the user's own configuration to put the losses into; the run's detector where None.
+            target: ``"mmdet2"`` or ``"mmdet3"``: the version of MMDetection it is written for.
+
+        Raises:
+            ConfigError: if the detector's heads cannot take the losses; names what can.
         """
 
 

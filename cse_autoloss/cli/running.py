@@ -1,0 +1,97 @@
+"""Commands on runs: run, resume, status, report, export."""
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from cse_autoloss.cluster import ClusterError
+from cse_autoloss.config import preset_names, read_config
+from cse_autoloss.journal import Journal
+from cse_autoloss.search import SearchError
+
+RUN = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--preset", help=f"A configuration that comes with the package: {', '.join(preset_names())}.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key: search.population=50. Repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/NAME-DATE-TIME where absent.")
+@click.option("--data", help="embedded, or coco:/path of a COCO-format data set. Short for --set detector.data=...")
+@click.option("--address", help="A Ray cluster to join. Short for --set cluster.address=...")
+@click.option("--seed", type=int, help="Short for --set seed=...")
+@click.option("--from-scratch", is_flag=True, help="Leave the known losses out of the population.")
+def run(config: Path | None, preset: str | None, settings: tuple[str, ...], out: Path | None, data: str | None,
+        address: str | None, seed: int | None, from_scratch: bool) -> None:
+    """Search a loss: with a run's YAML file CONFIG, or a --preset."""
+    if (config is None) == (preset is None):
+        raise click.UsageError(f"give a run's YAML file or --preset {'|'.join(preset_names())}, one of the two")
+    shorts = {"detector.data": data, "cluster.address": address, "seed": seed, "search.from_scratch": from_scratch or None}
+    settings += tuple(f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None)
+    parsed = read_config(config, preset, settings)
+    folder = out or Path("runs") / f"{preset or config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    from cse_autoloss.run import start
+
+    _drive(lambda: start(parsed, folder, Console()))
+
+
+@click.command()
+@RUN
+def resume(folder: Path) -> None:
+    """Go on with RUN after it was stopped or killed."""
+    from cse_autoloss.run import resume as resume_run
+
+    _drive(lambda: resume_run(folder, Console()))
+
+
+def _drive(action: object) -> None:
+    try:
+        action()
+    except (ClusterError, SearchError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.command()
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def status(folder: Path, as_json: bool) -> None:
+    """How RUN stands; also while it goes on."""
+    from cse_autoloss.display import comparison_table, panel
+    from cse_autoloss.status import read_status
+
+    now = read_status(Journal.read(folder))
+    if as_json:
+        click.echo(json.dumps(now.to_dict()))
+        return
+    console = Console()
+    console.print(panel(now))
+    if now.comparison:
+        console.print(comparison_table(now.comparison))
+
+
+@click.command()
+@RUN
+def report(folder: Path) -> None:
+    """Write RUN's report: a page with its tables, the found formulas, and pictures."""
+    from cse_autoloss.report import write_report
+
+    for path in write_report(Journal.read(folder)):
+        click.echo(f"wrote {path}")
+
+
+@click.command()
+@RUN
+@click.option("--rank", type=click.IntRange(min=1), default=1, show_default=True, help="1 is the best that the run found.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The config to write (.py).")
+@click.option("--config", "base", type=click.Path(exists=True, dir_okay=False), help="Your own MMDetection config to put the loss into.")
+@click.option("--target", type=click.Choice(["mmdet2", "mmdet3"]), default="mmdet2", show_default=True)
+def export(folder: Path, rank: int, output: Path, base: str | None, target: str) -> None:
+    """Write a found loss as an MMDetection config, and as a plain PyTorch module beside it."""
+    from cse_autoloss.export import export_run
+
+    for path in export_run(Journal.read(folder), output, rank, base, target):
+        click.echo(f"wrote {path}")

@@ -1,0 +1,222 @@
+"""Trials on Ray: long-lived workers, dispatch as workers become free, time limits, replacement of workers that die.
+
+A worker is an actor that has imported the detection library and holds the data, so a trial pays for its training only.
+Text (JSON) goes to workers and comes back.
+"""
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from cse_autoloss.config import ClusterSection
+from cse_autoloss.trial import Trial, TrialResult, load_trainer
+
+GRACE = 15.0  # seconds beyond a trial's own time limit after which its worker is killed
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot do what is asked: no resources, or workers that do not start."""
+
+
+@ray.remote
+class TrialWorker:
+    def __init__(self, trainer: str, options: Mapping[str, Any], prepared: bytes) -> None:
+        self._trainer = load_trainer(trainer)(options, prepared)
+
+    def ready(self) -> None:
+        """Returns when the worker can take trials."""
+
+    def train(self, trial_json: str) -> str:
+        trial = Trial.from_json(trial_json)
+        started = time.monotonic()
+        try:
+            result = self._trainer.train(trial)
+        except Exception as error:  # a trial that raises is a failed result; the worker goes on
+            result = TrialResult.failed(trial, f"{type(error).__name__}: {error}", time.monotonic() - started)
+        return result.to_json()
+
+
+def _prepare(trainer: str, options: Mapping[str, Any]) -> bytes:
+    return load_trainer(trainer).prepare(options)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial in a worker.
+
+    Attributes:
+        started: ``time.monotonic()`` at its dispatch.
+        attempt: 1 at first, one more for each worker that died under it.
+    """
+
+    trial: Trial
+    worker: Any
+    started: float
+    attempt: int
+
+
+class Cluster:
+    """Workers for one run. A context manager; leaving it ends the workers, and the local cluster if it started one.
+
+    Raises (on construction):
+        ClusterError: if the cluster cannot be reached or cannot hold a single worker.
+    """
+
+    def __init__(self, section: ClusterSection, options: Mapping[str, Any]) -> None:
+        self._section, self._options, self._trainer = section, options, options["trainer"]
+        address = section.address or os.environ.get("RAY_ADDRESS")
+        self._joined = address is not None
+        cores = max(os.cpu_count() or 1, math.ceil((section.workers or 1) * section.num_cpus))
+        try:
+            if self._joined:
+                ray.init(address=address, log_to_driver=False, logging_level="error")
+            else:
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+            raise ClusterError(f"cluster.address: cannot reach a Ray cluster at {address}: {' '.join(str(error).split())[:300]}") from error
+        self._resources = {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus}
+        try:
+            self.size = section.workers or self._capacity()
+        except ClusterError:
+            self.close()
+            raise
+        self._prepared: Any = None
+        self._starting: dict[Any, Any] = {}  # ready ref -> worker
+        self._idle: list[Any] = []
+        self._running: dict[Any, Running] = {}  # result ref -> what runs
+        self._again: list[tuple[Trial, int]] = []  # trials whose worker died, with their next attempt
+        self._failed_starts = 0
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for worker in [*getattr(self, "_starting", {}).values(), *getattr(self, "_idle", ()),
+                       *(running.worker for running in getattr(self, "_running", {}).values())]:
+            ray.kill(worker)
+        ray.shutdown()
+
+    def prepare(self) -> None:
+        """Make (or fetch from the cache) what all trials start from, on a worker node; then start the workers.
+
+        Raises:
+            ClusterError: if the preparation fails.
+        """
+        task = ray.remote(_prepare).options(max_retries=self._section.retries, **self._resources)
+        try:
+            # Kept by this driver rather than by the node that made it, which may go away.
+            self._prepared = ray.put(ray.get(task.remote(self._trainer, self._options)))
+        except RayError as error:
+            raise ClusterError(f"the preparation of initial weights failed: {_cause(error)}") from error
+        for _ in range(self.size):
+            self._start_worker()
+
+    @property
+    def free(self) -> int:
+        """How many more trials can be submitted without waiting for a worker."""
+        return self.size - len(self._running) - len(self._again)
+
+    @property
+    def running(self) -> list[Running]:
+        return list(self._running.values())
+
+    def submit(self, trial: Trial) -> None:
+        """Hand a trial to a worker; it waits in line while workers still start."""
+        self._again.append((trial, 1))
+        self._dispatch()
+
+    def wait(self, timeout: float = 1.0) -> list[TrialResult]:
+        """Results that have come in, after at most ``timeout`` seconds. Dead workers are replaced on the way.
+
+        Raises:
+            ClusterError: if workers fail to start time after time.
+        """
+        pending = [*self._starting, *self._running]
+        done, _ = ray.wait(pending, num_returns=1, timeout=timeout) if pending else ([], [])
+        if done:  # and whatever else has come in by now
+            done, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
+        results = []
+        for reference in done:
+            if reference in self._starting:
+                self._settle_start(reference)
+            elif result := self._settle_trial(reference):
+                results.append(result)
+        for reference, running in list(self._running.items()):
+            elapsed = time.monotonic() - running.started
+            if running.trial.time_limit is not None and elapsed > running.trial.time_limit + GRACE:
+                del self._running[reference]
+                ray.kill(running.worker)
+                self._start_worker()
+                results.append(TrialResult.failed(
+                    running.trial, f"outlived its time limit of {running.trial.time_limit:g} s", elapsed))
+        self._dispatch()
+        return results
+
+    def _dispatch(self) -> None:
+        while self._idle and self._again:
+            worker = self._idle.pop()
+            trial, attempt = self._again.pop(0)
+            reference = worker.train.remote(trial.to_json())
+            self._running[reference] = Running(trial, worker, time.monotonic(), attempt)
+
+    def _settle_trial(self, reference: Any) -> TrialResult | None:
+        running = self._running.pop(reference)
+        try:
+            result = TrialResult.from_json(ray.get(reference))
+        except RayTaskError as error:  # raised outside the trainer: the worker itself is sound
+            self._idle.append(running.worker)
+            return TrialResult.failed(running.trial, _cause(error))
+        except RayActorError as error:
+            self._start_worker()
+            if running.attempt <= self._section.retries:
+                self._again.insert(0, (running.trial, running.attempt + 1))
+                return None
+            return TrialResult.failed(running.trial, f"its worker died {running.attempt} times: {_cause(error)}",
+                                      time.monotonic() - running.started)
+        self._idle.append(running.worker)
+        return result
+
+    def _settle_start(self, reference: Any) -> None:
+        worker = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts > self._section.retries:
+                raise ClusterError(f"trial workers do not start: {_cause(error)}") from error
+            self._start_worker()
+            return
+        self._failed_starts = 0
+        self._idle.append(worker)
+
+    def _start_worker(self) -> None:
+        worker = TrialWorker.options(**self._resources).remote(self._trainer, self._options, self._prepared)
+        self._starting[worker.ready.remote()] = worker
+
+    def _capacity(self) -> int:
+        """Workers that fit into the cluster as it is now."""
+        total = ray.cluster_resources()
+        fits = [total.get(kind, 0) // need for kind, need in
+                (("CPU", self._section.num_cpus), ("GPU", self._section.num_gpus)) if need]
+        if not min(fits):
+            raise ClusterError(f"cluster: no worker fits: each needs {self._section.num_cpus:g} CPUs and {self._section.num_gpus:g} "
+                               f"GPUs; the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}")
+        return int(min(fits))
+
+
+def _cause(error: BaseException) -> str:
+    """The one line of a Ray error that says what happened: the innermost exception's."""
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:300]

@@ -1,0 +1,220 @@
+"""A run's configuration: one YAML, validated before anything starts.
+
+The models below are the schema; their docstrings and defaults are the reference. A preset is a YAML that comes with the
+package (``cse_autoloss/presets``). ``detector`` belongs to the trainer that it names and is validated by it.
+"""
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cse_autoloss.trial import BRANCHES, ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SearchSection(Section):
+    """What is searched and how.
+
+    Attributes:
+        branch: the branch whose loss is searched; ``both`` searches pairs.
+        spaces: branch to a search space's name or YAML path; the detector's own where absent.
+        from_scratch: leave the known losses out of the first population.
+        known: how many known losses (or pairs) are trained first at most.
+        survival: who stays in the population: the ``best``, or the youngest (``age``: regularised evolution).
+        population: members.
+        tournament: members drawn for a tournament; its best becomes a parent.
+        mutation, crossover: shares of offspring made by each; the rest is grown at random.
+        offspring: candidates generated a round for each searched branch, before screening.
+        simulations: survivors a round that train on the tiny set (one image of each category).
+        promoted: how many of these, the best, go on to the proxy task.
+        batch_size: candidates screened at a time; bounds memory.
+    """
+
+    branch: Literal["cls", "reg", "both"] = "both"
+    spaces: dict[Literal["cls", "reg"], str] = {}
+    from_scratch: bool = False
+    known: Annotated[int, Field(ge=0)] = 4
+    survival: Literal["best", "age"] = "best"
+    population: Positive = 20
+    tournament: Positive = 4
+    mutation: Share = 0.5
+    crossover: Share = 0.3
+    offspring: Positive = 20_000
+    simulations: Positive = 8
+    promoted: Positive = 3
+    batch_size: Positive = 8192
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return BRANCHES if self.branch == "both" else (self.branch,)
+
+
+class BudgetSection(Section):
+    """When the search stops: at the first of the two.
+
+    Attributes:
+        trials: proxy trainings of candidates.
+        minutes: wall-clock time of this driver until the last training starts, or null.
+    """
+
+    trials: Positive = 100
+    minutes: Seconds | None = None
+
+
+class TuningSection(Section):
+    """How the default loss, which everything is compared with, is tuned on val before the search.
+
+    Attributes:
+        scales: loss-weight multiples that are tried, as [cls, reg] pairs.
+        lr_scales: learning-rate multiples that are then tried with the best of these.
+    """
+
+    scales: list[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]] = Field(
+        default=[(1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (2.0, 2.0)], min_length=1)
+    lr_scales: list[Annotated[float, Field(gt=0)]] = []
+
+
+class FinalSection(Section):
+    """The comparison at the end, on seeds that the search has not used.
+
+    Attributes:
+        candidates: how many of the best found losses take part.
+        seeds: trainings of each; the default loss and the released one take part with as many.
+    """
+
+    candidates: Positive = 2
+    seeds: Positive = 3
+
+
+class ClusterSection(Section):
+    """Where trials run.
+
+    Attributes:
+        address: of a Ray cluster to join (``auto``, ``host:6379``, ``ray://host:10001``), or null to start one here.
+        workers: long-lived trial workers, or null for as many as the cluster's CPUs and GPUs hold.
+        num_cpus, num_gpus: of each worker.
+        time_limit: seconds that a trial may take.
+        retries: how often a trial is run again whose worker died.
+    """
+
+    address: str | None = None
+    workers: Positive | None = None
+    num_cpus: Annotated[float, Field(gt=0)] = 1
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    time_limit: Seconds = 600
+    retries: Annotated[int, Field(ge=0)] = 2
+
+
+class Config(Section):
+    """A run.
+
+    Attributes:
+        seed: of the search; trials of the search itself train with this seed too.
+        detector: the trainer and its options: what is trained, on which data, how long.
+    """
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    detector: dict[str, Any] = {}
+    search: SearchSection = SearchSection()
+    budget: BudgetSection = BudgetSection()
+    tuning: TuningSection = TuningSection()
+    final: FinalSection = FinalSection()
+    cluster: ClusterSection = ClusterSection()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_config(path: str | Path | None = None, preset: str | None = None, settings: Sequence[str] = ()) -> Config:
+    """Read a preset or a YAML file, then apply ``key.path=value`` settings.
+
+    Raises:
+        ConfigError: one line that names the file or key and what would be right.
+    """
+    if preset is not None:
+        path = PRESETS / f"{preset}.yaml"
+        if not path.is_file():
+            raise ConfigError(f"--preset: no preset {preset!r}; presets are {', '.join(preset_names())}")
+    data = _read_yaml(Path(path)) if path is not None else {}
+    for setting in settings:
+        _apply(setting, data)
+    return parse_config(data)
+
+
+def parse_config(data: Mapping[str, Any]) -> Config:
+    """Validate a configuration's data.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    try:
+        config = Config.model_validate_json(json.dumps(data, default=str))  # strict, but a list is a tuple
+    except ValidationError as error:
+        raise ConfigError(_first_line(error)) from None
+    if config.search.mutation + config.search.crossover > 1:
+        raise ConfigError("search.mutation: mutation and crossover are shares of the offspring; together at most 1, "
+                          f"found {config.search.mutation} + {config.search.crossover}")
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give a run's YAML, or --preset with one of {', '.join(preset_names())}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected sections such as 'search:', found {type(data).__name__}")
+    return data
+
+
+def _apply(setting: str, data: dict[str, Any]) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as search.population=50")
+    *sections, last = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {setting}: {section} is no section")
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {setting}: {text!r} is no YAML value") from None
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in first["loc"][:-1]:
+            section = _section(section.model_fields[part].annotation)
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(known)}")
+    message = first["msg"].replace("Input should be", "should be")
+    return f"{key}: {message}, found {first['input']!r}"[:300]
+
+
+def _section(annotation: Any) -> Any:
+    return next((arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Section)), annotation)

@@ -1,0 +1,72 @@
+"""A found loss, handed back: as an MMDetection config that trains, and as plain PyTorch modules without dependencies."""
+from __future__ import annotations
+
+import os
+import statistics
+from pathlib import Path
+
+from cse_autoloss.config import parse_config
+from cse_autoloss.journal import Candidate, Journal
+from cse_autoloss.losses import standalone_module
+from cse_autoloss.search import best_found
+from cse_autoloss.space import load_space
+from cse_autoloss.status import read_comparison
+from cse_autoloss.trial import ConfigError, Found, load_trainer
+
+CLASSES = {"cls": "ClassificationLoss", "reg": "RegressionLoss"}
+
+
+def ranking(journal: Journal) -> list[Candidate]:
+    """Found candidates, best first: those of the final comparison by their mean there, then the others by fitness."""
+    means = {row.label: statistics.mean(row.val) for row in read_comparison(journal) if row.val}
+    return sorted(best_found(journal), key=lambda c: (-means.get(f"found #{c.id}", -1.0), -c.fitness))
+
+
+def found(journal: Journal, rank: int = 1) -> Found:
+    """The found loss of a rank (from 1), with everything that is known of how it was measured.
+
+    Raises:
+        ConfigError: if the run has found fewer.
+    """
+    candidates = ranking(journal)
+    if rank > len(candidates):
+        raise ConfigError(f"--rank {rank}: {journal.folder} has found {len(candidates)} trained losses so far")
+    candidate = candidates[rank - 1]
+    (row,) = [row for row in journal.trials("proxy") if row.candidate == candidate.id]
+    compared = [entry for entry in read_comparison(journal) if entry.label == f"found #{candidate.id}"]
+    provenance = {
+        "run": str(journal.folder), "candidate": candidate.id, "rank": rank, "mAP on val": candidate.fitness,
+        "seed": row.trial.seed, "steps": row.result.steps,
+        "mAP on fresh seeds": {"val": list(compared[0].val), "test": list(compared[0].test)} if compared else None,
+        **row.result.provenance}
+    return Found(candidate.losses, {branch: journal["spaces"][branch] for branch in candidate.losses},
+                 {branch: row.result.loss_weights[branch] for branch in candidate.losses}, provenance)
+
+
+def export_run(journal: Journal, output: Path, rank: int = 1, base: str | None = None, target: str = "mmdet2") -> list[Path]:
+    """Write the config to ``output`` and the losses as one plain PyTorch file beside it (``<name>_loss.py``).
+
+    Returns:
+        The paths written.
+
+    Raises:
+        ConfigError: if there is no such rank, or the base config's heads cannot take the losses.
+    """
+    config = parse_config(journal["config"])
+    loss = found(journal, rank)
+    text = load_trainer(config.detector["trainer"]).export(config.detector, loss, base, target)
+    parts = [standalone_module(load_space(loss.spaces[branch]).expression(expression), load_space(loss.spaces[branch]),
+                               CLASSES[branch], loss_weight=loss.loss_weights[branch])
+             for branch, expression in loss.losses.items()]
+    module = output.with_name(f"{output.stem}_loss.py")
+    write_text(output, text)
+    write_text(module, "\n\n".join(parts))
+    return [output, module]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,96 @@
+"""A run from start to end: check everything, search, and write down what came of it."""
+from __future__ import annotations
+
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cse_autoloss.cluster import Cluster
+from cse_autoloss.config import Config, parse_config
+from cse_autoloss.display import comparison_table, duration, watching
+from cse_autoloss.journal import Journal
+from cse_autoloss.report import write_report
+from cse_autoloss.search import Search
+from cse_autoloss.space import load_space
+from cse_autoloss.status import read_status
+from cse_autoloss.trial import ConfigError, load_trainer
+
+PACKAGES = ("cse-autoloss", "torch", "numpy", "ray", "mmdet", "mmcv-full", "pycocotools")
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Everything that can be wrong before anything starts.
+
+    Returns:
+        What the trainer says of its options, with ``spaces`` as the run will use them.
+
+    Raises:
+        ConfigError, SpaceError: one line that names the key and what would be right.
+    """
+    name = config.detector.get("trainer")
+    if not isinstance(name, str):
+        raise ConfigError("detector.trainer: missing; the class that trains, such as detectors.training:DetectorTrainer")
+    checked = load_trainer(name).check(config.detector)
+    spaces = {**checked["spaces"], **config.search.spaces}
+    for branch, origin in spaces.items():
+        space, own = load_space(origin), load_space(checked["spaces"][branch])
+        if space.inputs != own.inputs:
+            raise ConfigError(f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this detector's "
+                              f"losses need {own.inputs}, as {own.name} has")
+        spaces[branch] = space.origin
+    return {**checked, "spaces": spaces}
+
+
+def start(config: Config, folder: Path, console: Console) -> None:
+    """Start a run in a new folder and see it through."""
+    checked = check(config)
+    journal = Journal.create(folder, {
+        "config": config.model_dump(mode="json"), "spaces": checked["spaces"], "classes": checked["classes"],
+        "images": checked["images"], "created": time.time(), "versions": versions()})
+    images = ", ".join(f"{count} {split}" for split, count in checked["images"].items())
+    console.print(f"run {folder}: {len(checked['classes'])} classes; images: {images}", highlight=False)
+    _drive(journal, console)
+
+
+def resume(folder: Path, console: Console) -> None:
+    """Go on with a run that was stopped or killed."""
+    journal = Journal.resume(folder)
+    check(parse_config(journal["config"]))
+    done = journal.trials(finished=True)
+    console.print(f"resuming {folder}: {len(done)} trainings are done and stay done", highlight=False)
+    _drive(journal, console)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _drive(journal: Journal, console: Console) -> None:
+    started = time.monotonic()
+    config = parse_config(journal["config"])
+    with journal.step():
+        journal["driver started"] = time.time()
+    try:
+        with Cluster(config.cluster, config.detector) as cluster, watching(journal, console) as watch:
+            Search(config, journal["spaces"], journal, cluster, watch).run()
+        status = read_status(journal)
+        console.print(comparison_table(status.comparison))
+        for path in write_report(journal):
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        console.print(f"done in {duration(time.monotonic() - started)}", highlight=False)
+    except KeyboardInterrupt:
+        console.print(f"stopped; nothing finished is lost: cse-search resume {journal.folder}", highlight=False)
+        raise
+    finally:
+        journal.close()

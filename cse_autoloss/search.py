@@ -1,0 +1,294 @@
+"""The search: the loop that ties the rooms together.
+
+    prepare -> tune the default loss -> evolve until the budget is spent -> compare on fresh seeds
+
+The journal is the loop's memory: what is to be done next is read from it, and each step is written to it before the next
+one begins. So a run that was killed goes on where it stood.
+"""
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cse_autoloss import evolution
+from cse_autoloss.cluster import Cluster
+from cse_autoloss.config import Config
+from cse_autoloss.evolution import Member, State
+from cse_autoloss.journal import Candidate, Fate, Journal
+from cse_autoloss.screening import Screener
+from cse_autoloss.screening.equivalence import fingerprint
+from cse_autoloss.simulation import simulate_predictions
+from cse_autoloss.space import SearchSpace, load_space
+from cse_autoloss.trial import Trial, TrialResult
+
+DEFAULT = "default"  # label of the detector's own losses
+RELEASED = "CSE-Autoloss"  # the known loss of this name in the detector's cls space is compared with at the end
+FINAL_SEEDS = 1000  # seeds of the final comparison start here, away from those of the search
+MAX_BARREN_ROUNDS = 50
+
+
+class SearchError(RuntimeError):
+    """The search cannot go on: what happened, and what to change."""
+
+
+class Search:
+    """One run. ``watch`` is called every second or so, to show how it stands."""
+
+    def __init__(self, config: Config, spaces: Mapping[str, str], journal: Journal, cluster: Cluster,
+                 watch: Callable[[list[Any]], None] = lambda running: None) -> None:
+        self._config, self._journal, self._cluster, self._watch = config, journal, cluster, watch
+        self._origins = dict(spaces)
+        self._spaces = {branch: load_space(spaces[branch]) for branch in config.search.branches}
+        self._screeners = {branch: self._screener(branch, space) for branch, space in self._spaces.items()}
+        state = journal["evolution"]
+        self._state = State.from_json(state) if state else State.initial(config.seed)
+        self._tuned: dict[str, Any] = {}
+        self._deadline = time.monotonic() + 60 * config.budget.minutes if config.budget.minutes else None
+
+    def run(self) -> None:
+        """Do all that is still to be done.
+
+        Raises:
+            ClusterError: if workers do not start.
+            SearchError: if the default loss does not train, or no candidate ever survives.
+        """
+        self._watch([])
+        self._cluster.prepare()
+        for row in self._journal.trials(finished=False):  # in flight when the run was last stopped
+            self._cluster.submit(row.trial)
+        self._tune()
+        if not self._journal["finished"]:
+            self._evolve()
+        self._compare()
+
+    # --- phases ---
+
+    def _tune(self) -> None:
+        """Train the default loss at each loss-weight scale, then at each learning rate; the best on val is the baseline."""
+        tuning = self._config.tuning
+        self._do_all("tune", {f"scale {cls:g}, {reg:g}": self._trial(f"tune-{cls:g}-{reg:g}", {}, scale={"cls": cls, "reg": reg})
+                              for cls, reg in tuning.scales})
+        best = self._best_tuned()
+        self._tuned = {"scale": best.scale, "lr_scale": 1.0}
+        if tuning.lr_scales:
+            self._do_all("tune", {f"learning rate {lr:g}": self._trial(f"tune-lr-{lr:g}", {}, lr_scale=lr)
+                                  for lr in tuning.lr_scales})
+            best = self._best_tuned()
+        self._tuned = {"scale": best.scale, "lr_scale": best.lr_scale}
+        with self._journal.step():
+            self._journal["tuned"] = {"scale": dict(best.scale), "lr_scale": best.lr_scale}
+
+    def _best_tuned(self) -> Trial:
+        rows = self._journal.trials("tune", finished=True)
+        good = [row for row in rows if row.result.mAP is not None]
+        if not good:
+            raise SearchError(f"the detector's default loss does not train: {rows[0].result.failure}")
+        return max(good, key=lambda row: row.result.mAP).trial
+
+    def _evolve(self) -> None:
+        self._sow()
+        while True:
+            while self._cluster.free > 0 and (job := self._next()):
+                self._cluster.submit(job)
+            if self._spent() and not self._journal.trials(finished=False):
+                break
+            self._collect()
+        with self._journal.step():
+            self._journal["finished"] = True
+
+    def _compare(self) -> None:
+        """Default, released and best found, each trained on the same fresh seeds, measured on val and test."""
+        entries: dict[str, Mapping[str, str]] = {DEFAULT: {}}
+        released = next((name for name in load_space(self._origins["cls"]).losses if name.startswith(RELEASED)), None)
+        if all(released in space.losses for space in self._spaces.values()):
+            entries[released] = {branch: str(space.losses[released].expression) for branch, space in self._spaces.items()}
+        for candidate in best_found(self._journal)[: self._config.final.candidates]:
+            entries[f"found #{candidate.id}"] = candidate.losses
+        self._do_all("final", {
+            (label, seed): self._trial(f"final-{label}-{seed}", losses, evaluate=("val", "test"), seed=FINAL_SEEDS + seed)
+            for seed in range(self._config.final.seeds) for label, losses in entries.items()})
+
+    # --- the pipeline of candidates ---
+
+    def _sow(self) -> None:
+        """The first candidates: known losses, straight to the proxy task."""
+        if self._journal["sown"]:
+            return
+        with self._journal.step():
+            self._journal["sown"] = True
+            if not self._config.search.from_scratch:
+                for names, losses in _known(self._spaces)[: self._config.search.known]:
+                    self._journal.add_candidate(losses, self._fingerprint(losses), f"known: {names}", 0, Fate.PROMOTED)
+
+    def _next(self) -> Trial | None:
+        """The next training, or None when the budget is spent. Breeds and promotes where nothing is waiting."""
+        if self._spent():
+            return None
+        for _ in range(MAX_BARREN_ROUNDS):
+            if waiting := self._journal.candidates(Fate.PROMOTED):
+                return self._launch("proxy", waiting[0], Fate.TRAINING)
+            if self._promote():
+                continue
+            if waiting := self._journal.candidates(Fate.SURVIVED):
+                return self._launch("simulate", waiting[0], Fate.SIMULATING, task="verify")
+            self._breed()
+        raise SearchError(f"{MAX_BARREN_ROUNDS} rounds of {self._config.search.offspring} offspring left no survivor: "
+                          "raise search.offspring, or widen the space's tolerances")
+
+    def _spent(self) -> bool:
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return late or self._journal.count(Fate.TRAINING, Fate.TRAINED, Fate.FAILED) >= self._config.budget.trials
+
+    def _launch(self, kind: str, candidate: Candidate, fate: str, **options: Any) -> Trial:
+        trial = self._trial(f"{kind}-{candidate.id}", candidate.losses, **options)
+        with self._journal.step():
+            self._journal.move(candidate.id, fate)
+            self._journal.start_trial(kind, trial, candidate.id)
+        return trial
+
+    def _promote(self) -> bool:
+        """Once a round's worth has trained on the tiny set, its best go on to the proxy task."""
+        settings = self._config.search
+        simulated = self._journal.candidates(Fate.SIMULATED)
+        if len(simulated) < settings.simulations:
+            return False
+        simulated.sort(key=lambda candidate: -candidate.simulated)
+        with self._journal.step():
+            for place, candidate in enumerate(simulated):
+                if place < settings.promoted:
+                    self._journal.move(candidate.id, Fate.PROMOTED)
+                else:
+                    self._journal.move(candidate.id, Fate.DROPPED, f"mAP {candidate.simulated:.3f} on the tiny set, place "
+                                       f"{place + 1} of {len(simulated)}; the first {settings.promoted} go on")
+        return True
+
+    def _breed(self) -> None:
+        """One round: offspring of the population, screened, simulated on predictions; survivors become candidates."""
+        settings, state = self._config.search, self._state
+        number = (self._journal["round"] or 0) + 1
+        funnel: dict[str, Counter] = {branch: Counter(self._funnel().get(branch, {})) for branch in self._spaces}
+        fresh: dict[str, list[str]] = {}
+        fates: dict[str, list[tuple[str, str]]] = {}
+        for branch, space in self._spaces.items():
+            offspring, state = evolution.ask(state, settings.offspring, branch, space, settings)
+            report = self._screeners[branch].screen(offspring)
+            outcomes = simulate_predictions(report.survivors, space, seed=self._config.seed)
+            passed = [str(e) for e, outcome in zip(report.survivors, outcomes) if outcome.passed]
+            survived = dict.fromkeys(passed, "passed")
+            survived |= {str(e): f"simulation: {o.reason}" for e, o in zip(report.survivors, outcomes) if not o.passed}
+            fates[branch] = [*report.fates(), *survived.items()]
+            funnel[branch].update(generated=report.generated, unique=report.unique, verified=len(report.survivors),
+                                  optimised=len(passed))
+            rng = evolution.generator(state)
+            fresh[branch] = [passed[i] for i in rng.permutation(len(passed))]
+            state = replace(state, random=rng.bit_generator.state)
+        pairs, state = self._pair(fresh, state)
+        with self._journal.step():
+            self._journal["round"] = number
+            self._journal["funnel"] = funnel
+            for branch, rows in fates.items():
+                self._journal.add_expressions(branch, number, rows)
+                self._journal[f"seen {branch}"] = self._screeners[branch].seen.to_json()
+            for losses in pairs:
+                state = self._enter(losses, number, state)
+            self._journal["evolution"] = state.to_json()
+        self._state = state
+
+    def _pair(self, fresh: Mapping[str, list[str]], state: State) -> tuple[list[dict[str, str]], State]:
+        """A round's candidates: each takes a new loss in one branch and a parent's in the other, or new ones in both."""
+        pairs: list[dict[str, str]] = []
+        stacks = {branch: list(texts) for branch, texts in fresh.items()}
+        patterns = [(branch,) for branch in stacks] + ([tuple(stacks)] if len(stacks) > 1 else [])
+        while len(pairs) < self._config.search.simulations:
+            fitting = [pattern for pattern in patterns if all(stacks[branch] for branch in pattern)]
+            if not fitting:
+                break
+            pattern = fitting[len(pairs) % len(fitting)]
+            parent, state = evolution.partner(state, self._config.search)
+            inherited = dict(parent.losses) if parent else {}
+            pairs.append(inherited | {branch: stacks[branch].pop() for branch in pattern})
+        return pairs, state
+
+    def _enter(self, losses: Mapping[str, str], number: int, state: State) -> State:
+        """Write a candidate down. The same loss as an earlier one in all but form takes that one's fitness."""
+        prints = self._fingerprint(losses)
+        twin = self._journal.candidate_like(prints)
+        if twin is None:
+            self._journal.add_candidate(losses, prints, "offspring", number, Fate.SURVIVED)
+            return state
+        self._journal.add_candidate(losses, prints, "offspring", number, Fate.EQUIVALENT,
+                                    f"the same gradients as #{twin.id}", twin.fitness)
+        return state
+
+    # --- trials ---
+
+    def _trial(self, key: str, losses: Mapping[str, str], **options: Any) -> Trial:
+        settings = {"seed": self._config.seed, "time_limit": self._config.cluster.time_limit, **self._tuned, **options}
+        return Trial(key, dict(losses), {branch: self._origins[branch] for branch in losses}, **settings)
+
+    def _do_all(self, kind: str, trials: Mapping[Any, Trial]) -> None:
+        """Train all that the journal does not hold yet, and wait until none of the kind is running."""
+        known = {row.trial.key for row in self._journal.trials(kind)}
+        queue = [(label, trial) for label, trial in trials.items() if trial.key not in known]
+        while queue or self._journal.trials(kind, finished=False):
+            while queue and self._cluster.free > 0:
+                label, trial = queue.pop(0)
+                with self._journal.step():
+                    self._journal.start_trial(kind, trial, label=label[0] if isinstance(label, tuple) else label)
+                self._cluster.submit(trial)
+            self._collect()
+
+    def _collect(self) -> None:
+        for result in self._cluster.wait():
+            self._record(result)
+        self._watch(self._cluster.running)
+
+    def _record(self, result: TrialResult) -> None:
+        kind, _, identity = result.key.partition("-")
+        with self._journal.step():
+            self._journal.finish_trial(result)
+            if kind == "simulate":
+                if result.mAP:
+                    self._journal.move(int(identity), Fate.SIMULATED, simulated=result.mAP)
+                else:
+                    self._journal.move(int(identity), Fate.DROPPED, f"tiny set: {result.failure or 'mAP 0 on it'}",
+                                       simulated=result.mAP)
+            elif kind == "proxy" and result.mAP is None:
+                self._journal.move(int(identity), Fate.FAILED, result.failure)
+            elif kind == "proxy":
+                self._journal.move(int(identity), Fate.TRAINED, fitness=result.mAP)
+                member = Member(self._journal.candidate(int(identity)).losses, result.mAP)
+                self._state = evolution.tell(self._state, member, self._config.search)
+                self._journal["evolution"] = self._state.to_json()
+
+    # --- helpers ---
+
+    def _screener(self, branch: str, space: SearchSpace) -> Screener:
+        return Screener(space, batch_size=self._config.search.batch_size, seen=self._journal[f"seen {branch}"])
+
+    def _fingerprint(self, losses: Mapping[str, str]) -> dict[str, str]:
+        return {branch: fingerprint([self._spaces[branch].expression(text)], self._spaces[branch])[0]
+                for branch, text in losses.items()}
+
+    def _funnel(self) -> dict[str, dict[str, int]]:
+        return self._journal["funnel"] or {}
+
+
+def best_found(journal: Journal) -> list[Candidate]:
+    """Trained candidates that the search itself found, fittest first."""
+    found = [c for c in journal.candidates(Fate.TRAINED) if not c.origin.startswith("known")]
+    return sorted(found, key=lambda candidate: -candidate.fitness)
+
+
+def _known(spaces: Mapping[str, SearchSpace]) -> list[tuple[str, dict[str, str]]]:
+    """Known losses, or pairs of them: first those that were released together, then each with each."""
+    first, *rest = [[{branch: loss} for loss in space.losses.values()] for branch, space in spaces.items()]
+    entries = [entry | other for entry in first for other in rest[0]] if rest else first
+    entries.sort(key=lambda entry: len({loss.name for loss in entry.values()}))
+    return [(" + ".join(dict.fromkeys(loss.name for loss in entry.values())),
+             {branch: str(loss.expression) for branch, loss in entry.items()}) for entry in entries]

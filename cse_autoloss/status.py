@@ -1,0 +1,114 @@
+"""How a run stands, read from its journal: the same for the live display, ``status``, ``report`` and programs."""
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cse_autoloss.config import parse_config
+from cse_autoloss.journal import Fate, Journal
+from cse_autoloss.search import DEFAULT, best_found
+
+STAGES = ("generated", "unique", "verified", "optimised")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One row of the final comparison: mAP on val and test, a number a seed."""
+
+    label: str
+    losses: Mapping[str, str]
+    val: tuple[float, ...]
+    test: tuple[float, ...]
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands.
+
+    Attributes:
+        phase: preparing, tuning, searching, comparing, or finished.
+        funnel: branch to counts of expressions that were generated, unique, verified, optimised (simulated on predictions).
+        simulated, trained, failed: counts of candidates (choices of losses for all searched branches).
+        trials: (done, allowed) proxy trainings.
+        running: keys of the trials that run, with their seconds so far.
+        trials_per_hour: proxy trainings, by the wall-clock of the search so far.
+        seconds_left: estimate until the proxy trainings are done, or None before the first ones.
+        baseline: mAP on val of the tuned default loss, and its loss-weight scales and learning-rate scale.
+        best: the fittest found candidate: id, losses, fitness.
+        comparison: the final table, as far as it has come.
+    """
+
+    folder: str
+    phase: str
+    funnel: Mapping[str, Mapping[str, int]]
+    simulated: int
+    trained: int
+    failed: int
+    equivalent: int
+    trials: tuple[int, int]
+    running: tuple[tuple[str, float], ...]
+    trials_per_hour: float | None
+    seconds_left: float | None
+    baseline: Mapping[str, Any] | None
+    best: Mapping[str, Any] | None
+    comparison: tuple[Compared, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_status(journal: Journal) -> Status:
+    """Read how the run stands now."""
+    config = parse_config(journal["config"])
+    now = time.time()
+    proxies = journal.trials("proxy")
+    done = [row for row in proxies if row.result]
+    counts = Counter(candidate.fate for candidate in journal.candidates())
+    comparison = read_comparison(journal)
+    expected = config.final.seeds * len(comparison)
+    rate = left = None
+    if done:
+        elapsed = max(row.finished for row in done) - min(row.started for row in proxies)
+        rate = 3600 * len(done) / max(elapsed, 1e-9)
+        left = 0.0 if journal["finished"] else max(config.budget.trials - len(done), 0) / rate * 3600
+        if config.budget.minutes and not journal["finished"]:
+            left = max(0.0, min(left, journal["driver started"] + 60 * config.budget.minutes - now))
+    tuned = journal["tuned"]
+    if journal["finished"]:
+        phase = "finished" if comparison and sum(len(c.val) + len(c.failures) for c in comparison) >= expected else "comparing"
+    else:
+        phase = "searching" if tuned else "tuning" if journal.trials("tune") else "preparing"
+    best = next(iter(best_found(journal)), None)
+    return Status(
+        folder=str(journal.folder), phase=phase, funnel=journal["funnel"] or {},
+        simulated=len([row for row in journal.trials("simulate", finished=True)]), trained=counts[Fate.TRAINED],
+        failed=counts[Fate.FAILED], equivalent=counts[Fate.EQUIVALENT], trials=(len(done), config.budget.trials),
+        running=tuple((row.trial.key, now - row.started) for row in journal.trials(finished=False)),
+        trials_per_hour=rate, seconds_left=left,
+        baseline={"mAP": max(row.result.mAP or 0 for row in journal.trials("tune", finished=True)), **tuned} if tuned else None,
+        best={"id": best.id, "losses": dict(best.losses), "mAP": best.fitness} if best else None,
+        comparison=comparison)
+
+
+def read_comparison(journal: Journal) -> tuple[Compared, ...]:
+    """The final table: default first, then the released loss, then what was found, best mean mAP on val first."""
+    groups: dict[str, list[Any]] = {}
+    for row in journal.trials("final"):
+        groups.setdefault(row.label, []).append(row)
+    table = [Compared(
+        label, dict(rows[0].trial.losses),
+        val=tuple(row.result.metrics["val/mAP"] for row in rows if row.result and row.result.mAP is not None),
+        test=tuple(row.result.metrics["test/mAP"] for row in rows if row.result and row.result.mAP is not None),
+        failures=tuple(row.result.failure for row in rows if row.result and row.result.failure))
+        for label, rows in groups.items()]
+
+    def place(row: Compared) -> tuple[int, float]:
+        return (0 if row.label == DEFAULT else 2 if row.label.startswith("found") else 1,
+                -statistics.mean(row.val) if row.val else 0.0)
+
+    return tuple(sorted(table, key=place))

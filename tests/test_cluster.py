@@ -1,0 +1,63 @@
+"""Trials on a real local Ray cluster: what a trial does wrong becomes a failed result, and the others go on."""
+import os
+import time
+
+import pytest
+
+from cse_autoloss import cluster as cluster_module
+from cse_autoloss.cluster import Cluster, ClusterError
+from cse_autoloss.config import ClusterSection
+from cse_autoloss.trial import Trial
+from misbehaving import MisbehavingTrainer as M
+
+
+def results_of(cluster, trials, limit=90.0):
+    queue, results, end = list(trials), {}, time.monotonic() + limit
+    while len(results) < len(trials) and time.monotonic() < end:
+        while queue and cluster.free > 0:
+            cluster.submit(queue.pop(0))
+        results |= {result.key: result for result in cluster.wait()}
+    return results
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "GRACE", 0.5)
+    section = ClusterSection(workers=2, num_cpus=0.5, retries=2)
+    with Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer", "folder": str(tmp_path)}) as cluster:
+        cluster.prepare()
+        yield cluster
+
+
+def test_what_goes_wrong_in_one_trial_stays_in_that_trial(cluster, tmp_path):
+    results = results_of(cluster, [
+        Trial("raises", seed=M.RAISES), Trial("good-1"), Trial("dies", seed=M.DIES), Trial("dies-once", seed=M.DIES_ONCE),
+        Trial("hangs", seed=M.HANGS, time_limit=1.0), *(Trial(f"good-{i}") for i in range(2, 6))])
+    assert len(results) == 9
+    assert results["raises"].failure == "RuntimeError: the loss is no loss"
+    assert results["dies"].failure.startswith("its worker died 3 times")
+    assert results["hangs"].failure == "outlived its time limit of 1 s"
+    assert results["dies-once"].mAP == 0.5
+    assert all(results[f"good-{i}"].mAP == 0.5 for i in range(1, 6))
+    assert (tmp_path / "dies").read_text() == "xxx", "once, and twice again"
+    assert (tmp_path / "dies-once").read_text() == "xx"
+    assert (tmp_path / "good-1").read_text() == "x"
+
+
+def test_workers_live_on_from_trial_to_trial(cluster):
+    results = results_of(cluster, [Trial(f"good-{i}") for i in range(6)])
+    processes = {result.provenance["process"] for result in results.values()}
+    assert 1 <= len(processes) <= 2 and os.getpid() not in processes
+
+
+def test_workers_that_cannot_start_end_the_run_with_their_reason(tmp_path):
+    section = ClusterSection(workers=1, retries=0)
+    with Cluster(section, {"trainer": "misbehaving:BrokenTrainer", "folder": str(tmp_path)}) as cluster:
+        cluster.prepare()
+        with pytest.raises(ClusterError, match="no annotations at /data/coco"):
+            results_of(cluster, [Trial("good")], limit=60)
+
+
+def test_a_cluster_that_holds_no_worker_is_refused():
+    with pytest.raises(ClusterError, match="no worker fits: each needs 1 CPUs and 64 GPUs"):
+        Cluster(ClusterSection(num_gpus=64), {"trainer": "misbehaving:MisbehavingTrainer"})

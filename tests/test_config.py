@@ -1,0 +1,61 @@
+"""A run's configuration: what is wrong is said in one line that names the key and what would be right."""
+import pytest
+import yaml
+
+from cse_autoloss.config import Config, parse_config, preset_names, read_config
+from cse_autoloss.trial import ConfigError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_round_trips(name):
+    config = read_config(preset=name)
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("serch.x=1", "serch: unknown key; did you mean 'search'?"),
+    ("search.poplation=1", "search.poplation: unknown key; did you mean 'population'?"),
+    ("search.population=many", "search.population: should be a valid integer, found 'many'"),
+    ("search.population=0", "search.population: should be greater than 0, found 0"),
+    ("search.population=2.5", "search.population: should be a valid integer"),
+    ("search.branch=mask", "search.branch: should be 'cls', 'reg' or 'both', found 'mask'"),
+    ("search.spaces.mask=reg", "search.spaces.mask"),
+    ("search=3", "search: "),
+    ("tuning.scales=[[1]]", "tuning.scales.0"),
+    ("search.mutation=0.9", "search.mutation: mutation and crossover are shares"),
+    ("seed", "--set seed: expected KEY=VALUE"),
+    ("seed.x.y=1", "--set seed.x.y=1: seed is no section"),
+    ("seed=[", "--set seed=[: '[' is no YAML value"),
+])
+def test_a_wrong_setting_is_one_clear_line(setting, message):
+    with pytest.raises(ConfigError) as caught:
+        read_config(preset="quickstart", settings=[setting])
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_settings_override_a_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("search: {population: 7}\nbudget: {trials: 5}\n")
+    config = read_config(path, settings=["search.population=50", "detector.steps=10"])
+    assert (config.search.population, config.budget.trials, config.detector) == (50, 5, {"steps": 10})
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a: [", "not YAML"), ("- 1", "expected sections"), ("\x00", "not YAML"), ("search: {population: }", "search.population"),
+])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)
+
+
+def test_a_missing_file_or_preset_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        read_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="no preset 'quick'; presets are .*quickstart"):
+        read_config(preset="quick")
+
+
+def test_defaults_are_a_whole_configuration():
+    assert parse_config({}) == Config()

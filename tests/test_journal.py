@@ -1,0 +1,71 @@
+"""The journal keeps what was finished, whole steps only, for one driver at a time."""
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from cse_autoloss.journal import Fate, Journal
+from cse_autoloss.trial import ConfigError, Trial, TrialResult
+
+
+def test_a_trial_and_its_result_come_back_as_they_were(tmp_path):
+    journal = Journal.create(tmp_path / "run", {"config": {"seed": 3}})
+    trial = Trial("proxy-1", {"reg": "Sub(1,Div(I,U))"}, {"reg": "reg"}, evaluate=("val", "test"), scale={"reg": 2.0}, time_limit=9.0)
+    result = TrialResult("proxy-1", 0.25, {"val/mAP": 0.25}, ((10, 1.5),), {"reg": 0.7}, 12.5, 20, None, {"torch": "2.13"})
+    with journal.step():
+        journal.start_trial("proxy", trial, journal.add_candidate(trial.losses, {"reg": "ab"}, "offspring", 1, Fate.TRAINING))
+    assert [row.trial for row in journal.trials(finished=False)] == [trial]
+    with journal.step():
+        journal.finish_trial(result)
+    journal.close()
+    (row,) = Journal.resume(tmp_path / "run").trials("proxy", finished=True)
+    assert (row.trial, row.result) == (trial, result)
+
+
+def test_a_step_that_fails_leaves_nothing_behind(tmp_path):
+    journal = Journal.create(tmp_path / "run", {})
+    with pytest.raises(ZeroDivisionError), journal.step():
+        journal["round"] = 5
+        journal.add_candidate({}, {}, "offspring", 1, Fate.SURVIVED)
+        1 / 0
+    assert journal["round"] is None and journal.candidates() == []
+
+
+def test_a_second_driver_is_refused_and_a_reader_is_not(tmp_path):
+    journal = Journal.create(tmp_path / "run", {"config": 1})
+    with pytest.raises(ConfigError, match=f"process {os.getpid()} on .* is working on this run"):
+        Journal.resume(tmp_path / "run")
+    assert Journal.read(tmp_path / "run")["config"] == 1
+    journal.close()
+    Journal.resume(tmp_path / "run").close()
+
+
+def test_a_folder_in_use_is_not_written_over(tmp_path):
+    Journal.create(tmp_path / "run", {}).close()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        Journal.create(tmp_path / "run", {})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="is not empty"):
+        Journal.create(tmp_path / "other", {})
+    with pytest.raises(ConfigError, match="no run here"):
+        Journal.read(tmp_path / "nowhere")
+
+
+def test_a_driver_killed_between_two_steps_loses_neither_the_first_nor_half_of_the_second(tmp_path):
+    program = textwrap.dedent("""
+        import os, signal, sys
+        from cse_autoloss.journal import Journal
+        journal = Journal.create(sys.argv[1], {})
+        with journal.step():
+            journal["round"] = 1
+        with journal.step():
+            journal["round"] = 2
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")])
+    assert done.returncode == -signal.SIGKILL
+    assert Journal.resume(tmp_path / "run")["round"] == 1
