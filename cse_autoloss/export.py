@@ -6,9 +6,8 @@ import statistics
 from pathlib import Path
 
 from cse_autoloss.config import parse_config
-from cse_autoloss.journal import Candidate, Journal
+from cse_autoloss.journal import Candidate, Journal, found_label
 from cse_autoloss.losses import standalone_module
-from cse_autoloss.search import best_found
 from cse_autoloss.space import load_space
 from cse_autoloss.status import read_comparison
 from cse_autoloss.trial import ConfigError, Found, load_trainer
@@ -19,7 +18,7 @@ CLASSES = {"cls": "ClassificationLoss", "reg": "RegressionLoss"}
 def ranking(journal: Journal) -> list[Candidate]:
     """Found candidates, best first: those of the final comparison by their mean there, then the others by fitness."""
     means = {row.label: statistics.mean(row.val) for row in read_comparison(journal) if row.val}
-    return sorted(best_found(journal), key=lambda c: (-means.get(f"found #{c.id}", -1.0), -c.fitness))
+    return sorted(journal.found(), key=lambda candidate: -means.get(found_label(candidate), -1.0))
 
 
 def found(journal: Journal, rank: int = 1) -> Found:
@@ -33,7 +32,7 @@ def found(journal: Journal, rank: int = 1) -> Found:
         raise ConfigError(f"--rank {rank}: {journal.folder} has found {len(candidates)} trained losses so far")
     candidate = candidates[rank - 1]
     (row,) = [row for row in journal.trials("proxy") if row.candidate == candidate.id]
-    compared = [entry for entry in read_comparison(journal) if entry.label == f"found #{candidate.id}"]
+    compared = [entry for entry in read_comparison(journal) if entry.label == found_label(candidate)]
     provenance = {
         "run": str(journal.folder), "candidate": candidate.id, "rank": rank, "mAP on val": candidate.fitness,
         "seed": row.trial.seed, "steps": row.result.steps,

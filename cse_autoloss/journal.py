@@ -21,6 +21,8 @@ from typing import Any
 from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
 FILE, LOCK = "journal.sqlite", "driver.lock"
+DEFAULT = "default"  # label of the trials of the detector's own losses
+KNOWN = "known: "  # how the origin of a candidate begins that the search did not find itself
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -79,6 +81,11 @@ class Candidate:
     reason: str | None
     simulated: float | None
     fitness: float | None
+
+
+def found_label(candidate: Candidate) -> str:
+    """What a found candidate is called in tables."""
+    return f"found #{candidate.id}"
 
 
 @dataclass(frozen=True)
@@ -207,14 +214,18 @@ class Journal:
         (candidate,) = self._candidates("id = ?", identity)
         return candidate
 
+    def found(self) -> list[Candidate]:
+        """Trained candidates that the search itself found, fittest first."""
+        return self._candidates("fate = ? AND origin NOT LIKE ?", Fate.TRAINED, f"{KNOWN}%", order="fitness DESC, id")
+
     def candidate_like(self, fingerprint: Mapping[str, str]) -> Candidate | None:
         """The first candidate with the same gradients in every branch, or None."""
         found = self._candidates("fingerprint = ?", json.dumps(dict(fingerprint), sort_keys=True))
         return found[0] if found else None
 
-    def _candidates(self, where: str, *values: Any) -> list[Candidate]:
+    def _candidates(self, where: str, *values: Any, order: str = "id") -> list[Candidate]:
         rows = self._database.execute("SELECT id, losses, fingerprint, origin, round, fate, reason, simulated, fitness "
-                                      f"FROM candidates WHERE {where} ORDER BY id", values)
+                                      f"FROM candidates WHERE {where} ORDER BY {order}", values)
         return [Candidate(row[0], json.loads(row[1]), json.loads(row[2]), *row[3:]) for row in rows]
 
     def count(self, *fates: str) -> int:

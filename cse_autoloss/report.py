@@ -9,8 +9,8 @@ from typing import Any
 
 from cse_autoloss.config import parse_config
 from cse_autoloss.display import duration, spread
-from cse_autoloss.export import export_run, found, ranking, write_text
-from cse_autoloss.journal import Candidate, Fate, Journal
+from cse_autoloss.export import export_run, found, write_text
+from cse_autoloss.journal import KNOWN, Candidate, Fate, Journal
 from cse_autoloss.space import load_space
 from cse_autoloss.status import STAGES, Status, read_status
 
@@ -25,14 +25,10 @@ def write_report(journal: Journal) -> list[Path]:
     """
     folder, status = journal.folder, read_status(journal)
     picture = draw_progress(journal, status, folder / "progress.png")
-    exported = export_run(journal, folder / "best.py") if best_exists(journal) else []
+    exported = export_run(journal, folder / "best.py") if journal.found() else []
     page = folder / "report.md"
     write_text(page, "\n".join(_page(journal, status, exported)) + "\n")
     return [page, picture, *exported]
-
-
-def best_exists(journal: Journal) -> bool:
-    return bool(ranking(journal))
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
@@ -111,7 +107,7 @@ def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
     origin = {c.id: c.origin for c in journal.candidates()}
     rows = [row for row in journal.trials("proxy", finished=True) if row.result.mAP is not None]
     for known, label, color in ((True, "known losses", "tab:gray"), (False, "found by the search", "tab:blue")):
-        points = [(i, row.result.mAP) for i, row in enumerate(rows, 1) if origin[row.candidate].startswith("known") == known]
+        points = [(i, row.result.mAP) for i, row in enumerate(rows, 1) if origin[row.candidate].startswith(KNOWN) == known]
         if points:
             progress.scatter(*zip(*points), s=18, color=color, label=label)
     best = [max(row.result.mAP for row in rows[:i]) for i in range(1, len(rows) + 1)]

@@ -19,14 +19,13 @@ from cse_autoloss import evolution
 from cse_autoloss.cluster import Cluster
 from cse_autoloss.config import Config
 from cse_autoloss.evolution import Member, State
-from cse_autoloss.journal import Candidate, Fate, Journal
+from cse_autoloss.journal import DEFAULT, KNOWN, Candidate, Fate, Journal, found_label
 from cse_autoloss.screening import Screener
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import SearchSpace, load_space
 from cse_autoloss.trial import Trial, TrialResult
 
-DEFAULT = "default"  # label of the detector's own losses
 RELEASED = "CSE-Autoloss"  # the known loss of this name in the detector's cls space is compared with at the end
 FINAL_SEEDS = 1000  # seeds of the final comparison start here, away from those of the search
 MAX_BARREN_ROUNDS = 50
@@ -107,8 +106,8 @@ class Search:
         released = next((name for name in load_space(self._origins["cls"]).losses if name.startswith(RELEASED)), None)
         if all(released in space.losses for space in self._spaces.values()):
             entries[released] = {branch: str(space.losses[released].expression) for branch, space in self._spaces.items()}
-        for candidate in best_found(self._journal)[: self._config.final.candidates]:
-            entries[f"found #{candidate.id}"] = candidate.losses
+        for candidate in self._journal.found()[: self._config.final.candidates]:
+            entries[found_label(candidate)] = candidate.losses
         self._do_all("final", {
             (label, seed): self._trial(f"final-{label}-{seed}", losses, evaluate=("val", "test"), seed=FINAL_SEEDS + seed)
             for seed in range(self._config.final.seeds) for label, losses in entries.items()})
@@ -123,7 +122,7 @@ class Search:
             self._journal["sown"] = True
             if not self._config.search.from_scratch:
                 for names, losses in _known(self._spaces)[: self._config.search.known]:
-                    self._journal.add_candidate(losses, self._fingerprint(losses), f"known: {names}", 0, Fate.PROMOTED)
+                    self._journal.add_candidate(losses, self._fingerprint(losses), f"{KNOWN}{names}", 0, Fate.PROMOTED)
 
     def _next(self) -> Trial | None:
         """The next training, or None when the budget is spent. Breeds and promotes where nothing is waiting."""
@@ -277,12 +276,6 @@ class Search:
 
     def _funnel(self) -> dict[str, dict[str, int]]:
         return self._journal["funnel"] or {}
-
-
-def best_found(journal: Journal) -> list[Candidate]:
-    """Trained candidates that the search itself found, fittest first."""
-    found = [c for c in journal.candidates(Fate.TRAINED) if not c.origin.startswith("known")]
-    return sorted(found, key=lambda candidate: -candidate.fitness)
 
 
 def _known(spaces: Mapping[str, SearchSpace]) -> list[tuple[str, dict[str, str]]]:

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cse_autoloss.config import parse_config
-from cse_autoloss.journal import Fate, Journal
-from cse_autoloss.search import DEFAULT, best_found
+from cse_autoloss.journal import DEFAULT, Fate, Journal
 
 STAGES = ("generated", "unique", "verified", "optimised")
 
@@ -83,7 +82,7 @@ def read_status(journal: Journal) -> Status:
         phase = "finished" if comparison and sum(len(c.val) + len(c.failures) for c in comparison) >= expected else "comparing"
     else:
         phase = "searching" if tuned else "tuning" if journal.trials("tune") else "preparing"
-    best = next(iter(best_found(journal)), None)
+    best = next(iter(journal.found()), None)
     return Status(
         folder=str(journal.folder), phase=phase, funnel=journal["funnel"] or {},
         simulated=len([row for row in journal.trials("simulate", finished=True)]), trained=counts[Fate.TRAINED],

@@ -10,23 +10,23 @@ import sys
 import click
 
 COMMANDS = {
-    "run": "cse_autoloss.cli.running:run",
-    "resume": "cse_autoloss.cli.running:resume",
-    "status": "cse_autoloss.cli.running:status",
-    "report": "cse_autoloss.cli.running:report",
-    "export": "cse_autoloss.cli.running:export",
-    "verify": "cse_autoloss.cli.screening:verify",
-    "screen": "cse_autoloss.cli.screening:screen",
-    "show": "cse_autoloss.cli.language:show",
-    "losses": "cse_autoloss.cli.language:losses",
-    "data": "detectors.commands:data",
-    "train": "detectors.commands:train",
-    "compare": "detectors.commands:compare",
+    "run": ("cse_autoloss.cli.running:run", "Search a loss."),
+    "resume": ("cse_autoloss.cli.running:resume", "Go on with a run that was stopped or killed."),
+    "status": ("cse_autoloss.cli.running:status", "How a run stands; also while it goes on."),
+    "report": ("cse_autoloss.cli.running:report", "Write a run's report and pictures."),
+    "export": ("cse_autoloss.cli.running:export", "Write a found loss as an MMDetection config and a PyTorch module."),
+    "train": ("detectors.commands:train", "Train a detector with any losses."),
+    "compare": ("detectors.commands:compare", "Two trainings side by side: curves and detections."),
+    "verify": ("cse_autoloss.cli.screening:verify", "Check one loss's convergence properties."),
+    "screen": ("cse_autoloss.cli.screening:screen", "Generate and screen many random losses."),
+    "show": ("cse_autoloss.cli.language:show", "A loss as text, formula, code or picture."),
+    "losses": ("cse_autoloss.cli.language:losses", "The known losses, with formulas and sources."),
+    "data": ("detectors.commands:data", "Write the embedded data set to a folder."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are named in :data:`COMMANDS`."""
+    """A group whose commands are named in :data:`COMMANDS`, with what ``--help`` says of each."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -34,8 +34,12 @@ class LazyGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[name].partition(":")
+        module, _, attribute = COMMANDS[name][0].partition(":")
         return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

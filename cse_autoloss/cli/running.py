@@ -3,15 +3,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from cse_autoloss.cluster import ClusterError
 from cse_autoloss.config import preset_names, read_config
 from cse_autoloss.journal import Journal
-from cse_autoloss.search import SearchError
 
 RUN = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
@@ -48,7 +47,10 @@ def resume(folder: Path) -> None:
     _drive(lambda: resume_run(folder, Console()))
 
 
-def _drive(action: object) -> None:
+def _drive(action: Callable[[], None]) -> None:
+    from cse_autoloss.cluster import ClusterError
+    from cse_autoloss.search import SearchError
+
     try:
         action()
     except (ClusterError, SearchError) as error:
