@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cse_autoloss.errors import UserError
 from cse_autoloss.primitives import PRIMITIVES, Primitive
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ T = TypeVar("T")
 _TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]+|\S)")
 
 
-class ExpressionError(ValueError):
+class ExpressionError(UserError):
     """A text is no expression of the space: what is wrong, at which column, and what would be right."""
 
 

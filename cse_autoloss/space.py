@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 import search_spaces
+from cse_autoloss.errors import UserError
 from cse_autoloss.expression import Expression, ExpressionError
 from cse_autoloss.primitives import PRIMITIVES
 
@@ -27,7 +28,7 @@ INPUTS = {"two_stage": ("X", "Y", "Z"), "one_stage": ("X", "Q", "PY", "NY"), "bo
 PREDICTED = {"two_stage": ("X",), "one_stage": ("X",), "boxes": ("U", "I", "E")}
 
 
-class SpaceError(ValueError):
+class SpaceError(UserError):
     """A search space's YAML is wrong: the file, the key, and what would be right."""
 
 

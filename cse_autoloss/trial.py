@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from cse_autoloss.errors import UserError
+
 BRANCHES = ("cls", "reg")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """What a user configured cannot work. One line: which key or file, what is wrong, what would be right."""
 
 

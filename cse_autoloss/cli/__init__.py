@@ -9,6 +9,8 @@ import sys
 
 import click
 
+from cse_autoloss.errors import UserError
+
 COMMANDS = {
     "run": ("cse_autoloss.cli.running:run", "Search a loss."),
     "resume": ("cse_autoloss.cli.running:resume", "Go on with a run that was stopped or killed."),
@@ -50,12 +52,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: what a user did wrong is one line on standard error and exit status 2."""
-    from cse_autoloss.expression import ExpressionError
-    from cse_autoloss.space import SpaceError
-    from cse_autoloss.trial import ConfigError
-
     try:
         cli(prog_name="cse-search")
-    except (ConfigError, ExpressionError, SpaceError) as error:
+    except UserError as error:
         click.echo(f"cse-search: {error}", err=True)
         sys.exit(2)

@@ -1,0 +1,5 @@
+"""Errors that are a user's to mend."""
+
+
+class UserError(ValueError):
+    """One line: what was wrong, where, and what would be right. The command line prints it and nothing else."""
