@@ -1,0 +1,30 @@
+"""Where what was made once is kept: the user's cache folder."""
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/cse_autoloss``, ``~/.cache/cse_autoloss`` unless that is set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cse_autoloss"
+
+
+def digest(*parts: bytes | str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the parts."""
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "little") + data)
+    return sha.hexdigest()[:16]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file appears whole or not at all, also when two processes write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    os.replace(scratch, path)

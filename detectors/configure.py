@@ -1,0 +1,94 @@
+"""Which losses a detector's config has, and putting others in their place."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcv import Config
+
+from cse_autoloss.trial import ConfigError
+
+CONFIGS = Path(__file__).parent / "configs"
+LOSS_KEYS = {"cls": "loss_cls", "reg": "loss_bbox"}  # branch to its key in a head, and in the losses a head returns
+
+# Heads of mmdet to their registered subclasses here that hand IoUs to the classification loss.
+IOU_AWARE_HEADS = {
+    name: f"IoUAware{name}" for name in ("ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
+}
+
+
+def config_names() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def read_config(name: str) -> Config:
+    """A config that comes with the package, by name, or any mmdet config, by path.
+
+    Raises:
+        ConfigError: there is no such config, or it does not read.
+    """
+    path = CONFIGS / f"{name}.py" if name in config_names() else Path(name).expanduser()
+    if not path.is_file():
+        near = difflib.get_close_matches(name, config_names(), n=1)
+        right = f"did you mean {near[0]!r}?" if near else f"names are {', '.join(config_names())}; or give a path"
+        raise ConfigError(f"detector.config: no config {name!r}; {right}")
+    try:
+        return Config.fromfile(str(path))
+    except Exception as error:  # a config is a program: anything can come out of it
+        raise ConfigError(f"detector.config: {path} does not read: {type(error).__name__}: {error}") from error
+
+
+def heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The heads of a detector's config that hold its box losses: one, or each stage's of a cascade.
+
+    Raises:
+        ConfigError: the detector has no head of a kind that can be made IoU-aware.
+    """
+    found = model["roi_head"]["bbox_head"] if "roi_head" in model else model.get("bbox_head")
+    if found is None:
+        raise ConfigError("detector.config: its model has neither roi_head nor bbox_head, where box losses stand")
+    found = found if isinstance(found, list) else [found]
+    known = {**IOU_AWARE_HEADS, **{name: name for name in IOU_AWARE_HEADS.values()}}
+    for head in found:
+        if head["type"] not in known:
+            raise ConfigError(
+                f"detector.config: no IoU-aware form of the head {head['type']!r}; heads that work: "
+                f"{', '.join(IOU_AWARE_HEADS)}"
+            )
+    return found
+
+
+def spaces(model: Mapping[str, Any]) -> dict[str, str]:
+    """Branch to the search space that its losses are written in."""
+    return {"cls": "two_stage_cls" if "roi_head" in model else "one_stage_cls", "reg": "reg"}
+
+
+def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put losses in place, in every head, and what goes with them: an IoU-aware head, regression on decoded boxes.
+
+    Args:
+        model: a detector's config, changed in place.
+        losses: branch to the loss's config; an absent branch keeps its loss.
+    """
+    for head in heads(model):
+        head["type"] = IOU_AWARE_HEADS.get(head["type"], head["type"])
+        for branch, loss in losses.items():
+            head[LOSS_KEYS[branch]] = dict(loss)
+        if "reg" in losses and "roi_head" in model:
+            head["reg_decoded_bbox"] = True  # mmdet's default, L1, is on encoded deltas; searched ones are on boxes
+
+
+def set_num_classes(config: Any, count: int) -> None:
+    """Every ``num_classes`` in a config, changed in place."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "num_classes":
+                config[key] = count
+            else:
+                set_num_classes(value, count)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            set_num_classes(value, count)

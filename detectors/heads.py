@@ -1,0 +1,93 @@
+"""IoU-aware heads: mmdet's own, which also tell the classification loss how well each positive is localised.
+
+A classification loss that names ``pos_ious`` among its arguments gets it; with any other the head is mmdet's.
+"""
+from __future__ import annotations
+
+import inspect
+
+import torch
+from mmcv.runner import force_fp32
+from mmdet.core import bbox_overlaps
+from mmdet.models import HEADS
+from mmdet.models.losses import accuracy
+from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from torch import Tensor, nn
+
+from cse_autoloss.losses import MIN_IOU
+
+
+def wants_pos_ious(loss: nn.Module) -> bool:
+    """Whether the loss has a ``pos_ious`` argument."""
+    return "pos_ious" in inspect.signature(loss.forward).parameters
+
+
+class _IoUAware:
+    """Mixed into a BBoxHead of mmdet: hands ``loss_cls`` the IoU of each positive's predicted box with its target."""
+
+    @force_fp32(apply_to=("cls_score", "bbox_pred"))
+    def loss(
+        self,
+        cls_score: Tensor | None,
+        bbox_pred: Tensor | None,
+        rois: Tensor,
+        labels: Tensor,
+        label_weights: Tensor,
+        bbox_targets: Tensor,
+        bbox_weights: Tensor,
+        reduction_override: str | None = None,
+    ) -> dict[str, Tensor]:
+        """As ``mmdet.models.roi_heads.BBoxHead.loss``, with the same arguments."""
+        targets = (labels, label_weights, bbox_targets, bbox_weights, reduction_override)
+        if cls_score is None or cls_score.numel() == 0 or bbox_pred is None or not wants_pos_ious(self.loss_cls):
+            return super().loss(cls_score, bbox_pred, rois, *targets)
+        losses = {
+            "loss_cls": self.loss_cls(
+                cls_score,
+                labels,
+                pos_ious=self.pos_ious(bbox_pred, rois, labels, bbox_targets),
+                weight=label_weights,
+                avg_factor=max((label_weights > 0).sum().item(), 1.0),
+                reduction_override=reduction_override,
+            ),
+            "acc": accuracy(cls_score, labels),
+        }
+        losses.update(super().loss(None, bbox_pred, rois, *targets))
+        return losses
+
+    @torch.no_grad()
+    def pos_ious(self, bbox_pred: Tensor, rois: Tensor, labels: Tensor, bbox_targets: Tensor) -> Tensor:
+        """IoU of each positive's predicted box, of its own class, with its target.
+
+        Args:
+            bbox_pred: (N, 4) or (N, 4 * classes) deltas.
+            rois: (N, 5), image index and x1 y1 x2 y2 in pixels.
+            labels: (N,), background last.
+            bbox_targets: (N, 4), boxes if ``reg_decoded_bbox``, deltas otherwise.
+
+        Returns:
+            (positives,) in [1e-7, 1], without gradient, in the order of the rows.
+        """
+        positive = (labels >= 0) & (labels < self.num_classes)
+        boxes, deltas, targets = rois[positive, 1:], bbox_pred[positive], bbox_targets[positive]
+        if not self.reg_class_agnostic:
+            deltas = deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas)), labels[positive]]
+        if not self.reg_decoded_bbox:
+            targets = self.bbox_coder.decode(boxes, targets)
+        predicted = self.bbox_coder.decode(boxes, deltas)
+        return bbox_overlaps(predicted, targets, is_aligned=True).clamp(min=MIN_IOU)
+
+
+@HEADS.register_module()
+class IoUAwareConvFCBBoxHead(_IoUAware, ConvFCBBoxHead):
+    """mmdet's ConvFCBBoxHead with the IoU of each positive handed to the classification loss."""
+
+
+@HEADS.register_module()
+class IoUAwareShared2FCBBoxHead(_IoUAware, Shared2FCBBoxHead):
+    """mmdet's Shared2FCBBoxHead with the IoU of each positive handed to the classification loss."""
+
+
+@HEADS.register_module()
+class IoUAwareShared4Conv1FCBBoxHead(_IoUAware, Shared4Conv1FCBBoxHead):
+    """mmdet's Shared4Conv1FCBBoxHead with the IoU of each positive handed to the classification loss."""

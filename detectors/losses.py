@@ -1,0 +1,9 @@
+"""``SearchedLoss`` in mmdet's registry: an expression as the loss of a head.
+
+    loss_cls=dict(type="SearchedLoss", expression="Neg(Dot(Y,Log(Softmax(X))))", space="two_stage_cls", loss_weight=1.0)
+"""
+from mmdet.models import LOSSES
+
+from cse_autoloss.losses import build_loss
+
+LOSSES.register_module(name="SearchedLoss", module=build_loss)

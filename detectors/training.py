@@ -1,0 +1,430 @@
+"""A trial in, mAP out: an mmdet detector trained with one choice of losses, in one process.
+
+Everything that learns or measures is mmdet's and mmcv's: the detector, its data pipelines, optimiser and schedule hooks,
+and the COCO evaluation. Here stands what a trial is: from which weights it starts, how strong its losses are, when it
+is given up.
+"""
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import io
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import torch
+from mmcv import Config
+from mmcv.parallel import MMDataParallel
+from mmcv.runner import IterBasedRunner, build_optimizer, build_runner
+from mmcv.runner.iter_based_runner import IterLoader
+from mmdet.apis import set_random_seed
+from mmdet.datasets import CocoDataset, build_dataloader, build_dataset, replace_ImageToTensor
+from mmdet.models import build_detector
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from cse_autoloss.trial import BRANCHES, ConfigError, Trial, TrialResult
+from cse_autoloss.version import __version__
+from detectors import configure
+from detectors.cache import cache_dir, digest, write_atomically
+from detectors.datasets import coco
+
+_METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+_FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
+_FEWEST = 10  # steps: fewer are no schedule
+_SILENT = logging.getLogger("detectors.silent")  # mmcv's runner wants a logger; a trial tells by its result
+_SILENT.setLevel(logging.CRITICAL)
+_SILENT.propagate = False
+
+
+class Options(BaseModel):
+    """The ``detector`` section of a run's configuration.
+
+    Attributes:
+        trainer: the class that reads this; the engine's key.
+        config: a name in ``detectors/configs`` or the path of an mmdet config.
+        data: ``embedded`` or ``coco:/path``.
+        data_seed: of the embedded data set.
+        steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's ``runner.max_iters`` and ``data.samples_per_gpu`` unless given.
+        verify_steps, warmup_steps: of the verify task and of the warm-up that all trials start from; the config's
+            ``proxy.verify_steps`` and ``proxy.warmup_steps`` unless given. No warm-up at 0: weights as the config says.
+        device: ``cpu`` or ``cuda``; a GPU where there is one unless given.
+        cfg_options: changes of the config, dotted key to value, as in mmdet's ``--cfg-options``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    trainer: str = "detectors.training:DetectorTrainer"
+    config: str = "faster_rcnn_proxy"
+    data: str = "embedded"
+    data_seed: int = Field(0, ge=0)
+    steps: int | None = Field(None, ge=_FEWEST)
+    batch_size: int | None = Field(None, gt=0)
+    verify_steps: int | None = Field(None, ge=_FEWEST)
+    warmup_steps: int | None = Field(None, ge=0)
+    device: str | None = Field(None, pattern="^(cpu|cuda)$")
+    cfg_options: dict[str, Any] = {}
+
+
+class DetectorTrainer:
+    """Trains mmdet detectors for a search; see :class:`cse_autoloss.trial.Trainer`."""
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> dict[str, Any]:
+        setup = _Setup(options)
+        return {
+            "spaces": configure.spaces(setup.config.model),
+            "classes": list(setup.data.classes),
+            "images": {name: split.images for name, split in setup.data.splits.items()},
+        }
+
+    @staticmethod
+    def prepare(options: Mapping[str, Any]) -> bytes:
+        """Backbone and neck after a training with the default losses, or nothing if ``warmup_steps`` is 0.
+
+        Kept in the user's cache under a digest of all that they come from: options, config, data, code, versions.
+        """
+        setup = _Setup(options)
+        if setup.warmup_steps == 0:
+            return b""
+        path = cache_dir() / "warmup" / f"{setup.warmup_digest()}.pt"
+        if not path.is_file():
+            worker = DetectorTrainer(options, b"")
+            model = worker._model(setup.config, _FIXED_SEED)
+            worker._fit(model, setup.config, "train", setup.warmup_steps, _FIXED_SEED, _Watch(setup.warmup_steps))
+            kept = {name: value.cpu() for name, value in model.state_dict().items() if name.startswith(_WARM_PARTS)}
+            buffer = io.BytesIO()
+            torch.save(kept, buffer)
+            write_atomically(path, buffer.getvalue())
+        return path.read_bytes()
+
+    def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
+        self._setup = _Setup(options)
+        self._device = torch.device(self._setup.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self._device.type == "cpu":
+            torch.set_num_threads(1)  # a worker is a core: more workers beat more threads at this size
+            cv2.setNumThreads(0)
+        self._warm = torch.load(io.BytesIO(prepared), map_location="cpu", weights_only=True) if prepared else {}
+        self._prepared_digest = digest(prepared)
+        self._datasets: dict[tuple[str, bool], CocoDataset] = {}
+        self._default_norms: dict[str, float] | None = None
+
+    def train(self, trial: Trial, progress: Callable[[int, int], None] | None = None) -> TrialResult:
+        started = time.monotonic()
+        verify = trial.task == "verify"
+        split = "verify" if verify else "train"
+        steps = self._setup.verify_steps if verify else self._setup.steps
+        watch = _Watch(steps, progress, trial.time_limit and started + trial.time_limit)
+        try:
+            config, weights = self._with_losses(trial)
+            model = self._model(config, trial.seed)
+            self._fit(model, config, split, steps, trial.seed, watch, trial.lr_scale)
+            evaluated = ("verify",) if verify else trial.evaluate
+            metrics = {f"{name}/{key}": value for name in evaluated for key, value in self._measure(model, name, watch)}
+        except _GivenUp as reason:
+            return TrialResult.failed(trial, str(reason), time.monotonic() - started)
+        return TrialResult(
+            key=trial.key,
+            mAP=metrics[f"{evaluated[0]}/mAP"] if evaluated else None,
+            metrics=metrics,
+            curve=tuple(watch.curve),
+            loss_weights=weights,
+            seconds=time.monotonic() - started,
+            steps=steps,
+            provenance=self._provenance(trial),
+        )
+
+    def _with_losses(self, trial: Trial) -> tuple[Config, dict[str, float]]:
+        """The config with the trial's losses, each at its weight; and branch to weight."""
+        config = copy.deepcopy(self._setup.config)
+        default = configure.heads(config.model)[0]
+        weights = {
+            branch: default[configure.LOSS_KEYS[branch]].get("loss_weight", 1.0) * trial.scale.get(branch, 1.0)
+            for branch in BRANCHES
+        }
+        searched = {
+            branch: {
+                "type": "SearchedLoss",
+                "expression": expression,
+                "space": trial.spaces.get(branch, configure.spaces(config.model)[branch]),
+            }
+            for branch, expression in trial.losses.items()
+        }
+        if searched:
+            if self._default_norms is None:
+                self._default_norms = self._gradient_norms(config)
+            configure.set_losses(config.model, searched)
+            norms = self._gradient_norms(config)
+            for branch in searched:
+                if not 0 < norms[branch] < math.inf:
+                    raise _GivenUp(f"gradient norm {norms[branch]} of the {branch} loss before the first step")
+                weights[branch] = trial.scale.get(branch, 1.0) * self._default_norms[branch] / norms[branch]
+        for head in configure.heads(config.model):
+            for branch, weight in weights.items():
+                head[configure.LOSS_KEYS[branch]]["loss_weight"] = weight
+        return config, weights
+
+    def _gradient_norms(self, config: Config) -> dict[str, float]:
+        """Branch to the mean L2 norm of its loss's gradient in a prediction (a RoI's or a location's).
+
+        On one batch of the train split, from the warm weights and heads that are the same for every trial. The
+        gradient is taken in what the heads put out, logits and encoded boxes: there a loss on decoded boxes and one on
+        deltas can be compared.
+        """
+        model = self._model(config, _FIXED_SEED).train()
+        batch = next(iter(self._loader(config, "train", _FIXED_SEED)))
+        predictions: dict[str, list[torch.Tensor]] = {branch: [] for branch in BRANCHES}
+
+        def keep(_head: nn.Module, _inputs: Any, outputs: tuple[Any, ...]) -> None:
+            for branch, output in zip(BRANCHES, outputs, strict=False):
+                predictions[branch] += output if isinstance(output, (list, tuple)) else [output]
+
+        for head in _heads(model):
+            head.register_forward_hook(keep)
+        losses = self._parallel(model)(return_loss=True, **batch)
+        norms = {}
+        for branch, key in configure.LOSS_KEYS.items():
+            values = [value for name, value in losses.items() if name.split(".")[-1] == key]
+            total = sum(part.sum() for value in values for part in (value if isinstance(value, list) else [value]))
+            gradients = torch.autograd.grad(total, predictions[branch], retain_graph=True, allow_unused=True)
+            gradients = [gradient for gradient in gradients if gradient is not None]
+            rows = sum(prediction.numel() // prediction.shape[1] for prediction in predictions[branch])
+            norms[branch] = sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows
+        return norms
+
+    def _model(self, config: Config, seed: int) -> nn.Module:
+        """A detector with the warm weights, all else initialised from the seed."""
+        set_random_seed(seed)
+        model = build_detector(config.model)
+        with _quiet():
+            model.init_weights()
+        if self._warm:
+            left = model.load_state_dict(self._warm, strict=False)
+            assert not left.unexpected_keys, left.unexpected_keys
+        model.CLASSES = self._setup.data.classes
+        return model.to(self._device)
+
+    def _fit(
+        self,
+        model: nn.Module,
+        config: Config,
+        split: str,
+        steps: int,
+        seed: int,
+        watch: _Watch,
+        lr_scale: float = 1.0,
+    ) -> None:
+        """Train the model in place, by mmcv's runner and its hooks, one step at a time under the watch's eyes."""
+        config = copy.deepcopy(config)
+        config.runner.max_iters = steps
+        config.optimizer.lr *= lr_scale
+        if "max_lr" in config.lr_config:
+            config.lr_config.max_lr *= lr_scale
+        set_random_seed(seed)
+        runner: IterBasedRunner = build_runner(
+            config.runner,
+            dict(model=self._parallel(model), optimizer=build_optimizer(model, config.optimizer), logger=_SILENT),
+        )
+        runner.register_lr_hook(config.lr_config)
+        runner.register_optimizer_hook(config.optimizer_config)
+        model.train()
+        loader = IterLoader(self._loader(config, split, seed))
+        runner.call_hook("before_run")
+        runner.call_hook("before_epoch")
+        while runner.iter < steps:
+            runner.train(loader)
+            # A limit of infinity clips nothing; it returns the norm, which is what a loss breaks first.
+            norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], math.inf)
+            watch.step(runner.iter, runner.outputs["log_vars"]["loss"], float(norm))
+            runner.log_buffer.clear()
+
+    @torch.no_grad()
+    def _measure(self, model: nn.Module, split: str, watch: _Watch) -> list[tuple[str, float]]:
+        """COCO AP on a split: (metric, value in [0, 1]); sizes of which the split has no object are absent."""
+        model.eval()
+        parallel = self._parallel(model)
+        dataset = self._dataset(split, training=False)
+        loader = build_dataloader(dataset, 2 * self._setup.batch_size, 0, dist=False, shuffle=False)
+        results = []
+        for batch in loader:
+            watch.check_time()
+            found = parallel(return_loss=False, rescale=True, **batch)
+            results += [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # (boxes, masks)
+        with _quiet():
+            values = dataset.evaluate(results, metric="bbox", logger="silent")
+        # Without a single detection mmdet returns nothing at all, and the AP is 0.
+        metrics = [(name, float(values.get(f"bbox_{name}", 0.0))) for name in _METRICS]
+        return [(name, value) for name, value in metrics if value >= 0]
+
+    def _loader(self, config: Config, split: str, seed: int) -> torch.utils.data.DataLoader:
+        return build_dataloader(
+            self._dataset(split, training=True),
+            self._setup.batch_size,
+            0,  # no loading processes: the images are in memory already
+            dist=False,
+            seed=seed,
+            runner_type=config.runner.type,
+        )
+
+    def _dataset(self, split: str, training: bool) -> CocoDataset:
+        if (split, training) not in self._datasets:
+            files = self._setup.data.splits[split]
+            pipeline = self._setup.config.data["train" if training else "val"].pipeline
+            with _quiet():
+                self._datasets[split, training] = build_dataset(
+                    dict(
+                        type="CocoDataset",
+                        ann_file=files.ann_file,
+                        img_prefix=files.img_prefix,
+                        classes=self._setup.data.classes,
+                        pipeline=_in_memory(pipeline if training else replace_ImageToTensor(pipeline)),
+                        test_mode=not training,
+                    )
+                )
+        return self._datasets[split, training]
+
+    def _parallel(self, model: nn.Module) -> MMDataParallel:
+        wrapped = MMDataParallel(model, device_ids=[0] if self._device.type == "cuda" else None)
+        if self._device.type == "cpu":
+            wrapped.device_ids = []  # torch lists every GPU where there is one, also for a model on the CPU
+        return wrapped
+
+    def _provenance(self, trial: Trial) -> dict[str, Any]:
+        return {
+            "versions": _versions(),
+            "config": self._setup.options.config,
+            "config_digest": self._setup.config_digest,
+            "data": self._setup.data.name,
+            "data_digest": self._setup.data.digest,
+            "weights_digest": self._prepared_digest,
+            "batch_size": self._setup.batch_size,
+            "seed": trial.seed,
+            "device": torch.cuda.get_device_name() if self._device.type == "cuda" else f"cpu ({platform.processor()})",
+            "host": platform.node(),
+        }
+
+
+_WARM_PARTS = ("backbone.", "neck.")
+
+
+class _Setup:
+    """Options, config and data, read and checked; what one of them leaves open, the next decides."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = _options(options)
+        self.data = coco.find(self.options.data, self.options.data_seed)
+        self.config = config = configure.read_config(self.options.config)
+        try:
+            config.merge_from_dict(self.options.cfg_options)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ConfigError(f"detector.cfg_options: {' '.join(str(error).split())}") from error
+        if config.get("runner", {}).get("type") != "IterBasedRunner":
+            raise ConfigError(
+                "detector.config: a trial is measured in steps; the config should have "
+                "runner=dict(type='IterBasedRunner', max_iters=...) and an lr_config with by_epoch=False"
+            )
+        configure.set_losses(config.model, {})
+        configure.set_num_classes(config.model, len(self.data.classes))
+        proxy = config.get("proxy", {})
+        self.steps = self.options.steps or config.runner.max_iters
+        self.batch_size = self.options.batch_size or config.data.samples_per_gpu
+        self.verify_steps = self.options.verify_steps or proxy.get("verify_steps") or max(_FEWEST, self.steps // 4)
+        given = self.options.warmup_steps
+        self.warmup_steps = proxy.get("warmup_steps", 0) if given is None else given
+        if 0 < self.warmup_steps < _FEWEST:
+            raise ConfigError(f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found {self.warmup_steps}")
+        self.config_digest = digest(config.pretty_text, f"{self.steps} {self.batch_size} {self.verify_steps}")
+
+    def warmup_digest(self) -> str:
+        here = Path(__file__).parent
+        code = [path.read_bytes() for path in (Path(__file__), here / "heads.py", *sorted(here.glob("datasets/*.py")))]
+        budget = f"{self.warmup_steps} {self.batch_size} {self.options.device}"
+        return digest(self.config.pretty_text, budget, self.data.digest, json.dumps(_versions()), *code)
+
+
+class _GivenUp(Exception):
+    """Why a trial has no mAP."""
+
+
+class _Watch:
+    """Follows a training: records its curve, reports progress, gives up on divergence and when time is over."""
+
+    def __init__(
+        self, steps: int, progress: Callable[[int, int], None] | None = None, deadline: float | None = None
+    ) -> None:
+        self.curve: list[tuple[int, float]] = []
+        self._steps = steps
+        self._progress = progress
+        self._deadline = deadline
+        self._every = max(1, steps // 50)
+
+    def step(self, step: int, loss: float, gradient_norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            raise _GivenUp(f"diverged at step {step}: loss {loss:g}, gradient norm {gradient_norm:g}")
+        if step % self._every == 0 or step == self._steps:
+            self.curve.append((step, loss))
+            if self._progress:
+                self._progress(step, self._steps)
+        self.check_time()
+
+    def check_time(self) -> None:
+        if self._deadline and time.monotonic() > self._deadline:
+            raise _GivenUp(f"time limit reached after {self.curve[-1][0] if self.curve else 0} of {self._steps} steps")
+
+
+def _options(options: Mapping[str, Any]) -> Options:
+    try:
+        return Options.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, Options.model_fields, n=1)
+            right = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(Options.model_fields)}"
+            raise ConfigError(f"detector.{key}: unknown key; {right}") from None
+        message = first["msg"].replace("Input should be", "should be")
+        raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    found = model.roi_head.bbox_head if hasattr(model, "roi_head") else model.bbox_head
+    return list(found) if isinstance(found, nn.ModuleList) else [found]
+
+
+def _in_memory(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**step, "type": "LoadImageFromMemory"} if step["type"] == "LoadImageFromFile" else dict(step)
+        for step in pipeline
+    ]
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "cse_autoloss": __version__,
+        "torch": torch.__version__,
+        "mmcv-full": mmcv.__version__,
+        **{name: version(name) for name in ("mmdet", "numpy", "pycocotools")},
+    }
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without what pycocotools prints and mmcv logs about each data set, measurement and weight."""
+    logger = mmcv.utils.get_logger("mmcv")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
