@@ -33,9 +33,9 @@ from mmdet.models import build_detector
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from cse_autoloss.trial import BRANCHES, ConfigError, Trial, TrialResult
+from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
 from cse_autoloss.version import __version__
-from detectors import configure
+from detectors import configure, export
 from detectors.cache import cache_dir, digest, write_atomically
 from detectors.datasets import coco
 
@@ -97,7 +97,7 @@ class DetectorTrainer:
         setup = _Setup(options)
         if setup.warmup_steps == 0:
             return b""
-        path = cache_dir() / "warmup" / f"{setup.warmup_digest()}.pt"
+        path = setup.warmup_path()
         if not path.is_file():
             worker = DetectorTrainer(options, b"")
             model = worker._model(setup.config, _FIXED_SEED)
@@ -107,6 +107,13 @@ class DetectorTrainer:
             torch.save(kept, buffer)
             write_atomically(path, buffer.getvalue())
         return path.read_bytes()
+
+    @staticmethod
+    def export(options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2") -> str:
+        setup = _Setup(options)
+        weights = setup.warmup_path()
+        return export.proxy_config(setup.config, setup.data, found, setup.steps, setup.batch_size,
+                                   str(weights) if weights.is_file() else None)
 
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
         self._setup = _Setup(options)
@@ -345,11 +352,13 @@ class _Setup:
             raise ConfigError(f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found {self.warmup_steps}")
         self.config_digest = digest(config.pretty_text, f"{self.steps} {self.batch_size} {self.verify_steps}")
 
-    def warmup_digest(self) -> str:
+    def warmup_path(self) -> Path:
+        """Where the warm weights are, or will be, in the user's cache."""
         here = Path(__file__).parent
         code = [path.read_bytes() for path in (Path(__file__), here / "heads.py", *sorted(here.glob("datasets/*.py")))]
         budget = f"{self.warmup_steps} {self.batch_size} {self.options.device}"
-        return digest(self.config.pretty_text, budget, self.data.digest, json.dumps(_versions()), *code)
+        name = digest(self.config.pretty_text, budget, self.data.digest, json.dumps(_versions()), *code)
+        return cache_dir() / "warmup" / f"{name}.pt"
 
 
 class _GivenUp(Exception):

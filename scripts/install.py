@@ -100,7 +100,7 @@ def main() -> None:
         wheel = mmcv_wheel(python, started)
         say(started, "the other packages")
         run(*pip, str(wheel))
-        run(python, "-c", HAS_OPS)
+        run(python, "-W", "ignore", "-c", HAS_OPS)
         run(*pip, "--no-build-isolation", "-e", f"{ROOT}[detectors,test,bench]")
     stamp.write_text(f"{digest} {ROOT}")
     say(started, "done")

@@ -1,0 +1,62 @@
+"""Found losses as MMDetection configs that train on their own."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mmcv import Config
+
+from cse_autoloss.trial import Found
+from detectors import configure
+from detectors.datasets.coco import DataSet
+
+
+def searched_losses(found: Found) -> dict[str, dict[str, Any]]:
+    """Branch to the config of its found loss."""
+    return {
+        branch: {
+            "type": "SearchedLoss",
+            "expression": expression,
+            "space": found.spaces[branch],
+            "loss_weight": round(found.loss_weights[branch], 6),
+        }
+        for branch, expression in found.losses.items()
+    }
+
+
+def proxy_config(config: Config, data: DataSet, found: Found, steps: int, batch_size: int, weights: str | None) -> str:
+    """The config that the search trained, with the found losses, as text.
+
+    Args:
+        config: the detector's; changed in place.
+        data: train, val and test splits are written into the config.
+        steps, batch_size: of the training.
+        weights: path of the weights that the search's trials started from, or None.
+    """
+    config.pop("proxy", None)
+    configure.set_losses(config.model, searched_losses(found))
+    for split in ("train", "val", "test"):
+        files = data.splits[split]
+        config.data[split].update(
+            type="CocoDataset", ann_file=files.ann_file, img_prefix=files.img_prefix, classes=list(data.classes)
+        )
+    config.data.samples_per_gpu = batch_size
+    config.runner.max_iters = steps
+    config.evaluation = dict(interval=steps, metric="bbox")
+    config.checkpoint_config = dict(interval=steps, by_epoch=False)
+    config.load_from = weights
+    config.custom_imports = dict(imports=["detectors"], allow_failed_imports=False)
+    return header(found) + config.pretty_text
+
+
+def header(found: Found) -> str:
+    """Comment lines that say where the losses come from."""
+    lines = ["Written by cse-search export. Trains with mmdet's tools/train.py or with: cse-search train THIS_FILE", "",
+             *(f"{branch}: {text}" for branch, text in found.losses.items()), "",
+             *(f"{key}: {json.dumps(value)}" for key, value in _flat(found.provenance))]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def _flat(provenance: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in provenance.items() if value is not None]

@@ -1,0 +1,120 @@
+"""One real miniature search, through Ray and mmdet: killed with SIGKILL in its middle, resumed, finished, exported."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cse_autoloss.journal import Journal
+from cse_autoloss.trial import ConfigError
+
+CSE_SEARCH = [sys.executable, "-m", "cse_autoloss.cli"]
+MINIATURE = """
+detector: {trainer: "detectors.training:DetectorTrainer", config: faster_rcnn_proxy, data: embedded,
+           steps: 20, verify_steps: 10, warmup_steps: 20}
+search: {branch: both, known: 1, population: 4, tournament: 2, offspring: 4000, simulations: 2, promoted: 1}
+budget: {trials: 3}
+tuning: {scales: [[1, 1]]}
+final: {candidates: 1, seeds: 1}
+cluster: {workers: 2, num_cpus: 0.5, time_limit: 120}
+"""
+
+
+def cse_search(*arguments, **options):
+    return subprocess.run([*CSE_SEARCH, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
+
+
+def wait_until(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the driver ended early:\n{process.stdout.read()}"
+        assert time.monotonic() < end, "the run did not get there in time"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was killed after its first candidate's training and resumed; and what was finished when it was killed."""
+    folder = tmp_path_factory.mktemp("search") / "run"
+    config = folder.with_name("miniature.yaml")
+    config.write_text(MINIATURE)
+    driver = subprocess.Popen([*CSE_SEARCH, "run", str(config), "--out", str(folder)], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
+
+    def one_proxy_done():
+        try:
+            return Journal.read(folder).trials("proxy", finished=True)
+        except ConfigError:
+            return []
+
+    wait_until(one_proxy_done, driver)
+    refused = cse_search("resume", folder)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    at_kill = {row.trial.key: row for row in Journal.read(folder).trials(finished=True)}
+    resumed = cse_search("resume", folder)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    return folder, at_kill, refused, resumed
+
+
+def test_a_second_driver_is_refused(finished):
+    _, _, refused, _ = finished
+    assert refused.returncode == 2
+    assert "is working on this run" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_killing_loses_no_finished_training_and_repeats_none(finished):
+    folder, at_kill, _, resumed = finished
+    after = {row.trial.key: row for row in Journal.read(folder).trials(finished=True)}
+    assert at_kill and {key: after[key] for key in at_kill} == at_kill
+    assert f"{len(at_kill)} trainings are done and stay done" in resumed.stdout
+
+
+def test_every_stage_was_real(finished):
+    folder, *_ = finished
+    status = json.loads(cse_search("status", folder, "--json").stdout)
+    assert status["phase"] == "finished"
+    assert status["trials"] == [3, 3]
+    for branch in ("cls", "reg"):
+        counts = status["funnel"][branch]
+        assert counts["generated"] >= counts["unique"] > counts["verified"] >= counts["optimised"] > 0
+    journal = Journal.read(folder)
+    for row in journal.trials(finished=True):
+        assert row.result.failure or row.result.provenance["torch"], "each mAP stands beside what it was measured with"
+    assert {"tune", "simulate", "proxy", "final"} == {row.kind for row in journal.trials(finished=True)}
+    fates = dict(journal.expressions("reg"))
+    assert "passed" in fates.values() and len(set(fates.values())) > 2
+
+
+def test_the_comparison_is_on_seeds_that_the_search_has_not_used(finished):
+    journal = Journal.read(finished[0])
+    used = {row.trial.seed for kind in ("tune", "simulate", "proxy") for row in journal.trials(kind)}
+    final = journal.trials("final")
+    assert used.isdisjoint(row.trial.seed for row in final)
+    assert {"default", "CSE-Autoloss-A"} < {row.label for row in final}
+    assert all({"val/mAP", "test/mAP"} <= set(row.result.metrics) for row in final if not row.result.failure)
+
+
+def test_the_report_and_the_exported_files_stand_on_their_own(finished):
+    folder, *_ = finished
+    page = (folder / "report.md").read_text()
+    assert "CSE-Autoloss-A" in page and "## Provenance" in page
+    assert (folder / "progress.png").stat().st_size > 10_000
+    module = (folder / "best_loss.py").read_text()
+    assert "cse_autoloss" not in module.replace("cse_autoloss:", "")
+    compile(module, "best_loss.py", "exec")
+
+
+def test_a_wrong_setting_stops_before_anything_starts(tmp_path):
+    for setting, message in (("detector.stpes=5", "detector.stpes: unknown key; did you mean 'steps'?"),
+                             ("detector.data=coco:/nowhere", "/nowhere"),
+                             ("search.spaces.cls=one_stage_cls", "search.spaces.cls"),
+                             ("search.spaces.reg=region", "region")):
+        done = cse_search("run", "--preset", "quickstart", "--set", setting, "--out", tmp_path / "run")
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "run").exists()
