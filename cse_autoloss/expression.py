@@ -67,7 +67,7 @@ class Expression:
         """Edges from the root to the deepest leaf; a single variable has depth 0."""
         return self.fold(lambda name: 0, lambda primitive, args: 1 + max(args))
 
-    @property
+    @cached_property
     def variables(self) -> frozenset[str]:
         """Names of the variables that occur."""
         return frozenset(name for name in self.program if name not in PRIMITIVES and not name.isdigit())

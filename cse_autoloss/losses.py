@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cse_autoloss import kernels
 from cse_autoloss.expression import Expression
-from cse_autoloss.primitives import PRIMITIVES
+from cse_autoloss.kernels import AREA_EPSILON, MIN_IOU
 from cse_autoloss.space import SearchSpace, load_space
 
-MIN_IOU = 1e-7  # an IoU given to a loss is at least this
-AREA_EPSILON = 1e-7  # added to the union and to the enclosing area, squared pixels
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -81,16 +80,15 @@ class ExpressionLoss(nn.Module):
         self.expression = expression
         self.space = space
         self.loss_weight = float(loss_weight)
+        self.needs_ious = bool(self._quality & expression.variables)
+        self._kernel = self._build_kernel(expression)
+
+    _build_kernel: Any  # the kernel class's ``build``
 
     def extra_repr(self) -> str:
         """What stands in the module's printed form."""
         options = "".join(f", {name}={getattr(self, name)!r}" for name in self._options)
         return f"{str(self.expression)!r}, space={self.space.name!r}, loss_weight={self.loss_weight:g}{options}"
-
-    @property
-    def needs_ious(self) -> bool:
-        """Whether the value depends on ``pos_ious``."""
-        return bool(self._quality & self.expression.variables)
 
     def _evaluate(self, variables: dict[str, Tensor], pred: Tensor) -> Tensor:
         """The formula in torch's own graph; shape: what broadcasting makes of the variables."""
@@ -102,6 +100,17 @@ class ExpressionLoss(nn.Module):
         if not self.expression.variables & self.space.predicted:
             value = value + 0 * pred.sum()  # constant for the prediction, yet backward() must find a graph
         return value
+
+    def _by_hand(self, reduction: str, count: int) -> bool:
+        """Whether a kernel computes this call. torch.compile makes better code from the plain formula."""
+        return self._kernel is not None and reduction != "none" and count > 0 and not torch.compiler.is_compiling()
+
+    def _scale(self, avg_factor: float | Tensor | None, reduction: str, count: int) -> float | Tensor:
+        """What the sum of the weighted loss is multiplied by; ``count`` is the number of its elements."""
+        if reduction == "sum":
+            return self.loss_weight
+        divisor = max(count, 1) if avg_factor is None else avg_factor + torch.finfo(torch.float32).eps
+        return self.loss_weight / divisor
 
     def _reduction(self, override: str | None, avg_factor: float | Tensor | None) -> str:
         if override is not None and override not in REDUCTIONS:
@@ -115,42 +124,58 @@ class ExpressionLoss(nn.Module):
         """MMDetection's ``weight_reduce_loss``, except that the mean of nothing is 0."""
         if weight is not None:
             loss = loss * weight
-        if reduction == "mean":
-            divisor = max(loss.numel(), 1) if avg_factor is None else avg_factor + torch.finfo(torch.float32).eps
-            loss = loss.sum() / divisor
-        elif reduction == "sum":
-            loss = loss.sum()
-        return loss * self.loss_weight
+        if reduction == "none":
+            return loss * self.loss_weight
+        return loss.sum() * self._scale(avg_factor, reduction, loss.numel())
 
 
-def _logits(pred: Tensor, target: Tensor) -> Tensor:
-    """The logits in at least float32, their shapes checked."""
+def _check_logits(pred: Tensor, target: Tensor) -> None:
     if pred.dim() != 2:
         raise ValueError(f"pred: expected logits of shape (N, classes), found {tuple(pred.shape)}")
     if target.shape != pred.shape[:1]:
         raise ValueError(f"target: expected labels of shape ({pred.shape[0]},) beside logits of shape "
                          f"{tuple(pred.shape)}, found {tuple(target.shape)}")
-    return _at_least_float32(pred)
+
+
+def _dtype(pred: Tensor) -> torch.dtype:
+    """What is computed in: float32, or float64 for float64 predictions."""
+    return torch.float64 if pred.dtype == torch.float64 else torch.float32
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(_dtype(tensor))
 
 
-def _checked_ious(pos_ious: Tensor, positive: Tensor) -> Tensor:
+def _all_in(target: Tensor, classes: int) -> bool:
+    low, high = target.aminmax()
+    return low.item() >= 0 and high.item() < classes
+
+
+def _checked_ious(pos_ious: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     if pos_ious.dim() != 1:
         raise ValueError(f"pos_ious: expected shape (number of positives,), found {tuple(pos_ious.shape)}")
-    # Under torch.compile a look at the data would break the graph.
-    if not torch.compiler.is_compiling() and pos_ious.numel() != int(positive.sum()):
-        raise ValueError(f"pos_ious: {pos_ious.numel()} IoUs for {int(positive.sum())} positives: expected one for each "
-                         "target in 0..C-1, in their order (are these the sample weights? those are 'weight')")
-    return pos_ious.detach().clamp(min=MIN_IOU)
+    if len(pos_ious) != count:
+        raise ValueError(f"pos_ious: {len(pos_ious)} IoUs for {count} positives: expected one for each target in 0..C-1, "
+                         "in their order (are these the sample weights? those are 'weight')")
+    return pos_ious.detach().to(dtype).clamp(min=MIN_IOU)
+
+
+def _spread(pos_ious: Tensor | None, positive: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N,) the IoU of each positive in its place, 1 elsewhere."""
+    ones = torch.ones(positive.shape, dtype=dtype, device=positive.device)
+    if pos_ious is None:
+        return ones
+    if torch.compiler.is_compiling():  # a count that depends on the data would break the graph
+        return ones.masked_scatter(positive, _checked_ious(pos_ious, len(pos_ious), dtype))
+    rows = positive.nonzero()[:, 0]
+    return ones.index_copy_(0, rows, _checked_ious(pos_ious, len(rows), dtype))
 
 
 class TwoStageLoss(ExpressionLoss):
     """Classification in R-CNNs: X logits, Y one-hot label, Z IoU."""
 
     _quality = frozenset("Z")
+    _build_kernel = staticmethod(kernels.TwoStageKernel.build)
     _options = {"reduction": "mean", "use_sigmoid": False}
 
     def __init__(self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any) -> None:
@@ -178,16 +203,18 @@ class TwoStageLoss(ExpressionLoss):
             ValueError: for shapes or a reduction that do not fit.
         """
         reduction = self._reduction(reduction_override, avg_factor)
-        logits = _logits(pred, target)
-        variables = {"X": logits}
-        if "Y" in self.expression.variables:
-            classes = torch.arange(logits.shape[1], device=target.device)
-            variables["Y"] = (target[:, None] == classes).to(logits.dtype)
-        if "Z" in self.expression.variables:
-            quality = logits.new_ones(len(logits))
-            if pos_ious is not None:
-                positive = (target >= 0) & (target < logits.shape[1] - 1)
-                quality = quality.masked_scatter(positive, _checked_ious(pos_ious, positive).to(logits.dtype))
+        _check_logits(pred, target)
+        quality = None
+        if self.needs_ious:
+            quality = _spread(pos_ious, (target >= 0) & (target < pred.shape[1] - 1), _dtype(pred))
+        if self._by_hand(reduction, len(pred)) and _all_in(target, pred.shape[1]):
+            scale = self._scale(avg_factor, reduction, len(pred))
+            return kernels.apply(pred, lambda pred, gradient: self._kernel(
+                pred, gradient, target, quality, weight, scale))
+        logits = _at_least_float32(pred)
+        labels = (target[:, None] == torch.arange(logits.shape[1], device=target.device)).to(logits.dtype)
+        variables = {"X": logits, "Y": labels}
+        if quality is not None:
             variables["Z"] = quality[:, None].expand_as(logits)
         loss = self._evaluate(variables, logits).sum(-1).expand(len(logits))
         return self._reduce(loss, weight, avg_factor, reduction)
@@ -197,6 +224,7 @@ class OneStageLoss(ExpressionLoss):
     """Classification in one-stage detectors: X logits, PY binary label, NY = 1 - PY, Q = PY * IoU."""
 
     _quality = frozenset("Q")
+    _build_kernel = staticmethod(kernels.OneStageKernel.build)
     _options = {"reduction": "mean", "use_sigmoid": True, "alpha": 0.25}
 
     def __init__(self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any) -> None:
@@ -226,25 +254,34 @@ class OneStageLoss(ExpressionLoss):
             ValueError: for shapes or a reduction that do not fit.
         """
         reduction = self._reduction(reduction_override, avg_factor)
-        logits = _logits(pred, target)
-        positive = (target >= 0) & (target < logits.shape[1])
+        _check_logits(pred, target)
+        positive = (target >= 0) & (target < pred.shape[1])
+        if weight is not None:
+            weight = weight[:, None] if weight.shape == target.shape else weight.reshape(pred.shape)
+        if self._by_hand(reduction, pred.numel()):
+            rows = positive.nonzero()[:, 0]
+            quality = None
+            if self.needs_ious:
+                quality = rows.new_ones(len(rows), dtype=_dtype(pred)) if pos_ious is None else _checked_ious(
+                    pos_ious, len(rows), _dtype(pred))
+            scale = self._scale(avg_factor, reduction, pred.numel())
+            alphas = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
+            return kernels.apply(pred, lambda pred, gradient: self._kernel(
+                pred, gradient, target, rows, quality, weight, alphas, scale))
+        logits = _at_least_float32(pred)
         labels = (target[:, None] == torch.arange(logits.shape[1], device=target.device)).to(logits.dtype)
-        quality = labels
-        if self.needs_ious and pos_ious is not None:
-            row = logits.new_zeros(len(logits)).masked_scatter(
-                positive, _checked_ious(pos_ious, positive).to(logits.dtype))
-            quality = labels * row[:, None]
+        quality = labels * _spread(pos_ious, positive, logits.dtype)[:, None] if self.needs_ious else labels
         variables = {"X": logits, "Q": quality, "PY": labels, "NY": 1 - labels}
         loss = self._evaluate(variables, logits).expand_as(logits)
         if self.alpha is not None:
             loss = loss * (1 - self.alpha + (2 * self.alpha - 1) * labels)
-        if weight is not None:
-            weight = weight[:, None] if weight.shape == target.shape else weight.reshape(logits.shape)
         return self._reduce(loss, weight, avg_factor, reduction)
 
 
 class BoxLoss(ExpressionLoss):
     """Regression on boxes: U union, I intersection, E smallest enclosing box (areas in squared pixels)."""
+
+    _build_kernel = staticmethod(kernels.BoxKernel.build)
 
     def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None,
                 avg_factor: float | Tensor | None = None, reduction_override: str | None = None) -> Tensor:
@@ -267,6 +304,11 @@ class BoxLoss(ExpressionLoss):
         for name, boxes in (("pred", pred), ("target", target)):
             if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) != len(pred):
                 raise ValueError(f"{name}: expected boxes of shape ({len(pred)}, 4), found {tuple(boxes.shape)}")
+        if weight is not None and weight.dim() > 1:
+            weight = weight.mean(-1)
+        if self._by_hand(reduction, len(pred)):
+            scale = self._scale(avg_factor, reduction, len(pred))
+            return kernels.apply(pred, lambda pred, gradient: self._kernel(pred, gradient, target, weight, scale))
         boxes, aims = _at_least_float32(pred), _at_least_float32(target)
         (x1, y1, x2, y2), (a1, b1, a2, b2) = boxes.unbind(1), aims.unbind(1)
         overlap = ((torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp(min=0)
@@ -276,8 +318,6 @@ class BoxLoss(ExpressionLoss):
         union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - overlap
         variables = {"U": union + AREA_EPSILON, "I": overlap, "E": enclosing + AREA_EPSILON}
         loss = self._evaluate(variables, boxes[:, 0]).expand(len(boxes))
-        if weight is not None and weight.dim() > 1:
-            weight = weight.mean(-1)
         return self._reduce(loss, weight, avg_factor, reduction)
 
 

@@ -10,6 +10,7 @@ look along it (``Dot`` keeps it, as one column). Values follow the released loss
 """
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,19 +23,23 @@ import torch
 
 EPSILON = 1e-20
 EXP_LIMIT = 88.0
+FLOAT32_LIMIT = 3e38
+
+Interval = tuple[float, float]
+UNBOUNDED: Interval = (-math.inf, math.inf)
 
 #: The two array modules that the table's array functions run on: the same names, the same meanings.
 NUMPY = SimpleNamespace(
     name="numpy", exp=np.exp, log=np.log, sqrt=np.sqrt, abs=np.abs, sign=np.sign, sin=np.sin, cos=np.cos,
-    tanh=np.tanh, arctan=np.arctan, log1p=np.log1p, erf=scipy.special.erf,
-    relu=lambda x: np.maximum(x, np.float32(0)), at_most=lambda x, limit: np.minimum(x, np.float32(limit)),
+    tanh=np.tanh, arctan=np.arctan, log1p=np.log1p, erf=scipy.special.erf, sigmoid=lambda x: 1 / (1 + np.exp(-x)),
+    where=np.where, relu=lambda x: np.maximum(x, np.float32(0)), at_most=lambda x, limit: np.minimum(x, np.float32(limit)),
     positive=lambda x: (x > 0).astype(x.dtype), below=lambda x, limit: (x <= limit).astype(x.dtype),
     sum=lambda x: np.sum(x, axis=-1, keepdims=True), max=lambda x: np.max(x, axis=-1, keepdims=True),
 )
 TORCH = SimpleNamespace(
     name="torch", exp=torch.exp, log=torch.log, sqrt=torch.sqrt, abs=torch.abs, sign=torch.sign, sin=torch.sin,
-    cos=torch.cos, tanh=torch.tanh, arctan=torch.atan, log1p=torch.log1p, erf=torch.erf,
-    relu=torch.relu, at_most=lambda x, limit: torch.clamp(x, max=limit),
+    cos=torch.cos, tanh=torch.tanh, arctan=torch.atan, log1p=torch.log1p, erf=torch.erf, sigmoid=torch.sigmoid,
+    where=torch.where, relu=torch.relu, at_most=lambda x, limit: torch.clamp(x, max=limit),
     positive=lambda x: (x > 0).to(x.dtype), below=lambda x, limit: (x <= limit).to(x.dtype),
     sum=lambda x: torch.sum(x, dim=-1, keepdim=True), max=lambda x: torch.amax(x, dim=-1, keepdim=True),
 )
@@ -58,6 +63,10 @@ class Primitive:
             tightly it must bind to go without parentheses.
         commutative: whether the two arguments may change places.
         classwise: whether it looks along the class axis.
+        monotone: whether its extremes over a box of arguments lie at the box's corners.
+        range: ``range(*intervals) -> (lowest, highest)`` where the corners are not the extremes.
+        adjoint: for each argument ``adjoint[i](xp, value, args, gradient) -> the argument's gradient``; a unary elementwise
+            row needs none, its tangent is its adjoint. What stops a gradient stops an infinite one, too, as in torch. A loss whose rows have none is differentiated by torch.
     """
 
     name: str
@@ -70,6 +79,31 @@ class Primitive:
     binds: tuple[int, ...]
     commutative: bool = False
     classwise: bool = False
+    monotone: bool = False
+    range: Callable[..., Interval] | None = None
+    adjoint: tuple[Callable[..., Any], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.adjoint is None and self.arity == 1 and not self.classwise:
+            object.__setattr__(self, "adjoint", (lambda xp, value, args, gradient: self.tangent(xp, value, args, (gradient,)),))
+
+    def bounds(self, *intervals: Interval) -> Interval:
+        """Between what its values lie when argument i lies in ``intervals[i]``.
+
+        Bounds that are finite promise that value and derivatives are finite, too; ``(-inf, inf)`` promises nothing.
+        """
+        if not all(math.isfinite(end) for interval in intervals for end in interval):
+            return UNBOUNDED
+        if self.range is not None:
+            low, high = self.range(*intervals)
+        elif self.monotone:
+            with np.errstate(all="ignore"):
+                corners = [self.array(NUMPY, *map(np.float64, corner)) for corner in itertools.product(*intervals)]
+            low, high = float(np.min(corners)), float(np.max(corners))
+        else:
+            return UNBOUNDED
+        # What float32 cannot hold, and nan, is unbounded.
+        return (low, high) if abs(low) < FLOAT32_LIMIT and abs(high) < FLOAT32_LIMIT else UNBOUNDED
 
 
 PRIMITIVES: dict[str, Primitive] = {}
@@ -100,10 +134,6 @@ def elementwise(derivative: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # --- S-curves and other functions that need more than a lambda ---------------------------------------------------------
-
-
-def _sigmoid(xp: Any, x: Any) -> Any:
-    return xp.tanh(x * 0.5) * 0.5 + 0.5
 
 
 def _softmax(xp: Any, x: Any) -> Any:
@@ -169,49 +199,69 @@ def serfc(x):
 _SUM, _PRODUCT, _PREFIX, _ATOM = range(4)
 _CALL = (_ATOM, _SUM)
 
+
+def _between(low: float, high: float) -> Callable[..., Interval]:
+    return lambda *intervals: (low, high)
+
+
 for row in (
-    Primitive("Neg", 1, lambda xp, x: -x, lambda xp, v, a, t: -t[0], torch.neg, lambda sp, x: -x, "-#1", (_SUM, _PREFIX)),
+    Primitive("Neg", 1, lambda xp, x: -x, lambda xp, v, a, t: -t[0], torch.neg, lambda sp, x: -x, "-#1", (_SUM, _PREFIX),
+              monotone=True),
     Primitive("Exp", 1, lambda xp, x: xp.exp(xp.at_most(x, EXP_LIMIT)),
-              elementwise(lambda xp, v, x: v * xp.below(x, EXP_LIMIT)), exp, lambda sp, x: sp.exp(x), "e^{#1}", _CALL),
-    Primitive("Log", 1, lambda xp, x: xp.log(x + EPSILON), elementwise(lambda xp, v, x: 1 / (x + EPSILON)),
-              log, lambda sp, x: sp.log(x), r"\log\left(#1\right)", _CALL),
+              elementwise(lambda xp, v, x: v * xp.below(x, EXP_LIMIT)), exp, lambda sp, x: sp.exp(x), "e^{#1}", _CALL,
+              monotone=True, adjoint=(lambda xp, v, a, g: xp.where(a[0] <= EXP_LIMIT, v * g, 0.0),)),
+    Primitive("Log", 1, lambda xp, x: xp.log(x + EPSILON), lambda xp, v, a, t: t[0] / (a[0] + EPSILON),
+              log, lambda sp, x: sp.log(x), r"\log\left(#1\right)", _CALL, monotone=True),
     Primitive("Abs", 1, lambda xp, x: xp.abs(x), elementwise(lambda xp, v, x: xp.sign(x)),
-              torch.abs, lambda sp, x: sp.Abs(x), r"\left|#1\right|", _CALL),
-    Primitive("Sqrt", 1, lambda xp, x: xp.sqrt(x), elementwise(lambda xp, v, x: 0.5 / v),
-              torch.sqrt, lambda sp, x: sp.sqrt(x), r"\sqrt{#1}", _CALL),
+              torch.abs, lambda sp, x: sp.Abs(x), r"\left|#1\right|", _CALL,
+              range=lambda x: (0.0, max(abs(x[0]), abs(x[1])))),
+    Primitive("Sqrt", 1, lambda xp, x: xp.sqrt(x), lambda xp, v, a, t: t[0] * 0.5 / v,
+              torch.sqrt, lambda sp, x: sp.sqrt(x), r"\sqrt{#1}", _CALL,
+              range=lambda x: (math.sqrt(x[0]), math.sqrt(x[1])) if x[0] > 0 else UNBOUNDED),
     Primitive("Softmax", 1, _softmax, lambda xp, v, a, t: v * (t[0] - xp.sum(v * t[0])),
-              softmax, lambda sp, x: sp.Function("softmax")(x), r"\operatorname{softmax}\left(#1\right)", _CALL, classwise=True),
+              softmax, lambda sp, x: sp.Function("softmax")(x), r"\operatorname{softmax}\left(#1\right)", _CALL,
+              classwise=True, range=_between(0.0, 1.0)),
     Primitive("Softplus", 1, lambda xp, x: xp.relu(x) + xp.log1p(xp.exp(-xp.abs(x))),
-              elementwise(lambda xp, v, x: _sigmoid(xp, x)),
-              torch.nn.functional.softplus, lambda sp, x: sp.log(1 + sp.exp(x)), r"\log\left(1+e^{#1}\right)", _CALL),
-    Primitive("Sig", 1, _sigmoid, elementwise(lambda xp, v, x: v * (1 - v)),
-              torch.sigmoid, lambda sp, x: 1 / (1 + sp.exp(-x)), r"\sigma\left(#1\right)", _CALL),
+              elementwise(lambda xp, v, x: xp.sigmoid(x)),
+              torch.nn.functional.softplus, lambda sp, x: sp.log(1 + sp.exp(x)), r"\log\left(1+e^{#1}\right)", _CALL,
+              monotone=True),
+    Primitive("Sig", 1, lambda xp, x: xp.sigmoid(x), elementwise(lambda xp, v, x: v * (1 - v)),
+              torch.sigmoid, lambda sp, x: 1 / (1 + sp.exp(-x)), r"\sigma\left(#1\right)", _CALL, monotone=True),
     Primitive("Sgdf", 1, lambda xp, x: xp.arctan(xp.tanh(x * (math.pi / 8))) * (2 / math.pi) + 0.5,
               elementwise(_sgdf_slope), sgdf, lambda sp, x: 2 * sp.atan(sp.tanh(sp.pi * x / 8)) / sp.pi + sp.Rational(1, 2),
-              r"\operatorname{sgdf}\left(#1\right)", _CALL),
+              r"\operatorname{sgdf}\left(#1\right)", _CALL, monotone=True),
     Primitive("Salf", 1, lambda xp, x: x / xp.sqrt(x * x + 4) * 0.5 + 0.5,
               elementwise(lambda xp, v, x: 0.25 / (x * x * 0.25 + 1) ** 1.5),
-              salf, lambda sp, x: (x / 2 / sp.sqrt(1 + x**2 / 4) + 1) / 2, r"\operatorname{salf}\left(#1\right)", _CALL),
+              salf, lambda sp, x: (x / 2 / sp.sqrt(1 + x**2 / 4) + 1) / 2, r"\operatorname{salf}\left(#1\right)", _CALL,
+              monotone=True),
     Primitive("Serf", 1, _serf, elementwise(_serf_slope), serf,
-              lambda sp, x: (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2, r"\operatorname{serf}\left(#1\right)", _CALL),
+              lambda sp, x: (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2, r"\operatorname{serf}\left(#1\right)", _CALL,
+              monotone=True),
     Primitive("Serfc", 1, lambda xp, x: 1 - _serf(xp, x), elementwise(lambda xp, v, x: -_serf_slope(xp, v, x)), serfc,
-              lambda sp, x: 1 - (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2, r"\operatorname{serfc}\left(#1\right)", _CALL),
+              lambda sp, x: 1 - (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2, r"\operatorname{serfc}\left(#1\right)", _CALL,
+              monotone=True),
     Primitive("Tanh", 1, lambda xp, x: xp.tanh(x), elementwise(lambda xp, v, x: 1 - v * v),
-              torch.tanh, lambda sp, x: sp.tanh(x), r"\tanh\left(#1\right)", _CALL),
+              torch.tanh, lambda sp, x: sp.tanh(x), r"\tanh\left(#1\right)", _CALL, monotone=True),
     Primitive("Relu", 1, lambda xp, x: xp.relu(x), elementwise(lambda xp, v, x: xp.positive(x)),
-              torch.relu, lambda sp, x: sp.Max(0, x), r"\max\left(0,#1\right)", _CALL),
+              torch.relu, lambda sp, x: sp.Max(0, x), r"\max\left(0,#1\right)", _CALL, monotone=True,
+              adjoint=(lambda xp, v, a, g: xp.where(v > 0, g, 0.0),)),
     Primitive("Sin", 1, lambda xp, x: xp.sin(x), elementwise(lambda xp, v, x: xp.cos(x)),
-              torch.sin, lambda sp, x: sp.sin(x), r"\sin\left(#1\right)", _CALL),
+              torch.sin, lambda sp, x: sp.sin(x), r"\sin\left(#1\right)", _CALL, range=_between(-1.0, 1.0)),
     Primitive("Cos", 1, lambda xp, x: xp.cos(x), elementwise(lambda xp, v, x: -xp.sin(x)),
-              torch.cos, lambda sp, x: sp.cos(x), r"\cos\left(#1\right)", _CALL),
+              torch.cos, lambda sp, x: sp.cos(x), r"\cos\left(#1\right)", _CALL, range=_between(-1.0, 1.0)),
     Primitive("Add", 2, lambda xp, a, b: a + b, lambda xp, v, a, t: t[0] + t[1],
-              torch.add, lambda sp, a, b: a + b, "#1+#2", (_SUM, _SUM, _SUM), commutative=True),
+              torch.add, lambda sp, a, b: a + b, "#1+#2", (_SUM, _SUM, _SUM), commutative=True, monotone=True,
+              adjoint=(lambda xp, v, a, g: g, lambda xp, v, a, g: g)),
     Primitive("Sub", 2, lambda xp, a, b: a - b, lambda xp, v, a, t: t[0] - t[1],
-              torch.sub, lambda sp, a, b: a - b, "#1-#2", (_SUM, _SUM, _PRODUCT)),
+              torch.sub, lambda sp, a, b: a - b, "#1-#2", (_SUM, _SUM, _PRODUCT), monotone=True,
+              adjoint=(lambda xp, v, a, g: g, lambda xp, v, a, g: -g)),
     Primitive("Mul", 2, lambda xp, a, b: a * b, lambda xp, v, a, t: t[0] * a[1] + a[0] * t[1],
-              torch.mul, lambda sp, a, b: a * b, r"#1\,#2", (_PRODUCT, _PRODUCT, _PRODUCT), commutative=True),
+              torch.mul, lambda sp, a, b: a * b, r"#1\,#2", (_PRODUCT, _PRODUCT, _PRODUCT), commutative=True,
+              monotone=True, adjoint=(lambda xp, v, a, g: g * a[1], lambda xp, v, a, g: a[0] * g)),
     Primitive("Div", 2, lambda xp, a, b: a / (b + EPSILON), lambda xp, v, a, t: (t[0] - v * t[1]) / (a[1] + EPSILON),
-              div, lambda sp, a, b: a / b, r"\frac{#1}{#2}", (_ATOM, _SUM, _SUM)),
+              div, lambda sp, a, b: a / b, r"\frac{#1}{#2}", (_ATOM, _SUM, _SUM),
+              range=lambda a, b: (min(a[0] / b[0], a[0] / b[1]), max(a[1] / b[0], a[1] / b[1])) if b[0] > 0 else UNBOUNDED,
+              adjoint=(lambda xp, v, a, g: g / (a[1] + EPSILON), lambda xp, v, a, g: -v * g / (a[1] + EPSILON))),
     Primitive("Dot", 2, lambda xp, a, b: xp.sum(a * b), lambda xp, v, a, t: xp.sum(t[0] * a[1] + a[0] * t[1]),
               dot, lambda sp, a, b: sp.Function("dot", commutative=True)(a, b), r"\operatorname{dot}\left(#1,\,#2\right)",
               (_ATOM, _SUM, _SUM), commutative=True, classwise=True),
