@@ -25,13 +25,12 @@ def searched_losses(found: Found) -> dict[str, dict[str, Any]]:
     }
 
 
-def proxy_config(config: Config, data: DataSet, found: Found, steps: int, batch_size: int, weights: str | None) -> str:
+def proxy_config(config: Config, data: DataSet, found: Found, weights: str | None) -> str:
     """The config that the search trained, with the found losses, as text.
 
     Args:
         config: the detector's; changed in place.
         data: train, val and test splits are written into the config.
-        steps, batch_size: of the training.
         weights: path of the weights that the search's trials started from, or None.
     """
     config.pop("proxy", None)
@@ -41,12 +40,28 @@ def proxy_config(config: Config, data: DataSet, found: Found, steps: int, batch_
         config.data[split].update(
             type="CocoDataset", ann_file=files.ann_file, img_prefix=files.img_prefix, classes=list(data.classes)
         )
-    config.data.samples_per_gpu = batch_size
-    config.runner.max_iters = steps
+    steps = config.runner.max_iters
     config.evaluation = dict(interval=steps, metric="bbox")
     config.checkpoint_config = dict(interval=steps, by_epoch=False)
     config.load_from = weights
     config.custom_imports = dict(imports=["detectors"], allow_failed_imports=False)
+    return header(found) + config.pretty_text
+
+
+def user_config(config: Config, found: Found) -> str:
+    """A user's own config with the found losses in its heads, as text; all else is as it was.
+
+    Args:
+        config: the user's; changed in place.
+
+    Raises:
+        ConfigError: its heads cannot take the losses; names those that can.
+    """
+    configure.set_losses(config.model, searched_losses(found))
+    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
+    if "detectors" not in imports["imports"]:
+        imports["imports"] = [*imports["imports"], "detectors"]
+    config.custom_imports = imports
     return header(found) + config.pretty_text
 
 

@@ -71,7 +71,7 @@ class _IoUAware:
         positive = (labels >= 0) & (labels < self.num_classes)
         boxes, deltas, targets = rois[positive, 1:], bbox_pred[positive], bbox_targets[positive]
         if not self.reg_class_agnostic:
-            deltas = deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas)), labels[positive]]
+            deltas = deltas.view(len(deltas), self.num_classes, 4)[torch.arange(len(deltas)), labels[positive]]
         if not self.reg_decoded_bbox:
             targets = self.bbox_coder.decode(boxes, targets)
         predicted = self.bbox_coder.decode(boxes, deltas)

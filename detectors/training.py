@@ -15,6 +15,7 @@ import logging
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +43,7 @@ from detectors.datasets import coco
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
 _FEWEST = 10  # steps: fewer are no schedule
+_MEASURED_AT_ONCE = 8  # images
 _SILENT = logging.getLogger("detectors.silent")  # mmcv's runner wants a logger; a trial tells by its result
 _SILENT.setLevel(logging.CRITICAL)
 _SILENT.propagate = False
@@ -57,7 +59,7 @@ class Options(BaseModel):
         data_seed: of the embedded data set.
         steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's ``runner.max_iters`` and ``data.samples_per_gpu`` unless given.
         verify_steps, warmup_steps: of the verify task and of the warm-up that all trials start from; the config's
-            ``proxy.verify_steps`` and ``proxy.warmup_steps`` unless given. No warm-up at 0: weights as the config says.
+            ``proxy.verify_steps`` and ``proxy.warmup.steps`` unless given. No warm-up at 0: weights as the config says.
         device: ``cpu`` or ``cuda``; a GPU where there is one unless given.
         cfg_options: changes of the config, dotted key to value, as in mmdet's ``--cfg-options``.
     """
@@ -90,7 +92,7 @@ class DetectorTrainer:
 
     @staticmethod
     def prepare(options: Mapping[str, Any]) -> bytes:
-        """Backbone and neck after a training with the default losses, or nothing if ``warmup_steps`` is 0.
+        """Backbone, neck and RPN after a training with the default losses, or nothing if ``warmup_steps`` is 0.
 
         Kept in the user's cache under a digest of all that they come from: options, config, data, code, versions.
         """
@@ -100,8 +102,9 @@ class DetectorTrainer:
         path = setup.warmup_path()
         if not path.is_file():
             worker = DetectorTrainer(options, b"")
-            model = worker._model(setup.config, _FIXED_SEED)
-            worker._fit(model, setup.config, "train", setup.warmup_steps, _FIXED_SEED, _Watch(setup.warmup_steps))
+            config, steps = setup.warmup_config(), setup.warmup_steps
+            model = worker._model(config, _FIXED_SEED)
+            worker._fit(model, config, "train", steps, _FIXED_SEED, _Watch(steps))
             kept = {name: value.cpu() for name, value in model.state_dict().items() if name.startswith(_WARM_PARTS)}
             buffer = io.BytesIO()
             torch.save(kept, buffer)
@@ -110,10 +113,13 @@ class DetectorTrainer:
 
     @staticmethod
     def export(options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2") -> str:
+        if target != "mmdet2":
+            raise ConfigError(f"--target {target}: configs are written for mmdet2")
+        if base is not None:
+            return export.user_config(configure.read_config(base), found)
         setup = _Setup(options)
         weights = setup.warmup_path()
-        return export.proxy_config(setup.config, setup.data, found, setup.steps, setup.batch_size,
-                                   str(weights) if weights.is_file() else None)
+        return export.proxy_config(setup.config, setup.data, found, str(weights) if weights.is_file() else None)
 
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
         self._setup = _Setup(options)
@@ -159,12 +165,9 @@ class DetectorTrainer:
             branch: default[configure.LOSS_KEYS[branch]].get("loss_weight", 1.0) * trial.scale.get(branch, 1.0)
             for branch in BRANCHES
         }
+        spaces = {**configure.spaces(config.model), **trial.spaces}
         searched = {
-            branch: {
-                "type": "SearchedLoss",
-                "expression": expression,
-                "space": trial.spaces.get(branch, configure.spaces(config.model)[branch]),
-            }
+            branch: {"type": "SearchedLoss", "expression": expression, "space": spaces[branch]}
             for branch, expression in trial.losses.items()
         }
         if searched:
@@ -261,7 +264,7 @@ class DetectorTrainer:
         model.eval()
         parallel = self._parallel(model)
         dataset = self._dataset(split, training=False)
-        loader = build_dataloader(dataset, 2 * self._setup.batch_size, 0, dist=False, shuffle=False)
+        loader = build_dataloader(dataset, _MEASURED_AT_ONCE, 0, dist=False, shuffle=False)
         results = []
         for batch in loader:
             watch.check_time()
@@ -276,7 +279,7 @@ class DetectorTrainer:
     def _loader(self, config: Config, split: str, seed: int) -> torch.utils.data.DataLoader:
         return build_dataloader(
             self._dataset(split, training=True),
-            self._setup.batch_size,
+            config.data.samples_per_gpu,
             0,  # no loading processes: the images are in memory already
             dist=False,
             seed=seed,
@@ -308,20 +311,20 @@ class DetectorTrainer:
 
     def _provenance(self, trial: Trial) -> dict[str, Any]:
         return {
-            "versions": _versions(),
+            **_versions(),
             "config": self._setup.options.config,
             "config_digest": self._setup.config_digest,
             "data": self._setup.data.name,
             "data_digest": self._setup.data.digest,
             "weights_digest": self._prepared_digest,
-            "batch_size": self._setup.batch_size,
+            "batch_size": self._setup.config.data.samples_per_gpu,
             "seed": trial.seed,
             "device": torch.cuda.get_device_name() if self._device.type == "cuda" else f"cpu ({platform.processor()})",
             "host": platform.node(),
         }
 
 
-_WARM_PARTS = ("backbone.", "neck.")
+_WARM_PARTS = ("backbone.", "neck.", "rpn_head.")
 
 
 class _Setup:
@@ -342,22 +345,33 @@ class _Setup:
             )
         configure.set_losses(config.model, {})
         configure.set_num_classes(config.model, len(self.data.classes))
+        if self.options.steps:
+            config.runner.max_iters = self.options.steps
+        if self.options.batch_size:
+            config.data.samples_per_gpu = self.options.batch_size
+        self.steps = config.runner.max_iters
         proxy = config.get("proxy", {})
-        self.steps = self.options.steps or config.runner.max_iters
-        self.batch_size = self.options.batch_size or config.data.samples_per_gpu
         self.verify_steps = self.options.verify_steps or proxy.get("verify_steps") or max(_FEWEST, self.steps // 4)
+        self._warmup = proxy.get("warmup", {})
         given = self.options.warmup_steps
-        self.warmup_steps = proxy.get("warmup_steps", 0) if given is None else given
+        self.warmup_steps = self._warmup.get("steps", 0) if given is None else given
         if 0 < self.warmup_steps < _FEWEST:
             raise ConfigError(f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found {self.warmup_steps}")
-        self.config_digest = digest(config.pretty_text, f"{self.steps} {self.batch_size} {self.verify_steps}")
+        self.config_digest = digest(config.pretty_text)
+
+    def warmup_config(self) -> Config:
+        """The config that the weights are made with which all trials start from."""
+        config = copy.deepcopy(self.config)
+        config.merge_from_dict(dict(self._warmup.get("cfg_options", {})))
+        config.runner.max_iters = self.warmup_steps
+        return config
 
     def warmup_path(self) -> Path:
         """Where the warm weights are, or will be, in the user's cache."""
         here = Path(__file__).parent
         code = [path.read_bytes() for path in (Path(__file__), here / "heads.py", *sorted(here.glob("datasets/*.py")))]
-        budget = f"{self.warmup_steps} {self.batch_size} {self.options.device}"
-        name = digest(self.config.pretty_text, budget, self.data.digest, json.dumps(_versions()), *code)
+        made_by = json.dumps([self.options.device, _versions()])
+        name = digest(self.warmup_config().pretty_text, self.data.digest, made_by, *code)
         return cache_dir() / "warmup" / f"{name}.pt"
 
 
@@ -428,12 +442,13 @@ def _versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet():
-    """Without what pycocotools prints and mmcv logs about each data set, measurement and weight."""
+    """Without what pycocotools prints and mmcv and mmdet log about each data set, measurement and weight."""
     logger = mmcv.utils.get_logger("mmcv")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
         logger.setLevel(level)

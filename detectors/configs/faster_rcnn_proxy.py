@@ -8,11 +8,8 @@ from detectors.configs import mmdet_config
 
 _base_ = mmdet_config("faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py")
 
-norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(
-    backbone=dict(
-        depth=18, base_channels=16, stem_channels=16, frozen_stages=-1, norm_eval=False, norm_cfg=norm_cfg, init_cfg=None
-    ),
+    backbone=dict(depth=18, base_channels=16, stem_channels=16, init_cfg=None),
     neck=dict(in_channels=[16, 32, 64, 128], out_channels=32, num_outs=4),
     rpn_head=dict(
         in_channels=32,
@@ -21,14 +18,14 @@ model = dict(
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(roi_layer=dict(output_size=5, sampling_ratio=1), out_channels=32, finest_scale=28),
-        bbox_head=dict(type="IoUAwareShared2FCBBoxHead", in_channels=32, fc_out_channels=128, roi_feat_size=5),
+        bbox_head=dict(type="IoUAwareShared2FCBBoxHead", in_channels=32, fc_out_channels=256, roi_feat_size=5),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=48)),
+        rpn_proposal=dict(nms_pre=100, max_per_img=100),
+        rcnn=dict(sampler=dict(num=48, pos_fraction=0.4)),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=64), rcnn=dict(max_per_img=50)),
+    test_cfg=dict(rpn=dict(nms_pre=100, max_per_img=64), rcnn=dict(max_per_img=50)),
 )
 
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
@@ -54,24 +51,39 @@ test_pipeline = [
             dict(type="RandomFlip"),
             dict(type="Normalize", **img_norm_cfg),
             dict(type="Pad", size_divisor=32),
-            dict(type="DefaultFormatBundle"),  # not ImageToTensor: images are measured in batches
+            dict(type="ImageToTensor", keys=["img"]),
             dict(type="Collect", keys=["img"]),
         ],
     ),
 ]
 data = dict(
-    samples_per_gpu=8,
+    samples_per_gpu=4,
     workers_per_gpu=0,
     train=dict(pipeline=train_pipeline),
     val=dict(pipeline=test_pipeline),
     test=dict(pipeline=test_pipeline),
 )
 
-optimizer = dict(_delete_=True, type="AdamW", lr=3e-3, weight_decay=0.05)
+optimizer = dict(_delete_=True, type="AdamW", lr=1.5e-3, weight_decay=0.05, fused=True)
 optimizer_config = dict(_delete_=True, grad_clip=dict(max_norm=10, norm_type=2))
-lr_config = dict(_delete_=True, policy="OneCycle", max_lr=3e-3, pct_start=0.2)
+lr_config = dict(_delete_=True, policy="OneCycle", max_lr=1.5e-3, pct_start=0.2)
 runner = dict(_delete_=True, type="IterBasedRunner", max_iters=250)
 
-# What a trial of a search is, beyond the training above; read by detectors.training.
-proxy = dict(warmup_steps=800, verify_steps=50)
 custom_imports = dict(imports=["detectors"], allow_failed_imports=False)
+
+# What a trial of a search is beyond a training; read by detectors.training. The warm-up stands in for ImageNet weights:
+# backbone, neck and RPN are trained once with the default losses, nothing frozen. A trial starts from them with new RoI
+# heads, and like all of mmdet's configs keeps the backbone's first stage and batch statistics as they are.
+proxy = dict(
+    warmup=dict(
+        steps=800,
+        cfg_options={
+            "model.backbone.frozen_stages": -1,
+            "model.backbone.norm_eval": False,
+            "data.samples_per_gpu": 8,
+            "optimizer.lr": 3e-3,
+            "lr_config.max_lr": 3e-3,
+        },
+    ),
+    verify_steps=50,
+)

@@ -23,7 +23,7 @@ import numpy as np
 CLASSES = ("disc", "square", "triangle", "cross", "star", "crescent")
 SPLITS = {"train": 800, "val": 240, "test": 400, "verify": len(CLASSES)}
 IMAGE_SIZE = 128  # pixels, both sides
-VERSION = 1  # of the drawing: a change of the bytes that a seed gives is a new version
+VERSION = 2  # of the drawing: a change of the bytes that a seed gives is a new version
 
 _SCALE = 2  # supersampling: the canvas on which shapes are drawn has 2 x 2 samples a pixel
 _MIN_SIZE, _MAX_SIZE = 8, 84  # pixels, longer side of an object's box
@@ -189,21 +189,21 @@ def _shape(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
 
 
 def _annotation(label: int, visible: np.ndarray) -> dict:
+    contours, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = [cv2.approxPolyDP(contour, 1.0, True) for contour in contours]
+    kept = [index for index, outline in enumerate(outlines) if len(outline) >= 3]  # slivers left by occlusion go
+    filled = np.zeros(visible.shape, np.uint8)
+    cv2.drawContours(filled, [contours[index] for index in kept], -1, 1, cv2.FILLED)
+    visible = visible & (filled > 0)
     rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
     x, y = columns[0] / _SCALE, rows[0] / _SCALE
     width, height = (columns[-1] + 1) / _SCALE - x, (rows[-1] + 1) / _SCALE - y
-    contours, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    # findContours follows sample centres: half a sample more is the centre's place in pixels.
-    polygons = [
-        ((cv2.approxPolyDP(contour, 1.0, True).reshape(-1, 2) + 0.5) / _SCALE).reshape(-1).tolist()
-        for contour in sorted(contours, key=cv2.contourArea, reverse=True)
-        if len(cv2.approxPolyDP(contour, 1.0, True)) >= 3
-    ]
     return {
         "category_id": label + 1,
         "bbox": [float(x), float(y), float(width), float(height)],
         "area": np.count_nonzero(visible) / _SCALE**2,
-        "segmentation": polygons,
+        # findContours follows the samples' centres: half a sample more is a centre's place in pixels.
+        "segmentation": [((outlines[index].reshape(-1, 2) + 0.5) / _SCALE).reshape(-1).tolist() for index in kept],
         "iscrowd": 0,
     }
 

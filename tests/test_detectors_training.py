@@ -1,0 +1,175 @@
+"""A trial in, mAP out: real mmdet trainings of the proxy, short ones, on the embedded data set."""
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import detectors  # isort: skip - before mmdet: makes the mends and registers
+import mmdet
+import pytest
+import torch
+from mmcv import Config
+
+from cse_autoloss.trial import ConfigError, Found, Trial, TrialResult
+from detectors import configure
+from detectors.training import DetectorTrainer
+
+OPTIONS = {"steps": 12, "verify_steps": 40, "warmup_steps": 30, "device": "cpu"}
+A = {"cls": "CSE-Autoloss-A", "reg": "CSE-Autoloss-A"}
+COMBINATIONS = [{}, {"cls": A["cls"]}, {"reg": A["reg"]}, A]
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return DetectorTrainer.prepare(OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def trainer(prepared):
+    return DetectorTrainer(OPTIONS, prepared)
+
+
+def trial(**changes):
+    return Trial("key", **{"evaluate": (), **changes})
+
+
+def test_check_says_what_will_be_trained_on_what():
+    checked = DetectorTrainer.check(OPTIONS)
+    assert checked["spaces"] == {"cls": "two_stage_cls", "reg": "reg"}
+    assert len(checked["classes"]) == checked["images"]["verify"] >= 6
+    assert checked["images"]["train"] > checked["images"]["val"] > 100 and checked["images"]["test"] > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stpes": 5}, "detector.stpes: unknown key; did you mean 'steps'?"),
+        ({"steps": "many"}, "detector.steps: should be a valid integer"),
+        ({"steps": 3}, "detector.steps: should be greater than or equal to 10"),
+        ({"warmup_steps": 3}, "detector.warmup_steps: should be 0 or at least 10"),
+        ({"config": "faster_rcn_proxy"}, "did you mean 'faster_rcnn_proxy'?"),
+        ({"config": "/nowhere/config.py"}, "no config '/nowhere/config.py'"),
+        ({"data": "coco:/nowhere"}, "/nowhere is no folder"),
+        ({"device": "tpu"}, "detector.device"),
+        ({"cfg_options": {"runner.type": "EpochBasedRunner"}}, "runner=dict(type='IterBasedRunner'"),
+        ({"cfg_options": {"model.roi_head.bbox_head.type": "SABLHead"}}, "heads that work: ConvFCBBoxHead"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_says_what_would_be_right(options, message):
+    with pytest.raises(ConfigError) as caught:
+        DetectorTrainer.check(options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_weights_that_trials_start_from_are_made_once_and_are_those_of_backbone_neck_and_rpn(prepared):
+    weights = torch.load(io.BytesIO(prepared), weights_only=True)
+    assert {name.split(".")[0] for name in weights} == {"backbone", "neck", "rpn_head"}
+    assert DetectorTrainer.prepare(OPTIONS) == prepared
+
+
+def test_a_trial_is_reproducible_and_its_seed_matters(trainer):
+    first = trainer.train(trial(losses=A, seed=1, evaluate=("val",)))
+    again = trainer.train(trial(losses=A, seed=1, evaluate=("val",)))
+    other = trainer.train(trial(losses=A, seed=2))
+    assert first.failure is None and 0 <= first.mAP <= 1
+    assert (first.curve, first.metrics) == (again.curve, again.metrics)
+    assert other.curve != first.curve
+    assert TrialResult.from_json(first.to_json()) == first
+    assert {"torch", "mmdet", "mmcv-full", "config_digest", "data_digest", "device", "host"} <= set(first.provenance)
+
+
+@pytest.mark.parametrize("losses", COMBINATIONS, ids=lambda losses: "+".join(losses) or "default")
+def test_all_four_combinations_of_searched_and_default_losses_learn(trainer, losses):
+    steps = []
+    result = trainer.train(trial(losses=losses), lambda done, total: steps.append((done, total)))
+    assert result.failure is None and result.steps == 12 and steps[-1] == (12, 12)
+    values = [loss for _, loss in result.curve]
+    assert sum(values[-4:]) < sum(values[:4])
+
+
+def test_searched_losses_start_with_the_gradient_norm_of_the_defaults(trainer):
+    config, weights = trainer._with_losses(trial(losses=A, scale={"cls": 1.0, "reg": 2.0}))
+    norms, default = trainer._gradient_norms(config), trainer._gradient_norms(trainer._setup.config)
+    assert norms["cls"] == pytest.approx(default["cls"], rel=1e-3)
+    assert norms["reg"] == pytest.approx(2 * default["reg"], rel=1e-3)
+    assert weights["cls"] != 1.0 != weights["reg"]
+    _, tripled = trainer._with_losses(trial(losses={"cls": "Mul(3,Neg(Dot(Y,Log(Softmax(X)))))"}))
+    _, plain = trainer._with_losses(trial(losses={"cls": "Neg(Dot(Y,Log(Softmax(X))))"}))
+    assert plain["cls"] == pytest.approx(1.0, rel=1e-3), "cross-entropy as an expression is the default itself"
+    assert tripled["cls"] == pytest.approx(plain["cls"] / 3, rel=1e-3)
+
+
+def test_the_scale_of_a_default_loss_is_its_weight(trainer):
+    config, weights = trainer._with_losses(trial(scale={"cls": 2.0, "reg": 0.5}))
+    assert weights == {"cls": 2.0, "reg": 0.5}
+    head = config.model.roi_head.bbox_head
+    assert (head.loss_cls.loss_weight, head.loss_bbox.loss_weight) == (2.0, 0.5)
+    assert not head.get("reg_decoded_bbox"), "mmdet's L1 is on encoded deltas"
+
+
+def test_cross_entropy_as_an_expression_trains_as_mmdets_own(trainer):
+    ours = trainer.train(trial(losses={"cls": "Neg(Dot(Y,Log(Softmax(X))))"}))
+    default = trainer.train(trial())
+    assert [loss for _, loss in ours.curve] == pytest.approx([loss for _, loss in default.curve], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ({"cls": "Dot(Y,Exp(Exp(Exp(X))))"}, "diverged at step"),
+        ({"cls": "1"}, "gradient norm 0.0 of the cls loss"),
+        ({"cls": "Neg(Dot(Y,Log(Div(X,Sub(X,X)))))"}, "of the cls loss before the first step"),
+    ],
+)
+def test_a_loss_that_breaks_down_is_a_failed_result_with_its_reason(trainer, losses, reason):
+    result = trainer.train(trial(losses=losses, lr_scale=1e4))
+    assert result.mAP is None and reason in result.failure
+
+
+def test_a_trial_ends_at_its_time_limit(trainer):
+    result = trainer.train(trial(time_limit=0.5))
+    assert result.mAP is None and "time limit reached" in result.failure and result.seconds < 5
+
+
+def test_the_verify_task_learns_its_few_images(trainer):
+    result = trainer.train(trial(task="verify"))
+    assert result.steps == 40 and result.mAP == result.metrics["verify/mAP"]
+    curve = [loss for _, loss in result.curve]
+    assert curve[-1] < 0.8 * curve[0]
+
+
+def test_an_exported_config_trains_with_mmdets_own_script(tmp_path):
+    found = Found(A, {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 0.5, "reg": 4.0}, {"mAP on val": 0.3})
+    path = tmp_path / "found.py"
+    path.write_text(DetectorTrainer.export(OPTIONS, found))
+    assert "0.3" in path.read_text() and "proxy" not in Config.fromfile(str(path))
+    script = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
+    command = [sys.executable, "-m", "detectors", str(script), str(path), "--work-dir", str(tmp_path / "work"),
+               "--no-validate", "--cfg-options", "runner.max_iters=6", "checkpoint_config.interval=6", "device=cpu",
+               "log_config.interval=2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "work" / "iter_6.pth").is_file()
+    assert "loss_bbox" in done.stderr + done.stdout
+
+
+def test_a_found_loss_goes_into_a_users_own_config(tmp_path):
+    base = Path(mmdet.__file__).parent / ".mim" / "configs" / "faster_rcnn" / "faster_rcnn_r50_fpn_1x_coco.py"
+    found = Found(A, {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 1.0, "reg": 10.0}, {})
+    path = tmp_path / "mine.py"
+    path.write_text(DetectorTrainer.export(OPTIONS, found, base=str(base)))
+    config = Config.fromfile(str(path))
+    head = config.model.roi_head.bbox_head
+    assert head.type == "IoUAwareShared2FCBBoxHead" and head.reg_decoded_bbox and head.loss_bbox.loss_weight == 10.0
+    original = Config.fromfile(str(base))
+    for key in ("optimizer", "lr_config", "data", "runner"):
+        assert config[key] == original[key]
+    one_stage = base.parents[1] / "sabl" / "sabl_faster_rcnn_r50_fpn_1x_coco.py"
+    with pytest.raises(ConfigError, match="no IoU-aware form of the head 'SABLHead'"):
+        DetectorTrainer.export(OPTIONS, found, base=str(one_stage))
+
+
+def test_every_config_of_the_package_reads_and_inherits_from_mmdets():
+    for name in configure.config_names():
+        config = configure.read_config(name)
+        assert configure.heads(config.model) and "FPN" in config.model.neck.type
