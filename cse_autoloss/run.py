@@ -82,8 +82,9 @@ def _drive(journal: Journal, console: Console) -> None:
     with journal.step():
         journal["driver started"] = time.time()
     try:
-        with Cluster(config.cluster, config.detector) as cluster, watching(journal, console) as watch:
-            Search(config, journal["spaces"], journal, cluster, watch).run()
+        if read_status(journal).phase != "finished":
+            with Cluster(config.cluster, config.detector) as cluster, watching(journal, console) as watch:
+                Search(config, journal["spaces"], journal, cluster, watch).run()
         status = read_status(journal)
         console.print(comparison_table(status.comparison))
         for path in write_report(journal):

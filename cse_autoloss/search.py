@@ -61,7 +61,7 @@ class Search:
         for row in self._journal.trials(finished=False):  # in flight when the run was last stopped
             self._cluster.submit(row.trial)
         self._tune()
-        if not self._journal["finished"]:
+        if not self._journal["searched"]:
             self._evolve()
         self._compare()
 
@@ -98,7 +98,7 @@ class Search:
                 break
             self._collect()
         with self._journal.step():
-            self._journal["finished"] = True
+            self._journal["searched"] = True
 
     def _compare(self) -> None:
         """Default, released and best found, each trained on the same fresh seeds, measured on val and test."""
@@ -111,6 +111,8 @@ class Search:
         self._do_all("final", {
             (label, seed): self._trial(f"final-{label}-{seed}", losses, evaluate=("val", "test"), seed=FINAL_SEEDS + seed)
             for seed in range(self._config.final.seeds) for label, losses in entries.items()})
+        with self._journal.step():
+            self._journal["compared"] = True
 
     # --- the pipeline of candidates ---
 

@@ -69,17 +69,16 @@ def read_status(journal: Journal) -> Status:
     done = [row for row in proxies if row.result]
     counts = Counter(candidate.fate for candidate in journal.candidates())
     comparison = read_comparison(journal)
-    expected = config.final.seeds * len(comparison)
     rate = left = None
     if done:
         elapsed = max(row.finished for row in done) - min(row.started for row in proxies)
         rate = 3600 * len(done) / max(elapsed, 1e-9)
-        left = 0.0 if journal["finished"] else max(config.budget.trials - len(done), 0) / rate * 3600
-        if config.budget.minutes and not journal["finished"]:
+        left = 0.0 if journal["searched"] else max(config.budget.trials - len(done), 0) / rate * 3600
+        if config.budget.minutes and not journal["searched"]:
             left = max(0.0, min(left, journal["driver started"] + 60 * config.budget.minutes - now))
     tuned = journal["tuned"]
-    if journal["finished"]:
-        phase = "finished" if comparison and sum(len(c.val) + len(c.failures) for c in comparison) >= expected else "comparing"
+    if journal["searched"]:
+        phase = "finished" if journal["compared"] else "comparing"
     else:
         phase = "searching" if tuned else "tuning" if journal.trials("tune") else "preparing"
     best = next(iter(journal.found()), None)
