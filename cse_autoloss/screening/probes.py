@@ -1,0 +1,309 @@
+"""The points that losses are judged on: logit sweeps and box paths, each running towards its label or target.
+
+A sweep is a line (or path) in the space of predictions. At each of its points a candidate's value and its derivative along
+the sweep are looked at, so a loss that is good for anything never rises along one. What is swept is declared in the
+space's YAML under ``probes``; see ``docs/screening.md``.
+"""
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cse_autoloss.kernels import AREA_EPSILON, MIN_IOU
+from cse_autoloss.space import SearchSpace, SpaceError
+
+ALPHA = 0.25  # weight of a label in one-stage losses; 1 - ALPHA elsewhere
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far a property may be missed. All are shares, so a loss may be multiplied by any positive number.
+
+    Attributes:
+        monotonicity: how steeply a loss may rise, as a share of its steepest slope in the same group of sweeps.
+        convergence: how far above the group's least value the loss may be at the label or target, as a share of its range.
+        fading: slope at the label that is allowed, as a share of the steepest (classification only).
+        flatness: slope that must be there at every wrong prediction, as a share of the steepest.
+    """
+
+    monotonicity: float
+    convergence: float
+    flatness: float
+    fading: float | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sweeps that are evaluated together: the same classes and number of steps.
+
+    Points are numbered group by group (one label, or one target box), sweep by sweep, step by step.
+
+    Attributes:
+        name: what is swept.
+        shape: (groups, sweeps of each, steps of each).
+        values: (points, columns) of each variable, float32; boxes have one column.
+        tangents: likewise for those that depend on the prediction: derivative by the sweep's position.
+        weights: (points, columns) weight of each element of the loss, or None for 1.
+        held: whether the properties are demanded; if not, only that everything is finite.
+        settled: (points,) where the prediction is at its label or target.
+        wrong: (points,) where it is plainly wrong, and a gradient must be there.
+        sweeps: (groups * sweeps,) description of each.
+        axis: what the position along a sweep is.
+        positions: (points,)
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    values: Mapping[str, np.ndarray]
+    tangents: Mapping[str, np.ndarray]
+    weights: np.ndarray | None
+    held: bool
+    settled: np.ndarray
+    wrong: np.ndarray
+    sweeps: tuple[str, ...]
+    axis: str
+    positions: np.ndarray
+
+    @property
+    def columns(self) -> int:
+        return next(iter(self.tangents.values())).shape[-1]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """All that a space's candidates are judged on.
+
+    Attributes:
+        blocks: in the order in which they are judged, the cheapest first.
+        tolerances: see there.
+    """
+
+    blocks: tuple[Block, ...]
+    tolerances: Tolerances
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> Probes:
+        """Read the ``probes`` section of a space.
+
+        Raises:
+            SpaceError: one line that names the file, the key, and what would be right.
+        """
+        section = _Section(space)
+        if space.inputs == "boxes":
+            blocks, fading = tuple(_box_blocks(section)), None
+        else:
+            blocks, fading = tuple(_logit_blocks(section, space.inputs == "one_stage")), section.number("tolerances.fading", 0, 1)
+        tolerances = Tolerances(*(section.number(f"tolerances.{name}", 0, 1)
+                                  for name in ("monotonicity", "convergence", "flatness")), fading)
+        section.finish()
+        return cls(blocks, tolerances)
+
+
+class _Section:
+    """The raw mapping; each key is asked for once, with the values that it may have."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._origin, self._data, self._asked = space.origin or space.name, space.probes, set()
+
+    def _fail(self, key: str, message: str) -> SpaceError:
+        return SpaceError(f"{self._origin}: probes.{key}: {message}")
+
+    def _get(self, key: str, right: str) -> Any:
+        self._asked.add(key)
+        data: Any = self._data
+        for part in key.split("."):
+            if not isinstance(data, Mapping) or part not in data:
+                raise self._fail(key, f"missing; expected {right}")
+            data = data[part]
+        return data
+
+    def number(self, key: str, low: float, high: float, whole: bool = False) -> Any:
+        right = f"{'an integer' if whole else 'a number'} from {low:g} to {high:g}"
+        value = self._get(key, right)
+        if not _is_number(value, low, high, whole):
+            raise self._fail(key, f"expected {right}, found {str(value)[:60]!r}")
+        return value
+
+    def numbers(self, key: str, low: float, high: float, whole: bool = False, least: int = 1) -> list[Any]:
+        right = f"a list of at least {least} {'integers' if whole else 'numbers'} from {low:g} to {high:g}"
+        values = self._get(key, right)
+        if not (isinstance(values, list) and len(values) >= least and all(_is_number(v, low, high, whole) for v in values)):
+            raise self._fail(key, f"expected {right}, found {str(values)[:60]!r}")
+        return values
+
+    def finish(self) -> None:
+        """Raise for a key that nobody asked for."""
+        def keys(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+            for key, value in data.items():
+                yield from keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else (f"{prefix}{key}",)
+
+        for key in keys(self._data):
+            if key not in self._asked:
+                near = difflib.get_close_matches(key, self._asked, n=1)
+                raise self._fail(key, "unknown key; " + (f"did you mean {near[0]!r}?" if near else
+                                                         f"keys are {', '.join(sorted(self._asked))}"))
+
+
+def _is_number(value: Any, low: float, high: float, whole: bool) -> bool:
+    return (isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            and math.isfinite(value) and low <= value <= high)
+
+
+# --- classification ----------------------------------------------------------------------------------------------------
+
+
+def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
+    span = section.numbers("logits", -80, 80, least=2)
+    if len(span) != 2 or not span[0] < span[1]:
+        raise section._fail("logits", f"expected [lowest, highest], found {span}")
+    steps, glance = section.number("steps", 3, 1000, True), section.number("glance", 3, 1000, True)
+    classes = sorted(section.numbers("classes", 1 + one_stage, 100, True))
+    others = section.numbers("others", -80, 80)
+    ious = section.numbers("ious", 0, 1)
+    wrong = section.numbers("wrong", 0, 160, least=2)
+    columns = [count + (not one_stage) for count in classes]
+
+    def block(name: str, steps: int, columns: int, others: list[float], iou: float = 1.0, labels: int = 2) -> Block:
+        return _logit_block(name, one_stage, np.linspace(*span, steps), columns, others, wrong, iou, labels)
+
+    yield block("glance", glance, columns[0], [], labels=1)
+    for count in columns:
+        yield block(f"{count} columns", steps, count, others)
+    for iou in ious:
+        yield block(f"IoU {iou:g}", steps, columns[0], others[:1], max(iou, MIN_IOU))
+
+
+def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int, others: list[float], wrong: list[float],
+                 iou: float, labels: int) -> Block:
+    """Sweeps for a positive of the first class and, if ``labels`` is 2, for background.
+
+    The first sweep of each takes all logits at once from plainly wrong to plainly right; the others take the label's
+    logit up, or another one's down, while all else stays.
+    """
+    steps = len(position)
+    logits, directions, label_rows, texts = [], [], [], []
+    for label in ([0, columns - 1] if not one_stage else [0, None])[:labels]:
+        row = np.zeros(columns)
+        if label is not None:
+            row[label] = 1
+        towards = 2 * row - 1
+        label_name = "background" if label != 0 else "a positive"
+        lines = [(towards, np.zeros(columns), f"{label_name}: all logits from wrong to right")]
+        for other in others:
+            for column in (0, columns - 1):
+                direction = np.where(np.arange(columns) == column, towards, 0)
+                rest = np.where(direction == 0, other, 0.0)
+                what = "label's logit rises" if direction[column] > 0 else "another class's logit falls"
+                lines.append((direction, rest, f"{label_name}: the {what}, the rest at {other:g}"))
+        for direction, rest, text in lines:
+            logits.append(rest + position[:, None] * direction)
+            directions.append(np.broadcast_to(direction, (steps, columns)))
+            label_rows.append(np.broadcast_to(row, (steps, columns)))
+            texts.append(f"{text} ({columns} columns, IoU {iou:g})")
+    shape = (labels, len(texts) // labels, steps)
+    x, direction, y = (np.concatenate(part).astype(np.float32) for part in (logits, directions, label_rows))
+    step = np.broadcast_to(np.arange(steps), shape)
+    settled = step == steps - 1
+    settled[:, 1:] = False
+    if one_stage:
+        values = {"X": x, "PY": y, "NY": 1 - y, "Q": y * np.float32(iou)}
+        weights = ALPHA * y + (1 - ALPHA) * (1 - y)
+        margin = np.tile(position, len(texts))  # how far the swept logit lies on its right side
+    else:
+        background = np.repeat(np.arange(labels), shape[1] * steps)[:, None] == 1
+        values = {"X": x, "Y": y, "Z": np.broadcast_to(np.where(background, np.float32(1), np.float32(iou)), x.shape)}
+        weights = None
+        margin = np.where(y == 1, x, 0).sum(-1) - np.where(y == 1, -np.inf, x).max(-1)  # of the label over the others
+    return Block(name, shape, values, {"X": direction}, weights, iou == 1, settled.ravel(),
+                 (margin <= -wrong[0]) & (margin >= -wrong[1]), tuple(texts), "logit", np.tile(position, len(texts)))
+
+
+# --- regression --------------------------------------------------------------------------------------------------------
+
+#: Boxes as (centre x, centre y, width, height), in units of the target's width and height; a path runs over t in [0, 1].
+_Path = Callable[[np.ndarray], np.ndarray]
+
+
+def _box_blocks(section: _Section) -> Iterator[Block]:
+    steps, glance = section.number("steps", 3, 1000, True), section.number("glance", 3, 1000, True)
+    areas = section.numbers("areas", 1e-2, 1e9)
+    aspects = section.numbers("aspects", 1e-2, 1e2)
+    distance = section.number("distance", 1.01, 100)
+    scales = section.numbers("scales", 1e-2, 1e2)
+    stretches = section.numbers("stretches", 1e-2, 1e2)
+    paths = dict(_box_paths(distance, scales, stretches))
+    targets = [(area, aspect) for area in areas for aspect in aspects]
+    first = [next(name for name in paths if name.startswith(kind)) for kind in ("diagonal", "scale")]
+    yield _box_block("glance", glance, targets[len(targets) // 2:][:1], {name: paths[name] for name in first})
+    yield _box_block("paths", steps, targets, paths)
+
+
+def _box_paths(distance: float, scales: list[float], stretches: list[float]) -> Iterator[tuple[str, _Path]]:
+    def path(x: float = 0, y: float = 0, width: float = 1, height: float = 1) -> _Path:
+        """Centre straight to the target's, width and height at constant rates to the target's."""
+        return lambda t: np.stack([x * (1 - t), y * (1 - t), width ** (1 - t), height ** (1 - t)], -1)
+
+    def corner(size: float) -> _Path:
+        """One corner stays on the target's, the opposite one goes straight to its own."""
+        return lambda t: np.stack([(size - 1) / 2 * (1 - t), (size - 1) / 2 * (1 - t), *[1 + (size - 1) * (1 - t)] * 2], -1)
+
+    def two_legs(scale: float) -> _Path:
+        """First to the same centre, with a size of its own; then to the target's size."""
+        return lambda t: np.stack([distance * (1 + scale) / 2 * np.clip(1 - 2 * t, 0, None), 0 * t,
+                                   *[scale ** np.clip(2 - 2 * t, None, 1)] * 2], -1)
+
+    yield "diagonal translation", path(distance, distance)
+    yield "horizontal translation", path(x=distance)
+    yield "vertical translation", path(y=-distance)
+    for scale in scales:
+        yield f"scale from {scale:g}", path(width=scale, height=scale)
+        yield f"scale from {scale:g} at a corner", corner(scale)
+        yield f"translation at scale {scale:g}, then scale", two_legs(scale)
+    for stretch in stretches:
+        yield f"aspect from {stretch:g}", path(width=stretch, height=1 / stretch)
+
+
+def areas_of(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Union, intersection and enclosing area as the losses see them.
+
+    Args:
+        boxes, targets: (..., 4) as (centre x, centre y, width, height) in pixels.
+
+    Returns:
+        (3, ...) in squared pixels.
+    """
+    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
+    target_low, target_high = targets[..., :2] - targets[..., 2:] / 2, targets[..., :2] + targets[..., 2:] / 2
+    overlap = np.clip(np.minimum(high, target_high) - np.maximum(low, target_low), 0, None).prod(-1)
+    enclosing = (np.maximum(high, target_high) - np.minimum(low, target_low)).prod(-1)
+    union = boxes[..., 2:].prod(-1) + targets[..., 2:].prod(-1) - overlap
+    return np.stack([union + AREA_EPSILON, overlap, enclosing + AREA_EPSILON])
+
+
+def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths: Mapping[str, _Path]) -> Block:
+    position, nudge = np.linspace(0, 1, steps), 1e-6
+    areas, slopes, texts = [], [], []
+    for area, aspect in targets:
+        target = np.array([0, 0, math.sqrt(area * aspect), math.sqrt(area / aspect)])
+        unit = np.tile(target[2:], 2)
+        for text, path in paths.items():
+            here, before = (areas_of(path(t) * unit, target) for t in (position, position - nudge))
+            for overlap in (here[1], before[1]):
+                overlap[overlap < 1e-9 * area] = 0  # boxes that touch do not overlap by their rounding
+            areas.append(here)
+            slopes.append((here - before) / nudge)  # from behind: the path ends on the target, where areas have a kink
+            texts.append(f"{text}, target of {area:g} square pixels, aspect {aspect:g}")
+    area, slope = (np.stack(part, 1).reshape(3, -1, 1) for part in (areas, slopes))
+    slope[np.abs(slope) < 1e-9 * area.max(axis=0) / nudge] = 0  # rounding
+    union, overlap, _ = area[..., 0]
+    iou, rising = overlap / union, (slope[1] * area[0] - slope[0] * area[1])[:, 0] > 0
+    shape = (len(targets), len(paths), steps)
+    step = np.broadcast_to(np.arange(steps), shape)
+    return Block(name, shape, dict(zip("UIE", area.astype(np.float32))), dict(zip("UIE", slope.astype(np.float32))), None, True,
+                 (step == steps - 1).ravel(), (iou > 0.05) & (iou < 0.6) & rising, tuple(texts), "share of the path",
+                 np.tile(position, len(texts)))

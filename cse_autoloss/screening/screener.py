@@ -1,0 +1,192 @@
+"""Screening: candidates in, verdicts out, thousands at once."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cse_autoloss.expression import Expression
+from cse_autoloss.screening.equivalence import Seen
+from cse_autoloss.screening.graph import PREDICTED, Arrays, Forest, Graph, Language
+from cse_autoloss.screening.probes import Block, Probes
+from cse_autoloss.screening.properties import PROPERTIES, USES_PREDICTION, first_failures, reduce, violations
+from cse_autoloss.space import SearchSpace
+from cse_autoloss.variation import Population
+
+BATCH_SIZE = 32_768
+ACCEPTED, DUPLICATE = -1, -2  # verdict codes beside the indices of PROPERTIES
+BLOCK_BYTES = 1 << 26  # of the nodes' values on one block: more trees than that are taken in turns
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """Where a candidate missed a property: the sweep, and the loss along it.
+
+    Attributes:
+        sweep: which sweep, in words.
+        axis: what ``positions`` are.
+        positions, values, slopes: along the sweep; the derivative is by the position.
+        at: index of the point where the property is missed.
+        variables: the expression's variables at that point.
+    """
+
+    sweep: str
+    axis: str
+    positions: tuple[float, ...]
+    values: tuple[float, ...]
+    slopes: tuple[float, ...]
+    at: int
+    variables: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification says of a candidate.
+
+    Attributes:
+        accepted: whether it has all properties.
+        failed: the first property that it misses (one of ``PROPERTIES``), or None.
+        detail: one line for a reader.
+        counterexample: where it misses it, or None.
+    """
+
+    accepted: bool
+    failed: str | None
+    detail: str
+    counterexample: Counterexample | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ScreenReport:
+    """What became of a population.
+
+    Attributes:
+        population: what was screened.
+        codes: (n,) int8: ``ACCEPTED``, ``DUPLICATE`` (of an earlier row, or of a candidate of an earlier call), or the
+            index in ``PROPERTIES`` of the property that fell.
+    """
+
+    population: Population
+    codes: np.ndarray
+
+    @property
+    def generated(self) -> int:
+        return len(self.codes)
+
+    @property
+    def unique(self) -> int:
+        return int(np.count_nonzero(self.codes != DUPLICATE))
+
+    @cached_property
+    def rejected(self) -> dict[str, int]:
+        """Property to the number of unique candidates that fell to it, in order of checking."""
+        return {name: int(np.count_nonzero(self.codes == index)) for index, name in enumerate(PROPERTIES)}
+
+    @cached_property
+    def survivors(self) -> list[Expression]:
+        return self.population.take(self.codes == ACCEPTED).expressions()
+
+    def fates(self) -> list[tuple[str, str]]:
+        """(text, property that fell) of each unique candidate that was rejected."""
+        return [(str(self.population.expression(row)), PROPERTIES[self.codes[row]]) for row in np.flatnonzero(self.codes >= 0)]
+
+
+class Screener:
+    """Screens candidates of one space; keeps its probes and buffers between calls, and what it has seen.
+
+    Args:
+        batch_size: candidates that share a graph. More of them share more; memory grows with it (see docs/screening.md).
+        seen: what ``Seen.to_json`` wrote, to go on from there.
+        device: a torch device such as ``"cuda"``; None is NumPy on the CPU.
+    """
+
+    def __init__(self, space: SearchSpace, batch_size: int = BATCH_SIZE, seen: str | None = None, device: str | None = None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        self.space, self.batch_size = space, batch_size
+        self.seen = Seen() if seen is None else Seen.from_json(seen)
+        self.probes = Probes.of(space)
+        self.language = Language.of(space)
+        self._arrays = Arrays(device)
+        self._inputs = [({name: self._arrays.asarray(array) for name, array in block.values.items()},
+                         {name: self._arrays.asarray(array) for name, array in block.tangents.items()})
+                        for block in self.probes.blocks]
+
+    def screen(self, candidates: Population | Iterable[Expression]) -> ScreenReport:
+        """Judge each candidate that is not a duplicate, and remember it as seen."""
+        population = candidates if isinstance(candidates, Population) else Population.from_expressions(candidates, self.space)
+        codes = [self._batch(population.slice(start, start + self.batch_size))
+                 for start in range(0, len(population), self.batch_size)]
+        return ScreenReport(population, np.concatenate(codes) if codes else np.zeros(0, np.int8))
+
+    def verify(self, expression: Expression) -> Verdict:
+        """Judge one candidate, whether seen or not, and say where it fails."""
+        forest = Forest.of(Population.from_expressions([expression], self.space), self.language)
+        if not forest.roots[1][0] & PREDICTED:
+            predicted = ", ".join(sorted(self.space.predicted))
+            return Verdict(False, USES_PREDICTION, f"the loss does not depend on the prediction ({predicted} is missing)")
+        graph = Graph.of(forest, np.ones(1, bool))
+        for index, block in enumerate(self.probes.blocks):
+            values, slopes = self._losses(graph, index)
+            with np.errstate(all="ignore"):
+                for name, where in violations(values, slopes, block, self.probes.tolerances):
+                    if where.any():
+                        example = _counterexample(block, values[:, 0], slopes[:, 0], where[:, 0])
+                        return Verdict(False, name, _detail(name, example), example)
+        return Verdict(True, None, "all properties hold")
+
+    def _batch(self, population: Population) -> np.ndarray:
+        forest = Forest.of(population, self.language)
+        hashes, flags = forest.roots
+        codes = np.where(self.seen.add(hashes), np.int8(ACCEPTED), np.int8(DUPLICATE))
+        codes[(codes == ACCEPTED) & (flags & PREDICTED == 0)] = PROPERTIES.index(USES_PREDICTION)
+        for index, block in enumerate(self.probes.blocks):
+            rows = np.flatnonzero(codes == ACCEPTED)
+            for part in self._parts(population.lengths[rows], rows, block):
+                chosen = np.zeros(len(population), bool)
+                chosen[part] = True
+                graph = Graph.of(forest, chosen)
+                codes[part] = first_failures(*self._losses(graph, index), block, self.probes.tolerances)
+        return codes
+
+    def _parts(self, lengths: np.ndarray, rows: np.ndarray, block: Block) -> list[np.ndarray]:
+        """The rows in as many parts as keep a part's values within ``BLOCK_BYTES``."""
+        if not len(rows):
+            return []
+        size = 4 * len(block.positions) * block.columns
+        return np.split(rows, np.flatnonzero(np.diff(np.cumsum(lengths) * size // BLOCK_BYTES)) + 1)
+
+    def _losses(self, graph: Graph, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(points, trees) losses and slopes of the graph's trees on a block."""
+        arrays, weights = self._arrays, self.probes.blocks[index].weights
+        values, tangents = graph.evaluate(*self._inputs[index], arrays)
+        roots = arrays.indices(graph.roots)
+        with np.errstate(all="ignore"):
+            return (reduce(arrays.numpy(arrays.gather(values, roots)), graph.wide, weights),
+                    reduce(arrays.numpy(arrays.gather(tangents, roots - graph.fixed)), graph.wide, weights))
+
+
+def _counterexample(block: Block, values: np.ndarray, slopes: np.ndarray, where: np.ndarray) -> Counterexample:
+    point = int(np.argmax(where))
+    sweep, at = divmod(point, block.shape[2])
+    line = slice(sweep * block.shape[2], (sweep + 1) * block.shape[2])
+    return Counterexample(block.sweeps[sweep], block.axis, *(tuple(map(float, array[line])) for array in
+                                                             (block.positions, values, slopes)), at,
+                          {name: array[point].tolist() for name, array in block.values.items()})
+
+
+_SAYS = {
+    "finite-values": "the loss is {value:g}",
+    "finite-gradients": "the gradient is {slope:g}",
+    "monotonicity": "the loss rises towards the label or target (slope {slope:.3g})",
+    "convergence": "the loss is not least, or still changes, at the label or target (value {value:.6g}, slope {slope:.3g})",
+    "not-flat": "there is next to no gradient where the prediction is wrong (slope {slope:.3g})",
+}
+
+
+def _detail(name: str, example: Counterexample) -> str:
+    text = _SAYS[name].format(value=example.values[example.at], slope=example.slopes[example.at])
+    return f"{text} at {example.axis} {example.positions[example.at]:.3g} on the sweep '{example.sweep}'"

@@ -1,0 +1,260 @@
+"""Populations of expressions as arrays, and how they vary: grow, mutate, cross.
+
+A population is an integer array of prefix programs, so thousands of trees vary in a few array calls, without a Python
+loop over trees. Operators are those of genetic programming (Koza 1992); their names and laws follow DEAP's ``gp`` module.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cse_autoloss.expression import Expression
+from cse_autoloss.primitives import PRIMITIVES
+from cse_autoloss.space import SearchSpace
+
+PAD = 255  # fills a row after its program's end
+MAX_GROWN_DEPTH = 15
+#: Offspring beyond these limits are replaced by their parent, as DEAP's ``staticLimit`` does; 17 is Koza's depth.
+OFFSPRING_MAX_SIZE = 80
+OFFSPRING_MAX_DEPTH = 17
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a space: operators first, then variables, then constants; a token's code is its place.
+
+    Attributes:
+        names: token names by code.
+        operators: how many of them are operators.
+        arity: (256,) number of arguments by code; 0 for leaves and padding.
+    """
+
+    names: tuple[str, ...]
+    operators: int
+    arity: np.ndarray
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> Vocabulary:
+        names = (*space.operators, *space.variables, *map(str, space.constants))
+        if len(names) > PAD:
+            raise ValueError(f"space {space.name}: {len(names)} operators, variables and constants are too many: at most {PAD}")
+        arity = np.zeros(256, np.uint8)
+        arity[:len(space.operators)] = [PRIMITIVES[name].arity for name in space.operators]
+        return cls(names, len(space.operators), arity)
+
+    @cached_property
+    def codes(self) -> dict[str, int]:
+        return {name: code for code, name in enumerate(self.names)}
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Expressions of one space as an array.
+
+    Attributes:
+        vocabulary: what the codes mean.
+        programs: (n, L) uint8 prefix programs, one a row, padded with ``PAD``; columns are contiguous in memory.
+        lengths: (n,) number of nodes of each.
+    """
+
+    vocabulary: Vocabulary
+    programs: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def from_expressions(cls, expressions: Iterable[Expression], space: SearchSpace) -> Population:
+        vocabulary = Vocabulary.of(space)
+        codes = vocabulary.codes
+        rows = [[codes[name] for name in expression.program] for expression in expressions]
+        lengths = np.array([len(row) for row in rows], np.intp)
+        programs = np.full((len(rows), lengths.max(initial=1)), PAD, np.uint8, order="F")
+        for row, program in enumerate(rows):
+            programs[row, :len(program)] = program
+        return cls(vocabulary, programs, lengths)
+
+    @classmethod
+    def concatenate(cls, populations: Sequence[Population]) -> Population:
+        """One after the other; all of the same space, at least one."""
+        widest = max(population.programs.shape[1] for population in populations)
+        programs = np.full((sum(map(len, populations)), widest), PAD, np.uint8, order="F")
+        start = 0
+        for population in populations:
+            programs[start:start + len(population), :population.programs.shape[1]] = population.programs
+            start += len(population)
+        return cls(populations[0].vocabulary, programs, np.concatenate([population.lengths for population in populations]))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, rows: np.ndarray) -> Population:
+        """The population of these rows (indices, or a mask)."""
+        lengths = self.lengths[rows]
+        columns = self.programs.T[:lengths.max(initial=1)]
+        return Population(self.vocabulary, columns[:, rows].T, lengths)
+
+    def slice(self, start: int, stop: int) -> Population:
+        """Rows ``start`` to ``stop``, without a copy."""
+        return Population(self.vocabulary, self.programs[start:stop], self.lengths[start:stop])
+
+    def expression(self, row: int) -> Expression:
+        names = self.vocabulary.names
+        return Expression(tuple(names[code] for code in self.programs[row, :self.lengths[row]]))
+
+    def expressions(self) -> list[Expression]:
+        return [self.expression(row) for row in range(len(self))]
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(n, L) number of nodes of the subtree that starts at each node; 0 in the padding."""
+        return self._shape[0]
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """(n,) depth of each tree; a single variable has depth 0."""
+        return self._shape[1]
+
+    @cached_property
+    def _shape(self) -> tuple[np.ndarray, np.ndarray]:
+        count, width = self.programs.shape
+        sizes = np.zeros((width + 1, count), np.int32)
+        heights = np.zeros((width + 1, count), np.int32)
+        rows = np.arange(count)
+        for column in range(width - 1, -1, -1):  # in prefix order the first argument follows at once, the second after it
+            arity = self.vocabulary.arity[self.programs[:, column]]
+            after = np.minimum(column + 1 + sizes[column + 1], width)
+            second = np.where(arity == 2, sizes[after, rows], 0)
+            sizes[column] = (column < self.lengths) + np.where(arity > 0, sizes[column + 1], 0) + second
+            heights[column] = np.where(arity > 0, 1 + np.maximum(
+                heights[column + 1], np.where(arity == 2, heights[after, rows], 0)), 0)
+        return sizes[:-1].T, heights[0]
+
+
+def grow(rng: np.random.Generator, count: int, space: SearchSpace, min_depth: int = 2, max_depth: int = 6) -> Population:
+    """Random trees by ramped half-and-half.
+
+    Each tree has a depth limit drawn from ``min_depth..max_depth``; half of the trees are full (every branch reaches the
+    limit), half are grown (from ``min_depth`` on, operators and leaves are equally likely each). This is the law of DEAP's
+    ``genHalfAndHalf``.
+
+    Raises:
+        ValueError: if the depths are not ``0 <= min_depth <= max_depth <= 15``.
+    """
+    if not 0 <= min_depth <= max_depth <= MAX_GROWN_DEPTH:
+        raise ValueError(f"depths: expected 0 <= min_depth <= max_depth <= {MAX_GROWN_DEPTH}, found {min_depth} and {max_depth}")
+    vocabulary = Vocabulary.of(space)
+    operators, tokens = vocabulary.operators, len(vocabulary.names)
+    # A node is an operator, anything, or a leaf (mode 0, 1, 2); each is a range of codes.
+    first, choices = np.array([0, 0, operators], np.uint32), np.array([operators, tokens, tokens - operators], np.uint32)
+    # Nodes whose second argument is still to come stand at different depths of one branch: a bit mask holds them all.
+    deepest = np.zeros(1 << max_depth + 1, np.uint8)
+    for depth in range(max_depth + 1):
+        deepest[1 << depth:2 << depth] = depth
+    limit = rng.integers(min_depth, max_depth + 1, count, dtype=np.uint8)
+    leaves_from = np.where(rng.random(count, dtype=np.float32) < 0.5, limit, np.uint8(min_depth))
+    rows, depth, pending = np.arange(count, dtype=np.int32), np.zeros(count, np.uint8), np.zeros(count, np.uint32)
+    columns, lengths = [], np.zeros(count, np.intp)
+    while len(rows):
+        mode = (depth >= leaves_from).view(np.uint8) + (depth == limit).view(np.uint8)
+        drawn = rng.integers(1 << 16, size=len(rows), dtype=np.uint16)
+        token = (first.take(mode) + (choices.take(mode) * drawn >> 16)).astype(np.uint8)
+        columns.append(np.full(count, PAD, np.uint8))
+        columns[-1][rows] = token
+        arity = vocabulary.arity.take(token)
+        depth += 1
+        pending |= (arity == 2).astype(np.uint32) << depth
+        leaf = arity == 0
+        done = leaf & (pending == 0)
+        lengths[rows[done]] = len(columns)
+        depth = np.where(leaf, deepest.take(pending), depth)
+        pending ^= np.where(leaf & ~done, np.uint32(1) << depth, np.uint32(0))
+        going = np.flatnonzero(~done)
+        rows, depth, pending = rows.take(going), depth.take(going), pending.take(going)
+        limit, leaves_from = limit.take(going), leaves_from.take(going)
+    programs = np.array(columns or [np.empty(0, np.uint8)])
+    return Population(vocabulary, programs.T, lengths)
+
+
+def mutate(rng: np.random.Generator, population: Population, space: SearchSpace) -> Population:
+    """One change in each tree, drawn anew for each: a random subtree is replaced by a new one of depth 0 to 2, or one node
+    by another of its arity, or a subtree by one of its own arguments (which shrinks the tree).
+    """
+    kind = rng.integers(3, size=len(population))
+    spots = _random_nodes(rng, population)
+    rows = np.arange(len(population))
+    sizes = population.sizes[rows, spots]
+    tokens = population.programs[rows, spots]
+    arity = population.vocabulary.arity[tokens]
+    donors = grow(rng, len(population), space, 0, 2)
+    # Shrinking keeps the subtree's first or second argument: the donor is the tree itself.
+    second = (arity == 2) & (rng.random(len(population)) < 0.5)
+    first_size = population.sizes[rows, np.minimum(spots + 1, population.programs.shape[1] - 1)]
+    argument = np.where(second, spots + 1 + first_size, spots + 1)
+    argument = np.where((kind == 2) & (arity > 0), argument, spots)
+    own = population.sizes[rows, argument]
+    mutants = _graft(population, spots, sizes, population, argument, own)
+    grafted = _graft(population, spots, sizes, donors, np.zeros_like(spots), donors.lengths)
+    mutants = _choose(kind == 0, grafted, mutants)
+    point = np.flatnonzero(kind == 1)
+    programs = mutants.programs.copy(order="F")
+    programs[point, spots[point]] = _same_arity(rng, population.vocabulary, tokens[point])
+    return _within_limits(Population(population.vocabulary, programs, mutants.lengths), population)
+
+
+def crossover(rng: np.random.Generator, mothers: Population, fathers: Population, space: SearchSpace) -> Population:
+    """Each mother with a random subtree replaced by a random subtree of her father (one-point crossover).
+
+    Raises:
+        ValueError: if there are not as many fathers as mothers.
+    """
+    if len(mothers) != len(fathers):
+        raise ValueError(f"crossover: {len(mothers)} mothers and {len(fathers)} fathers: expected as many")
+    rows = np.arange(len(mothers))
+    spots, taken = _random_nodes(rng, mothers), _random_nodes(rng, fathers)
+    children = _graft(mothers, spots, mothers.sizes[rows, spots], fathers, taken, fathers.sizes[rows, taken])
+    return _within_limits(children, mothers)
+
+
+def _random_nodes(rng: np.random.Generator, population: Population) -> np.ndarray:
+    return (rng.random(len(population)) * population.lengths).astype(np.intp)
+
+
+def _same_arity(rng: np.random.Generator, vocabulary: Vocabulary, tokens: np.ndarray) -> np.ndarray:
+    """For each token another one, uniformly, of the same arity (itself where there is no other)."""
+    result = tokens.copy()
+    arity = vocabulary.arity[:len(vocabulary.names)]
+    for count in range(3):
+        group = np.flatnonzero(arity == count)
+        chosen = np.flatnonzero(vocabulary.arity[tokens] == count)
+        if len(group) > 1 and len(chosen):
+            place = np.searchsorted(group, tokens[chosen])
+            shift = 1 + rng.integers(len(group) - 1, size=len(chosen))
+            result[chosen] = group[(place + shift) % len(group)]
+    return result
+
+
+def _graft(population: Population, spots: np.ndarray, sizes: np.ndarray, donors: Population, starts: np.ndarray,
+           donor_sizes: np.ndarray) -> Population:
+    """Each tree with the ``sizes`` nodes at ``spots`` replaced by the donor's ``donor_sizes`` nodes at ``starts``."""
+    lengths = population.lengths - sizes + donor_sizes
+    column = np.arange(lengths.max(initial=1))[:, None]
+    rows = np.arange(len(population))
+    # Reading beyond a program's end happens only where the result is padding.
+    own = np.minimum(np.where(column < spots, column, column - donor_sizes + sizes), population.programs.shape[1] - 1)
+    other = np.clip(column - spots + starts, 0, donors.programs.shape[1] - 1)
+    inside = (column >= spots) & (column < spots + donor_sizes)
+    programs = np.where(inside, donors.programs[rows, other], population.programs[rows, own])
+    programs[column >= lengths] = PAD
+    return Population(population.vocabulary, programs.T, lengths)
+
+
+def _choose(condition: np.ndarray, yes: Population, no: Population) -> Population:
+    both = Population.concatenate([yes, no])
+    return both.take(np.where(condition, 0, len(yes)) + np.arange(len(yes)))
+
+
+def _within_limits(children: Population, parents: Population) -> Population:
+    fits = (children.lengths <= OFFSPRING_MAX_SIZE) & (children.depths <= OFFSPRING_MAX_DEPTH)
+    return _choose(fits, children, parents)
