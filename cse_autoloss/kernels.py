@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cse_autoloss.elementwise import Formula, Program, Term
 from cse_autoloss.expression import Expression
@@ -53,8 +52,9 @@ class _WithGradient(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("this loss has no second derivative (create_graph=True); with reduction 'none' it has one")
         (pred,) = ctx.saved_tensors
         gradient = ctx.compute(pred, True)[1] if ctx.gradient is None else ctx.gradient
         ctx.gradient = None
@@ -147,22 +147,25 @@ class TwoStageKernel:
         index = target[:, None]
         leaves: dict[str, Tensor] = {}
         dense = None
-        if "X" in self._leaves:
-            leaves["X"] = logits.gather(1, index)
         if quality is not None:
-            leaves["Z"] = quality[:, None]
+            leaves["Z"] = quality
+        if "X" in self._leaves:
+            leaves["X"] = logits.gather(1, index)[:, 0]
         if "LogSoftmax" in self._leaves:
             dense = torch.log_softmax(logits, -1)
-            leaves["LogSoftmax"] = dense.gather(1, index)
+            leaves["LogSoftmax"] = dense.gather(1, index)[:, 0]
             dense = dense.exp_() if gradient or "Softmax" in self._leaves else dense
         elif "Softmax" in self._leaves:
             dense = torch.softmax(logits, -1)
         if "Softmax" in self._leaves:
-            leaves["Softmax"] = dense.gather(1, index)
+            leaves["Softmax"] = dense.gather(1, index)[:, 0]
         values = self._program.forward(leaves)
         seed = scale * self._program.sign
-        seed = seed if weight is None else weight[:, None] * seed
-        loss = (values[-1] * seed).sum()
+        if weight is None:
+            loss = values[-1].sum() * seed
+        else:
+            seed = weight.to(logits.dtype) * seed
+            loss = torch.dot(values[-1], seed)
         if not gradient:
             return loss, None
         parts = {name: _filled(part, leaves[name]) for name, part in self._program.backward(values, seed).items()}
@@ -171,8 +174,8 @@ class TwoStageKernel:
             rising = parts["Softmax"] * leaves["Softmax"] if rising is None else rising.addcmul(
                 parts["Softmax"], leaves["Softmax"])
         at_label = rising if "X" not in parts else parts["X"] if rising is None else parts["X"] + rising
-        result = torch.zeros_like(logits) if rising is None else dense.mul_(-rising)
-        return loss, result.scatter_add_(1, index, at_label)
+        result = torch.zeros_like(logits) if rising is None else dense.mul_(-rising[:, None])
+        return loss, result.scatter_add_(1, index, at_label[:, None])
 
 
 # --- one-stage classification ------------------------------------------------------------------------------------------

@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 from cse_autoloss import kernels
 from cse_autoloss.expression import Expression
-from cse_autoloss.kernels import AREA_EPSILON, MIN_IOU
-from cse_autoloss.space import SearchSpace, load_space
+from cse_autoloss.kernels import MIN_IOU
+from cse_autoloss.space import INPUTS, SearchSpace, load_space
+from cse_autoloss.standalone import standalone_module
+from cse_autoloss.variables import (box_loss, box_variables, loss_scale, one_stage_loss, one_stage_variables, two_stage_loss,
+                                    two_stage_variables)
 
+__all__ = ["ExpressionLoss", "build_loss", "standalone_module"]
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -83,34 +87,40 @@ class ExpressionLoss(nn.Module):
         self.needs_ious = bool(self._quality & expression.variables)
         self._kernel = self._build_kernel(expression)
 
-    _build_kernel: Any  # the kernel class's ``build``
+    _build_kernel: Any  # a kernel class's ``build``
+    _weighted: Any  # from a formula's values to the weighted loss of each element
 
     def extra_repr(self) -> str:
         """What stands in the module's printed form."""
         options = "".join(f", {name}={getattr(self, name)!r}" for name in self._options)
         return f"{str(self.expression)!r}, space={self.space.name!r}, loss_weight={self.loss_weight:g}{options}"
 
-    def _evaluate(self, variables: dict[str, Tensor], pred: Tensor) -> Tensor:
-        """The formula in torch's own graph; shape: what broadcasting makes of the variables."""
+    def _by_kernel(self, reduction: str, count: int) -> bool:
+        """Whether a kernel computes this call. torch.compile makes better code from the plain formula."""
+        return self._kernel is not None and reduction != "none" and count > 0 and not torch.compiler.is_compiling()
+
+    def _plain(self, variables: tuple[Tensor, ...], pred: Tensor, target: Tensor, weight: Tensor | None,
+               avg_factor: float | Tensor | None, reduction: str) -> Tensor:
+        """The reduced loss in torch's own graph; as MMDetection's ``weight_reduce_loss``, but the mean of nothing is 0."""
+        alpha = getattr(self, "alpha", None)
+        loss = self._weighted(self._evaluate(variables, pred), pred, target, alpha, weight)
+        if reduction == "none":
+            return loss * self.loss_weight
+        return loss.sum() * self._scale(loss.numel(), avg_factor, reduction)
+
+    def _evaluate(self, variables: tuple[Tensor, ...], pred: Tensor) -> Tensor:
+        named = dict(zip(INPUTS[self.space.inputs], variables))
 
         def leaf(name: str) -> Tensor:
-            return variables[name] if name in variables else pred.new_full((1,) * pred.dim(), float(name))
+            return named[name] if name in named else variables[0].new_tensor(float(name))
 
         value = self.expression.fold(leaf, lambda primitive, args: primitive.torch(*args))
         if not self.expression.variables & self.space.predicted:
             value = value + 0 * pred.sum()  # constant for the prediction, yet backward() must find a graph
         return value
 
-    def _by_hand(self, reduction: str, count: int) -> bool:
-        """Whether a kernel computes this call. torch.compile makes better code from the plain formula."""
-        return self._kernel is not None and reduction != "none" and count > 0 and not torch.compiler.is_compiling()
-
-    def _scale(self, avg_factor: float | Tensor | None, reduction: str, count: int) -> float | Tensor:
-        """What the sum of the weighted loss is multiplied by; ``count`` is the number of its elements."""
-        if reduction == "sum":
-            return self.loss_weight
-        divisor = max(count, 1) if avg_factor is None else avg_factor + torch.finfo(torch.float32).eps
-        return self.loss_weight / divisor
+    def _scale(self, count: int, avg_factor: float | Tensor | None, reduction: str) -> float | Tensor:
+        return loss_scale(count, avg_factor, reduction) * self.loss_weight
 
     def _reduction(self, override: str | None, avg_factor: float | Tensor | None) -> str:
         if override is not None and override not in REDUCTIONS:
@@ -119,14 +129,6 @@ class ExpressionLoss(nn.Module):
         if avg_factor is not None and reduction == "sum":
             raise ValueError('avg_factor cannot be used with reduction="sum"')
         return reduction
-
-    def _reduce(self, loss: Tensor, weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str) -> Tensor:
-        """MMDetection's ``weight_reduce_loss``, except that the mean of nothing is 0."""
-        if weight is not None:
-            loss = loss * weight
-        if reduction == "none":
-            return loss * self.loss_weight
-        return loss.sum() * self._scale(avg_factor, reduction, loss.numel())
 
 
 def _check_logits(pred: Tensor, target: Tensor) -> None:
@@ -142,33 +144,10 @@ def _dtype(pred: Tensor) -> torch.dtype:
     return torch.float64 if pred.dtype == torch.float64 else torch.float32
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(_dtype(tensor))
-
-
-def _all_in(target: Tensor, classes: int) -> bool:
-    low, high = target.aminmax()
-    return low.item() >= 0 and high.item() < classes
-
-
-def _checked_ious(pos_ious: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    if pos_ious.dim() != 1:
-        raise ValueError(f"pos_ious: expected shape (number of positives,), found {tuple(pos_ious.shape)}")
-    if len(pos_ious) != count:
-        raise ValueError(f"pos_ious: {len(pos_ious)} IoUs for {count} positives: expected one for each target in 0..C-1, "
-                         "in their order (are these the sample weights? those are 'weight')")
-    return pos_ious.detach().to(dtype).clamp(min=MIN_IOU)
-
-
-def _spread(pos_ious: Tensor | None, positive: Tensor, dtype: torch.dtype) -> Tensor:
-    """(N,) the IoU of each positive in its place, 1 elsewhere."""
-    ones = torch.ones(positive.shape, dtype=dtype, device=positive.device)
-    if pos_ious is None:
-        return ones
-    if torch.compiler.is_compiling():  # a count that depends on the data would break the graph
-        return ones.masked_scatter(positive, _checked_ious(pos_ious, len(pos_ious), dtype))
-    rows = positive.nonzero()[:, 0]
-    return ones.index_copy_(0, rows, _checked_ious(pos_ious, len(rows), dtype))
+def _check_ious(pos_ious: Tensor, count: int) -> None:
+    if pos_ious.shape != (count,):
+        raise ValueError(f"pos_ious: expected shape ({count},), an IoU for each positive (a target in 0..C-1) in their order, "
+                         f"found {tuple(pos_ious.shape)} (sample weights are given as 'weight')")
 
 
 class TwoStageLoss(ExpressionLoss):
@@ -176,6 +155,7 @@ class TwoStageLoss(ExpressionLoss):
 
     _quality = frozenset("Z")
     _build_kernel = staticmethod(kernels.TwoStageKernel.build)
+    _weighted = staticmethod(two_stage_loss)
     _options = {"reduction": "mean", "use_sigmoid": False}
 
     def __init__(self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any) -> None:
@@ -189,7 +169,8 @@ class TwoStageLoss(ExpressionLoss):
 
         Args:
             pred: (N, C+1) logits, background last.
-            target: (N,) labels; 0..C-1 are positives, C is background. Any other label marks no class: its row of Y is 0.
+            target: (N,) labels in 0..C; 0..C-1 are positives, C is background. (Others are not looked for: torch refuses
+                them where it takes the label's column.)
             pos_ious: (number of positives,) IoU of each positive's predicted box with its target, in the positives'
                 order. No gradient passes. None counts as IoU 1.
             weight: (N,) sample weights.
@@ -204,20 +185,22 @@ class TwoStageLoss(ExpressionLoss):
         """
         reduction = self._reduction(reduction_override, avg_factor)
         _check_logits(pred, target)
-        quality = None
-        if self.needs_ious:
-            quality = _spread(pos_ious, (target >= 0) & (target < pred.shape[1] - 1), _dtype(pred))
-        if self._by_hand(reduction, len(pred)) and _all_in(target, pred.shape[1]):
-            scale = self._scale(avg_factor, reduction, len(pred))
-            return kernels.apply(pred, lambda pred, gradient: self._kernel(
-                pred, gradient, target, quality, weight, scale))
-        logits = _at_least_float32(pred)
-        labels = (target[:, None] == torch.arange(logits.shape[1], device=target.device)).to(logits.dtype)
-        variables = {"X": logits, "Y": labels}
-        if quality is not None:
-            variables["Z"] = quality[:, None].expand_as(logits)
-        loss = self._evaluate(variables, logits).sum(-1).expand(len(logits))
-        return self._reduce(loss, weight, avg_factor, reduction)
+        background = pred.shape[1] - 1
+        if weight is not None and weight.shape != target.shape:
+            raise ValueError(f"weight: expected shape {tuple(target.shape)}, found {tuple(weight.shape)}")
+        if self._by_kernel(reduction, len(pred)):
+            quality = None
+            if self.needs_ious:
+                quality = torch.ones(len(pred), dtype=_dtype(pred), device=pred.device)
+                if pos_ious is not None:
+                    positive = target < background
+                    _check_ious(pos_ious, int(positive.count_nonzero()))
+                    quality.masked_scatter_(positive, pos_ious.detach().to(quality.dtype).clamp(min=MIN_IOU))
+            scale = self._scale(len(pred), avg_factor, reduction)
+            return kernels.apply(pred, lambda pred, gradient: self._kernel(pred, gradient, target, quality, weight, scale))
+        if pos_ious is not None and not torch.compiler.is_compiling():  # a look at the data would break the graph
+            _check_ious(pos_ious, int(((target >= 0) & (target < background)).sum()))
+        return self._plain(two_stage_variables(pred, target, pos_ious), pred, target, weight, avg_factor, reduction)
 
 
 class OneStageLoss(ExpressionLoss):
@@ -225,6 +208,7 @@ class OneStageLoss(ExpressionLoss):
 
     _quality = frozenset("Q")
     _build_kernel = staticmethod(kernels.OneStageKernel.build)
+    _weighted = staticmethod(one_stage_loss)
     _options = {"reduction": "mean", "use_sigmoid": True, "alpha": 0.25}
 
     def __init__(self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any) -> None:
@@ -255,33 +239,32 @@ class OneStageLoss(ExpressionLoss):
         """
         reduction = self._reduction(reduction_override, avg_factor)
         _check_logits(pred, target)
-        positive = (target >= 0) & (target < pred.shape[1])
-        if weight is not None:
-            weight = weight[:, None] if weight.shape == target.shape else weight.reshape(pred.shape)
-        if self._by_hand(reduction, pred.numel()):
-            rows = positive.nonzero()[:, 0]
+        if weight is not None and weight.shape != target.shape and weight.numel() != pred.numel():
+            raise ValueError(f"weight: expected shape {tuple(target.shape)} or {tuple(pred.shape)}, found {tuple(weight.shape)}")
+        if self._by_kernel(reduction, pred.numel()):
+            rows = ((target >= 0) & (target < pred.shape[1])).nonzero()[:, 0]
             quality = None
             if self.needs_ious:
-                quality = rows.new_ones(len(rows), dtype=_dtype(pred)) if pos_ious is None else _checked_ious(
-                    pos_ious, len(rows), _dtype(pred))
-            scale = self._scale(avg_factor, reduction, pred.numel())
+                quality = torch.ones(len(rows), dtype=_dtype(pred), device=pred.device)
+                if pos_ious is not None:
+                    _check_ious(pos_ious, len(rows))
+                    quality = pos_ious.detach().to(quality.dtype).clamp(min=MIN_IOU)
+            if weight is not None:
+                weight = weight[:, None] if weight.shape == target.shape else weight.reshape(pred.shape)
+            scale = self._scale(pred.numel(), avg_factor, reduction)
             alphas = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
             return kernels.apply(pred, lambda pred, gradient: self._kernel(
                 pred, gradient, target, rows, quality, weight, alphas, scale))
-        logits = _at_least_float32(pred)
-        labels = (target[:, None] == torch.arange(logits.shape[1], device=target.device)).to(logits.dtype)
-        quality = labels * _spread(pos_ious, positive, logits.dtype)[:, None] if self.needs_ious else labels
-        variables = {"X": logits, "Q": quality, "PY": labels, "NY": 1 - labels}
-        loss = self._evaluate(variables, logits).expand_as(logits)
-        if self.alpha is not None:
-            loss = loss * (1 - self.alpha + (2 * self.alpha - 1) * labels)
-        return self._reduce(loss, weight, avg_factor, reduction)
+        if pos_ious is not None and not torch.compiler.is_compiling():  # a look at the data would break the graph
+            _check_ious(pos_ious, int(((target >= 0) & (target < pred.shape[1])).sum()))
+        return self._plain(one_stage_variables(pred, target, pos_ious), pred, target, weight, avg_factor, reduction)
 
 
 class BoxLoss(ExpressionLoss):
     """Regression on boxes: U union, I intersection, E smallest enclosing box (areas in squared pixels)."""
 
     _build_kernel = staticmethod(kernels.BoxKernel.build)
+    _weighted = staticmethod(box_loss)
 
     def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None,
                 avg_factor: float | Tensor | None = None, reduction_override: str | None = None) -> Tensor:
@@ -304,21 +287,14 @@ class BoxLoss(ExpressionLoss):
         for name, boxes in (("pred", pred), ("target", target)):
             if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) != len(pred):
                 raise ValueError(f"{name}: expected boxes of shape ({len(pred)}, 4), found {tuple(boxes.shape)}")
-        if weight is not None and weight.dim() > 1:
-            weight = weight.mean(-1)
-        if self._by_hand(reduction, len(pred)):
-            scale = self._scale(avg_factor, reduction, len(pred))
+        if weight is not None and weight.shape not in (pred.shape, pred.shape[:1]):
+            raise ValueError(f"weight: expected shape ({len(pred)},) or ({len(pred)}, 4), found {tuple(weight.shape)}")
+        if self._by_kernel(reduction, len(pred)):
+            if weight is not None and weight.dim() > 1:
+                weight = weight.mean(-1)
+            scale = self._scale(len(pred), avg_factor, reduction)
             return kernels.apply(pred, lambda pred, gradient: self._kernel(pred, gradient, target, weight, scale))
-        boxes, aims = _at_least_float32(pred), _at_least_float32(target)
-        (x1, y1, x2, y2), (a1, b1, a2, b2) = boxes.unbind(1), aims.unbind(1)
-        overlap = ((torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp(min=0)
-                   * (torch.minimum(y2, b2) - torch.maximum(y1, b1)).clamp(min=0))
-        enclosing = ((torch.maximum(x2, a2) - torch.minimum(x1, a1)).clamp(min=0)
-                     * (torch.maximum(y2, b2) - torch.minimum(y1, b1)).clamp(min=0))
-        union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - overlap
-        variables = {"U": union + AREA_EPSILON, "I": overlap, "E": enclosing + AREA_EPSILON}
-        loss = self._evaluate(variables, boxes[:, 0]).expand(len(boxes))
-        return self._reduce(loss, weight, avg_factor, reduction)
+        return self._plain(box_variables(pred, target), pred, target, weight, avg_factor, reduction)
 
 
 _LOSSES: dict[str, type[ExpressionLoss]] = {"two_stage": TwoStageLoss, "one_stage": OneStageLoss, "boxes": BoxLoss}

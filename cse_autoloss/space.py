@@ -41,9 +41,9 @@ class KnownLoss:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SearchSpace:
-    """What may be searched.
+    """What may be searched. :func:`load_space` gives one object for one name, so a space equals itself alone.
 
     Attributes:
         name: the space's name.

@@ -1,0 +1,170 @@
+"""A loss as one Python file that needs nothing but PyTorch.
+
+The file carries the sources of the functions that it uses: the operator table's (:mod:`cse_autoloss.primitives`) and those
+from predictions to variables (:mod:`cse_autoloss.variables`). There is one definition of everything.
+"""
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cse_autoloss import variables
+from cse_autoloss.canonical import canonical
+from cse_autoloss.expression import Expression
+from cse_autoloss.primitives import PRIMITIVES, Primitive
+from cse_autoloss.space import INPUTS, SearchSpace
+
+#: How Python writes these functions of torch.
+_INFIX = {torch.add: "({} + {})", torch.sub: "({} - {})", torch.mul: "({} * {})", torch.neg: "(-{})"}
+_LINE = 100  # a longer statement is cut in two
+
+_PARTS = {
+    "two_stage": (variables.two_stage_variables, variables.two_stage_loss),
+    "one_stage": (variables.one_stage_variables, variables.one_stage_loss),
+    "boxes": (variables.box_variables, variables.box_loss),
+}
+_ARGUMENTS = {
+    "two_stage": "pred: (N, C+1) logits, background last; target: (N,) labels in 0..C;\n    "
+                 "pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None; weight: (N,) or None.",
+    "one_stage": "pred: (N, C) logits; target: (N,) labels, 0..C-1 for a class, C for background;\n    "
+                 "pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None; weight: (N,) or None.",
+    "boxes": "pred, target: (P, 4) boxes x1 y1 x2 y2 in pixels; weight: (P,) or (P, 4) or None.",
+}
+
+
+def standalone_module(expression: Expression, space: SearchSpace, class_name: str = "SearchedLoss",
+                      loss_weight: float = 1.0, alpha: float | None = 0.25) -> str:
+    """The source text of a Python file with the loss as a ``torch.nn.Module`` called ``class_name``.
+
+    Its ``forward`` is that of :func:`cse_autoloss.losses.build_loss`'s modules, its values are theirs, computed in torch's
+    own graph. ``alpha`` counts for one-stage classification only.
+
+    Raises:
+        ValueError: if ``class_name`` is no identifier, or an operator's torch function has no source that can be carried.
+    """
+    if not class_name.isidentifier():
+        raise ValueError(f"class name {class_name!r}: expected a Python identifier")
+    body, functions = _statements(expression, space)
+    make_variables, weigh = _PARTS[space.inputs]
+    carried = [make_variables, weigh, variables.loss_scale, *functions]
+    ious = "" if space.inputs == "boxes" else "pos_ious=None, "
+    one_stage = space.inputs == "one_stage"
+    given = ", ".join(INPUTS[space.inputs])
+    arguments = "pred, target" if space.inputs == "boxes" else "pred, target, pos_ious"
+    alpha_line = "        self.alpha = alpha\n" if one_stage else ""
+    text = f'''\
+"""{class_name}: a loss for object detectors that was found by search. Needs PyTorch alone.
+
+    {textwrap.fill(str(canonical(expression, space)), 110, subsequent_indent="    ", break_long_words=True)}
+"""
+import math  # noqa: F401
+
+import torch
+from torch import nn
+
+
+{chr(10).join(f"{_source(function)}{chr(10)}{chr(10)}" for function in carried)}
+class {class_name}(nn.Module):
+    """{_ARGUMENTS[space.inputs]}
+    """
+
+    def __init__(self, loss_weight={loss_weight!r}, reduction="mean"{f", alpha={alpha!r}" if one_stage else ""}):
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+{alpha_line}
+    def forward(self, pred, target, {ious}weight=None, avg_factor=None, reduction_override=None):
+        reduction = reduction_override or self.reduction
+        if avg_factor is not None and reduction == "sum":
+            raise ValueError('avg_factor cannot be used with reduction="sum"')
+        {given} = {make_variables.__name__}({arguments})
+{textwrap.indent(body, "        ")}
+        loss = {weigh.__name__}(value, pred, target, {"self.alpha" if one_stage else "None"}, weight)
+        if reduction != "none":
+            loss = loss.sum() * loss_scale(loss.numel(), avg_factor, reduction)
+        return loss * self.loss_weight
+'''
+    return text
+
+
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        source = textwrap.dedent(inspect.getsource(function)).rstrip()
+    except (OSError, TypeError):
+        source = ""
+    if not source.startswith("def "):
+        raise ValueError(f"{function!r} has no source that an exported loss could carry: write it with 'def' in a file")
+    return source
+
+
+def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[Callable[..., Any]]]:
+    """Python statements that set ``value``, and the functions that they call."""
+    like = next(iter(INPUTS[space.inputs]))
+    uses = Counter()  # how often a subexpression stands in the program, a repeated one's parts counted once
+    seen: set[tuple[str, ...]] = set()
+
+    def count(primitive: Primitive, args: list[tuple[str, ...]]) -> tuple[str, ...]:
+        program = (primitive.name, *(name for arg in args for name in arg))
+        if program not in seen:
+            uses.update(args)
+            seen.add(program)
+        return program
+
+    expression.fold(lambda name: (name,), count)
+    lines: list[str] = []
+    functions: dict[str, Callable[..., Any]] = {}
+    names: dict[str, str] = {}
+
+    def node(primitive: Primitive, args: list[tuple[tuple[str, ...], str]]) -> tuple[tuple[str, ...], str]:
+        program = (primitive.name, *(name for arg, _ in args for name in arg))
+        texts = [text for _, text in args]
+        infix = _INFIX.get(primitive.torch)
+        # A Python number is fine beside a tensor in infix notation, and nowhere else.
+        constants = [arg[0].isdigit() for arg, _ in args]
+        if not infix or all(constants):
+            texts = [f"{like}.new_tensor({text})" if constant else text for text, constant in zip(texts, constants)]
+        if infix:
+            text = infix.format(*texts)
+        else:
+            text = f"{_call(primitive, functions)}({', '.join(texts)})"
+        if uses[program] > 1 or len(text) > _LINE:
+            if text not in names:
+                names[text] = f"t{len(names) + 1}"
+                lines.append(f"{names[text]} = {text}")
+            text = names[text]
+        return program, text
+
+    program, text = expression.fold(lambda name: ((name,), f"{float(name)}" if name.isdigit() else name), node)
+    if program[0].isdigit():
+        text = f"{like}.new_tensor({text})"
+    if not expression.variables & space.predicted:
+        text += " + 0 * pred.sum()"  # backward() must find a graph
+    if text.startswith("(") and text.endswith(")") and _encloses(text):
+        text = text[1:-1]
+    return "\n".join([*lines, f"value = {text}"]), list(functions.values())
+
+
+def _encloses(text: str) -> bool:
+    """Whether the first bracket is closed by the last."""
+    depth = 0
+    for position, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return position == len(text) - 1
+    return False
+
+
+def _call(primitive: Primitive, functions: dict[str, Callable[..., Any]]) -> str:
+    """How the file calls an operator: by torch's name, or by that of a function that it carries."""
+    function = primitive.torch
+    for module, prefix in ((torch, "torch"), (torch.nn.functional, "nn.functional")):
+        if getattr(module, function.__name__, None) is function:
+            return f"{prefix}.{function.__name__}"
+    if functions.setdefault(function.__name__, function) is not function:
+        raise ValueError(f"operator {primitive.name}: another operator's torch function is called {function.__name__}, too")
+    return function.__name__
