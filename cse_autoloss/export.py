@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cse_autoloss.config import parse_config
 from cse_autoloss.journal import Candidate, Journal, found_label
-from cse_autoloss.losses import standalone_module
+from cse_autoloss.standalone import standalone_module
 from cse_autoloss.space import load_space
 from cse_autoloss.status import read_comparison
 from cse_autoloss.trial import ConfigError, Found, load_trainer
@@ -43,7 +43,7 @@ def found(journal: Journal, rank: int = 1) -> Found:
 
 
 def export_run(journal: Journal, output: Path, rank: int = 1, base: str | None = None, target: str = "mmdet2") -> list[Path]:
-    """Write the config to ``output`` and the losses as one plain PyTorch file beside it (``<name>_loss.py``).
+    """Write the config to ``output`` and each loss as a plain PyTorch file beside it (``<name>_cls.py``, ``<name>_reg.py``).
 
     Returns:
         The paths written.
@@ -54,13 +54,14 @@ def export_run(journal: Journal, output: Path, rank: int = 1, base: str | None =
     config = parse_config(journal["config"])
     loss = found(journal, rank)
     text = load_trainer(config.detector["trainer"]).export(config.detector, loss, base, target)
-    parts = [standalone_module(load_space(loss.spaces[branch]).expression(expression), load_space(loss.spaces[branch]),
-                               CLASSES[branch], loss_weight=loss.loss_weights[branch])
-             for branch, expression in loss.losses.items()]
-    module = output.with_name(f"{output.stem}_loss.py")
-    write_text(output, text)
-    write_text(module, "\n\n".join(parts))
-    return [output, module]
+    files = {output: text}
+    for branch, expression in loss.losses.items():
+        space = load_space(loss.spaces[branch])
+        files[output.with_name(f"{output.stem}_{branch}.py")] = standalone_module(
+            space.expression(expression), space, CLASSES[branch], loss.loss_weights[branch])
+    for path, content in files.items():
+        write_text(path, content)
+    return list(files)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ SHOWN = 10  # candidates in the report's table
 
 
 def write_report(journal: Journal) -> list[Path]:
-    """Write ``report.md``, ``progress.png`` and, where something was found, ``best.py`` and ``best_loss.py``.
+    """Write ``report.md``, ``progress.png`` and, where something was found, ``best.py`` with its losses beside it.
 
     Returns:
         The paths written.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cse_autoloss import evolution
+from cse_autoloss.canonical import canonical
 from cse_autoloss.cluster import Cluster
 from cse_autoloss.config import Config
 from cse_autoloss.evolution import Member, State
@@ -179,10 +180,9 @@ class Search:
             offspring, state = evolution.ask(state, settings.offspring, branch, space, settings)
             report = self._screeners[branch].screen(offspring)
             outcomes = simulate_predictions(report.survivors, space, seed=self._config.seed)
-            passed = [str(e) for e, outcome in zip(report.survivors, outcomes) if outcome.passed]
-            survived = dict.fromkeys(passed, "passed")
-            survived |= {str(e): f"simulation: {o.reason}" for e, o in zip(report.survivors, outcomes) if not o.passed}
-            fates[branch] = [*report.fates(), *survived.items()]
+            fates[branch] = [*report.fates(), *((str(e), "passed" if o.passed else f"simulation: {o.reason}")
+                                                for e, o in zip(report.survivors, outcomes))]
+            passed = [str(canonical(e, space)) for e, o in zip(report.survivors, outcomes) if o.passed]
             funnel[branch].update(generated=report.generated, unique=report.unique, verified=len(report.survivors),
                                   optimised=len(passed))
             rng = evolution.generator(state)

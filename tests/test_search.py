@@ -1,14 +1,15 @@
 """One real miniature search, through Ray and mmdet: killed with SIGKILL in its middle, resumed, finished, exported."""
+import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import mmcv
 import pytest
 
+from cse_autoloss.export import found as found_by_rank
 from cse_autoloss.journal import Journal
 from cse_autoloss.trial import ConfigError
 
@@ -104,9 +105,17 @@ def test_the_report_and_the_exported_files_stand_on_their_own(finished):
     page = (folder / "report.md").read_text()
     assert "CSE-Autoloss-A" in page and "## Provenance" in page
     assert (folder / "progress.png").stat().st_size > 10_000
-    module = (folder / "best_loss.py").read_text()
-    assert "cse_autoloss" not in module.replace("cse_autoloss:", "")
-    compile(module, "best_loss.py", "exec")
+    best = found_by_rank(Journal.read(folder)).losses
+    for branch in best:
+        path = folder / f"best_{branch}.py"
+        imports = {line.split("  #")[0] for line in path.read_text().splitlines() if line.startswith(("import ", "from "))}
+        assert imports <= {"import math", "import torch", "from torch import nn"}
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    config = mmcv.Config.fromfile(str(folder / "best.py"))
+    head = config.model.roi_head.bbox_head
+    assert {"cls": head.loss_cls.type, "reg": head.loss_bbox.type}.items() >= dict.fromkeys(best, "SearchedLoss").items()
 
 
 def test_a_wrong_setting_stops_before_anything_starts(tmp_path):
