@@ -23,6 +23,7 @@ MAX_DEPTH = 64  # edges from the root to the deepest leaf
 MAX_TEXT = 20_000  # characters
 
 T = TypeVar("T")
+_PRODUCT_OF_NUMBERS = re.compile(r"(?<=\d)\\,(?=\d)")
 _TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]+|\S)")
 
 
@@ -94,25 +95,31 @@ class Expression:
         return result
 
     def to_sympy(self) -> Any:
-        """The formula in sympy, simplified, without the epsilons that only guard floating point."""
+        """The formula in sympy, simplified, without the epsilons that only guard floating point.
+
+        The S-curves keep their names (``sigma``, ``serf``, ...); ``doit()`` puts their definitions in.
+        """
         import sympy
 
         def leaf(name: str) -> Any:
             return sympy.Integer(name) if name.isdigit() else sympy.Symbol(name, real=True)
 
-        return sympy.simplify(self.fold(leaf, lambda primitive, args: primitive.sympy(sympy, *args)))
+        return sympy.simplify(self.fold(leaf, lambda primitive, args: primitive.sympy(sympy, *args)), doit=False)
 
     def to_latex(self) -> str:
         """The formula in LaTeX, as it stands (not simplified)."""
+
+        def leaf(name: str) -> tuple[str, int]:
+            return name if len(name) == 1 or name.isdigit() else rf"\mathit{{{name}}}", 2
 
         def node(primitive: Primitive, args: list[tuple[str, int]]) -> tuple[str, int]:
             binding, *needs = primitive.binds
             text = primitive.latex
             for position, ((argument, tightness), need) in enumerate(zip(args, needs), 1):
                 text = text.replace(f"#{position}", argument if tightness >= need else rf"\left({argument}\right)")
-            return text, binding
+            return _PRODUCT_OF_NUMBERS.sub(r"\\cdot ", text.replace("+-", "-")), binding
 
-        return self.fold(lambda name: (name, 3), node)[0]
+        return self.fold(leaf, node)[0]
 
 
 def _read(text: str, space: SearchSpace) -> Iterable[str]:

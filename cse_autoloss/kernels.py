@@ -128,7 +128,7 @@ class TwoStageKernel:
             return _AtLabel(True, None, UNBOUNDED)
 
         root = expression.fold(leaf, node)
-        if root.label is None or (root.wide and root.elsewhere != (0, 0)) or formula.is_leaf(root.label):
+        if root.label is None or (root.wide and root.elsewhere != (0, 0)):
             return None
         program = formula.program(root.label, ("X", "Softmax", "LogSoftmax"))
         return cls(program) if program.differentiated else None

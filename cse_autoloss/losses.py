@@ -34,7 +34,8 @@ def build_loss(expression: str | Expression, space: str | SearchSpace, loss_weig
         expression: its text, or the name of a known loss of the space (``"CSE-Autoloss-A"``).
         space: name or YAML path of the search space that the expression is written in.
         loss_weight: factor of the reduced loss.
-        **options: ``reduction`` ("mean", "sum", "none"; default "mean"); for classification ``use_sigmoid`` (MMDetection's
+        **options: ``reduction`` ("mean", "sum", "none"; default "mean"); ``stable`` (compute log(softmax), log(sigmoid) and
+            log(1 - sigmoid) so that confident logits keep a gradient; default False, the released numbers); for classification ``use_sigmoid`` (MMDetection's
             heads read it from a config; it must be True in one-stage spaces and False in two-stage ones, which is also
             the default); for one-stage classification ``alpha`` (weight of a label, 1 - alpha that of a non-label;
             default 0.25; None for no weighting).
@@ -63,7 +64,7 @@ class ExpressionLoss(nn.Module):
 
     #: Variables that ``pos_ious`` decides.
     _quality: frozenset[str] = frozenset()
-    _options: dict[str, Any] = {"reduction": "mean"}
+    _options: dict[str, Any] = {"reduction": "mean", "stable": False}
 
     # What MMDetection's R-CNN heads ask a classification loss: nothing about this one is special there.
     custom_cls_channels = False
@@ -85,7 +86,13 @@ class ExpressionLoss(nn.Module):
         self.space = space
         self.loss_weight = float(loss_weight)
         self.needs_ious = bool(self._quality & expression.variables)
-        self._kernel = self._build_kernel(expression)
+        if self.stable:
+            from cse_autoloss.stable import stabilized
+
+            self._computed = stabilized(expression)
+        else:
+            self._computed = expression
+        self._kernel = self._build_kernel(self._computed)
 
     _build_kernel: Any  # a kernel class's ``build``
     _weighted: Any  # from a formula's values to the weighted loss of each element
@@ -114,7 +121,7 @@ class ExpressionLoss(nn.Module):
         def leaf(name: str) -> Tensor:
             return named[name] if name in named else variables[0].new_tensor(float(name))
 
-        value = self.expression.fold(leaf, lambda primitive, args: primitive.torch(*args))
+        value = self._computed.fold(leaf, lambda primitive, args: primitive.torch(*args))
         if not self.expression.variables & self.space.predicted:
             value = value + 0 * pred.sum()  # constant for the prediction, yet backward() must find a graph
         return value
@@ -156,7 +163,7 @@ class TwoStageLoss(ExpressionLoss):
     _quality = frozenset("Z")
     _build_kernel = staticmethod(kernels.TwoStageKernel.build)
     _weighted = staticmethod(two_stage_loss)
-    _options = {"reduction": "mean", "use_sigmoid": False}
+    _options = {**ExpressionLoss._options, "use_sigmoid": False}
 
     def __init__(self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any) -> None:
         super().__init__(expression, space, loss_weight, **options)
@@ -209,7 +216,7 @@ class OneStageLoss(ExpressionLoss):
     _quality = frozenset("Q")
     _build_kernel = staticmethod(kernels.OneStageKernel.build)
     _weighted = staticmethod(one_stage_loss)
-    _options = {"reduction": "mean", "use_sigmoid": True, "alpha": 0.25}
+    _options = {**ExpressionLoss._options, "use_sigmoid": True, "alpha": 0.25}
 
     def __init__(self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any) -> None:
         super().__init__(expression, space, loss_weight, **options)

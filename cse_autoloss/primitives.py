@@ -10,6 +10,7 @@ look along it (``Dot`` keeps it, as one column). Values follow the released loss
 """
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -59,14 +60,15 @@ class Primitive:
             names from this module: an exported loss carries its source.
         sympy: ``sympy(sp, *args)`` with ``sp`` the sympy module.
         latex: template with ``#1`` and ``#2`` for the arguments.
-        binds: how tightly the LaTeX form binds (0 a sum, 1 a product, 2 a prefix, 3 an atom), and for each argument how
-            tightly it must bind to go without parentheses.
+        binds: how tightly the LaTeX form binds (0 a sum, 1 a product, 2 an atom), and for each argument how tightly it
+            must bind to go without parentheses.
         commutative: whether the two arguments may change places.
         classwise: whether it looks along the class axis.
         monotone: whether its extremes over a box of arguments lie at the box's corners.
         range: ``range(*intervals) -> (lowest, highest)`` where the corners are not the extremes.
         adjoint: for each argument ``adjoint[i](xp, value, args, gradient) -> the argument's gradient``; a unary elementwise
-            row needs none, its tangent is its adjoint. What stops a gradient stops an infinite one, too, as in torch. A loss whose rows have none is differentiated by torch.
+            row needs none, its tangent is its adjoint. What stops a gradient
+            stops an infinite one, too, as in torch. A loss with a row that has none is differentiated by torch.
     """
 
     name: str
@@ -85,7 +87,7 @@ class Primitive:
 
     def __post_init__(self) -> None:
         if self.adjoint is None and self.arity == 1 and not self.classwise:
-            object.__setattr__(self, "adjoint", (lambda xp, value, args, gradient: self.tangent(xp, value, args, (gradient,)),))
+            object.__setattr__(self, "adjoint", (lambda xp, v, a, g: self.tangent(xp, v, a, (g,)),))
 
     def bounds(self, *intervals: Interval) -> Interval:
         """Between what its values lie when argument i lies in ``intervals[i]``.
@@ -194,9 +196,28 @@ def serfc(x):
     return 1 - (torch.erf(x * (math.sqrt(math.pi) / 4)) + 1) / 2
 
 
+# --- sympy: the S-curves keep their names, so that formulas stay readable; ``doit()`` puts their definitions in ------------
+
+
+@functools.cache
+def _curve(sp: Any, name: str, definition: Callable[[Any, Any], Any]) -> Any:
+    def fdiff(self: Any, argindex: int = 1) -> Any:
+        x = sp.Dummy()
+        return definition(sp, x).diff(x).subs(x, self.args[0])
+
+    def doit(self: Any, **hints: Any) -> Any:
+        return definition(sp, self.args[0].doit(**hints))
+
+    return type(name, (sp.Function,), {"fdiff": fdiff, "doit": doit})
+
+
+def _named(name: str, definition: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda sp, x: _curve(sp, name, definition)(x)
+
+
 # --- the table ---------------------------------------------------------------------------------------------------------
 
-_SUM, _PRODUCT, _PREFIX, _ATOM = range(4)
+_SUM, _PRODUCT, _ATOM = range(3)
 _CALL = (_ATOM, _SUM)
 
 
@@ -205,7 +226,7 @@ def _between(low: float, high: float) -> Callable[..., Interval]:
 
 
 for row in (
-    Primitive("Neg", 1, lambda xp, x: -x, lambda xp, v, a, t: -t[0], torch.neg, lambda sp, x: -x, "-#1", (_SUM, _PREFIX),
+    Primitive("Neg", 1, lambda xp, x: -x, lambda xp, v, a, t: -t[0], torch.neg, lambda sp, x: -x, "-#1", (_SUM, _PRODUCT),
               monotone=True),
     Primitive("Exp", 1, lambda xp, x: xp.exp(xp.at_most(x, EXP_LIMIT)),
               elementwise(lambda xp, v, x: v * xp.below(x, EXP_LIMIT)), exp, lambda sp, x: sp.exp(x), "e^{#1}", _CALL,
@@ -223,22 +244,28 @@ for row in (
               classwise=True, range=_between(0.0, 1.0)),
     Primitive("Softplus", 1, lambda xp, x: xp.relu(x) + xp.log1p(xp.exp(-xp.abs(x))),
               elementwise(lambda xp, v, x: xp.sigmoid(x)),
-              torch.nn.functional.softplus, lambda sp, x: sp.log(1 + sp.exp(x)), r"\log\left(1+e^{#1}\right)", _CALL,
+              torch.nn.functional.softplus, _named("softplus", lambda sp, x: sp.log(1 + sp.exp(x))),
+              r"\log\left(1+e^{#1}\right)", _CALL,
               monotone=True),
     Primitive("Sig", 1, lambda xp, x: xp.sigmoid(x), elementwise(lambda xp, v, x: v * (1 - v)),
-              torch.sigmoid, lambda sp, x: 1 / (1 + sp.exp(-x)), r"\sigma\left(#1\right)", _CALL, monotone=True),
+              torch.sigmoid, _named("sigma", lambda sp, x: 1 / (1 + sp.exp(-x))),
+              r"\sigma\left(#1\right)", _CALL, monotone=True),
     Primitive("Sgdf", 1, lambda xp, x: xp.arctan(xp.tanh(x * (math.pi / 8))) * (2 / math.pi) + 0.5,
-              elementwise(_sgdf_slope), sgdf, lambda sp, x: 2 * sp.atan(sp.tanh(sp.pi * x / 8)) / sp.pi + sp.Rational(1, 2),
+              elementwise(_sgdf_slope), sgdf,
+              _named("sgdf", lambda sp, x: 2 * sp.atan(sp.tanh(sp.pi * x / 8)) / sp.pi + sp.Rational(1, 2)),
               r"\operatorname{sgdf}\left(#1\right)", _CALL, monotone=True),
     Primitive("Salf", 1, lambda xp, x: x / xp.sqrt(x * x + 4) * 0.5 + 0.5,
               elementwise(lambda xp, v, x: 0.25 / (x * x * 0.25 + 1) ** 1.5),
-              salf, lambda sp, x: (x / 2 / sp.sqrt(1 + x**2 / 4) + 1) / 2, r"\operatorname{salf}\left(#1\right)", _CALL,
+              salf, _named("salf", lambda sp, x: (x / 2 / sp.sqrt(1 + x**2 / 4) + 1) / 2),
+              r"\operatorname{salf}\left(#1\right)", _CALL,
               monotone=True),
     Primitive("Serf", 1, _serf, elementwise(_serf_slope), serf,
-              lambda sp, x: (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2, r"\operatorname{serf}\left(#1\right)", _CALL,
+              _named("serf", lambda sp, x: (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2),
+              r"\operatorname{serf}\left(#1\right)", _CALL,
               monotone=True),
     Primitive("Serfc", 1, lambda xp, x: 1 - _serf(xp, x), elementwise(lambda xp, v, x: -_serf_slope(xp, v, x)), serfc,
-              lambda sp, x: 1 - (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2, r"\operatorname{serfc}\left(#1\right)", _CALL,
+              _named("serfc", lambda sp, x: 1 - (sp.erf(sp.sqrt(sp.pi) * x / 4) + 1) / 2),
+              r"\operatorname{serfc}\left(#1\right)", _CALL,
               monotone=True),
     Primitive("Tanh", 1, lambda xp, x: xp.tanh(x), elementwise(lambda xp, v, x: 1 - v * v),
               torch.tanh, lambda sp, x: sp.tanh(x), r"\tanh\left(#1\right)", _CALL, monotone=True),

@@ -1,0 +1,91 @@
+"""Commands on the loss language: show, losses."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cse_autoloss.canonical import canonical, known_name
+from cse_autoloss.expression import Expression
+from cse_autoloss.space import SearchSpace, load_space, space_names
+
+FORMATS = ("text", "sympy", "latex", "torch", "mmdet")
+
+
+@click.command()
+@click.argument("expression", metavar="EXPR")
+@click.option("--space", default="two_stage_cls", show_default=True,
+              help=f"The space that EXPR is written in: {', '.join(space_names())}, or a YAML file.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Print this form alone; by default text, LaTeX and tree.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False),
+              help="Draw the loss and its derivative beside the known losses, and its tree, into FILE (.png, .svg, .pdf).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(expression: str, space: str, form: str | None, picture: Path | None, as_json: bool) -> None:
+    """A loss as text, formula, code or picture. EXPR is an expression or the name of a known loss."""
+    language = load_space(space)
+    loss = language.expression(expression)
+    if picture:
+        from cse_autoloss.drawing import plot
+
+        plot(loss, language, picture)
+        click.echo(f"{picture} written", err=True)
+    if as_json:
+        shown = {name: _form(name, loss, language) for name in ([form] if form else FORMATS[:3])}
+        click.echo(json.dumps({"expression": str(canonical(loss, language)), "name": known_name(loss, language),
+                               "space": language.origin, "size": loss.size, "depth": loss.depth, **shown}))
+    elif form:
+        click.echo(_form(form, loss, language))
+    elif not picture:
+        from cse_autoloss.drawing import text_tree
+
+        name = known_name(loss, language)
+        click.echo("\n".join([*([name] if name else []), _form("text", loss, language), "", _form("latex", loss, language), "",
+                              text_tree(canonical(loss, language))]))
+
+
+def _form(form: str, loss: Expression, space: SearchSpace) -> str:
+    formula = canonical(loss, space)
+    match form:
+        case "sympy":
+            return str(formula.to_sympy())
+        case "latex":
+            return formula.to_latex()
+        case "torch":
+            from cse_autoloss.standalone import standalone_module
+
+            return standalone_module(loss, space)
+        case "mmdet":
+            return mmdet_snippet(formula, space)
+    return str(formula)
+
+
+def mmdet_snippet(loss: Expression, space: SearchSpace, loss_weight: float = 1.0) -> str:
+    """The lines of an MMDetection config that use a loss."""
+    sigmoid = ", use_sigmoid=True" if space.inputs == "one_stage" else ""
+    return (f"custom_imports = dict(imports=['detectors'], allow_failed_imports=False)\n\n"
+            f"loss_{'bbox' if space.branch == 'reg' else 'cls'}=dict(\n    type='SearchedLoss',\n    expression={str(loss)!r},\n"
+            f"    space={space.origin!r}{sigmoid}, loss_weight={loss_weight})")
+
+
+@click.command()
+@click.option("--space", help="Only this space; by default all that come with the package.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def losses(space: str | None, as_json: bool) -> None:
+    """The known losses. Every command takes their names in place of an expression."""
+    spaces = [load_space(name) for name in ([space] if space else space_names())]
+    if as_json:
+        click.echo(json.dumps([
+            {"space": language.origin, "name": loss.name, "expression": str(canonical(loss.expression, language)),
+             "released": str(loss.expression), "sympy": str(loss.expression.to_sympy()), "source": loss.source}
+            for language in spaces for loss in language.losses.values()]))
+        return
+    for language in spaces:
+        table = Table(title=language.name, title_justify="left", title_style="bold", expand=False)
+        for heading in ("name", "formula", "source"):
+            table.add_column(heading, overflow="fold")
+        for loss in language.losses.values():
+            table.add_row(loss.name, str(loss.expression.to_sympy()), loss.source)
+        Console().print(table)
