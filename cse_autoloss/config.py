@@ -68,7 +68,8 @@ class BudgetSection(Section):
 
     Attributes:
         trials: proxy trainings of candidates.
-        minutes: wall-clock time of this driver until the last training starts, or null.
+        minutes: wall-clock time of this driver, the comparison at the end (as estimated from earlier trainings) included;
+            null for no limit.
     """
 
     trials: Positive = 100

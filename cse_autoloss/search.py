@@ -7,6 +7,8 @@ one begins. So a run that was killed goes on where it stood.
 """
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,6 +32,7 @@ from cse_autoloss.trial import Trial, TrialResult
 RELEASED = "CSE-Autoloss"  # the known loss of this name in the detector's cls space is compared with at the end
 FINAL_SEEDS = 1000  # seeds of the final comparison start here, away from those of the search
 MAX_BARREN_ROUNDS = 50
+MEASURING_TEST = 1.25  # a final trial measures test beside val
 
 
 class SearchError(RuntimeError):
@@ -92,11 +95,20 @@ class Search:
 
     def _evolve(self) -> None:
         self._sow()
+        barren = 0
         while True:
             while self._cluster.free > 0 and (job := self._next()):
                 self._cluster.submit(job)
-            if self._spent() and not self._journal.trials(finished=False):
-                break
+            if self._spent():
+                if not self._journal.trials(finished=False):
+                    break
+            elif not self._journal.count(Fate.PROMOTED) and self._journal.count(Fate.SURVIVED) < self._cluster.size:
+                barren = 0 if self._breed() else barren + 1  # while the workers train: the next ones are ready in time
+                if barren == MAX_BARREN_ROUNDS:
+                    raise SearchError(f"{barren} rounds of {self._config.search.offspring} offspring left no survivor: "
+                                      "raise search.offspring, or widen the space's tolerances")
+                if self._cluster.free > 0:
+                    continue
             self._collect()
         with self._journal.step():
             self._journal["searched"] = True
@@ -128,23 +140,27 @@ class Search:
                     self._journal.add_candidate(losses, self._fingerprint(losses), f"{KNOWN}{names}", 0, Fate.PROMOTED)
 
     def _next(self) -> Trial | None:
-        """The next training, or None when the budget is spent. Breeds and promotes where nothing is waiting."""
+        """The next training: a promoted candidate's, else a survivor's on the tiny set. None if none waits."""
         if self._spent():
             return None
-        for _ in range(MAX_BARREN_ROUNDS):
-            if waiting := self._journal.candidates(Fate.PROMOTED):
-                return self._launch("proxy", waiting[0], Fate.TRAINING)
-            if self._promote():
-                continue
-            if waiting := self._journal.candidates(Fate.SURVIVED):
-                return self._launch("simulate", waiting[0], Fate.SIMULATING, task="verify")
-            self._breed()
-        raise SearchError(f"{MAX_BARREN_ROUNDS} rounds of {self._config.search.offspring} offspring left no survivor: "
-                          "raise search.offspring, or widen the space's tolerances")
+        self._promote()
+        if waiting := self._journal.candidates(Fate.PROMOTED):
+            return self._launch("proxy", waiting[0], Fate.TRAINING)
+        if waiting := self._journal.candidates(Fate.SURVIVED):
+            return self._launch("simulate", waiting[0], Fate.SIMULATING, task="verify")
+        return None
 
     def _spent(self) -> bool:
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        return late or self._journal.count(Fate.TRAINING, Fate.TRAINED, Fate.FAILED) >= self._config.budget.trials
+        if self._journal.count(Fate.TRAINING, Fate.TRAINED, Fate.FAILED) >= self._config.budget.trials:
+            return True
+        return self._deadline is not None and time.monotonic() + self._reserve() > self._deadline
+
+    def _reserve(self) -> float:
+        """Seconds that a training which starts now and the comparison after it will take, by the trainings so far."""
+        done = [row.finished - row.started for kind in ("tune", "proxy") for row in self._journal.trials(kind, finished=True)]
+        final = self._config.final
+        waves = 1 + math.ceil(final.seeds * (2 + final.candidates) / self._cluster.size)
+        return waves * statistics.mean(done[-10:]) * MEASURING_TEST
 
     def _launch(self, kind: str, candidate: Candidate, fate: str, **options: Any) -> Trial:
         trial = self._trial(f"{kind}-{candidate.id}", candidate.losses, **options)
@@ -153,12 +169,12 @@ class Search:
             self._journal.start_trial(kind, trial, candidate.id)
         return trial
 
-    def _promote(self) -> bool:
+    def _promote(self) -> None:
         """Once a round's worth has trained on the tiny set, its best go on to the proxy task."""
         settings = self._config.search
         simulated = self._journal.candidates(Fate.SIMULATED)
         if len(simulated) < settings.simulations:
-            return False
+            return
         simulated.sort(key=lambda candidate: -candidate.simulated)
         with self._journal.step():
             for place, candidate in enumerate(simulated):
@@ -167,10 +183,13 @@ class Search:
                 else:
                     self._journal.move(candidate.id, Fate.DROPPED, f"mAP {candidate.simulated:.3f} on the tiny set, place "
                                        f"{place + 1} of {len(simulated)}; the first {settings.promoted} go on")
-        return True
 
-    def _breed(self) -> None:
-        """One round: offspring of the population, screened, simulated on predictions; survivors become candidates."""
+    def _breed(self) -> int:
+        """One round: offspring of the population, screened, simulated on predictions; survivors become candidates.
+
+        Returns:
+            How many candidates the round made.
+        """
         settings, state = self._config.search, self._state
         number = (self._journal["round"] or 0) + 1
         funnel: dict[str, Counter] = {branch: Counter(self._funnel().get(branch, {})) for branch in self._spaces}
@@ -199,6 +218,7 @@ class Search:
                 state = self._enter(losses, number, state)
             self._journal["evolution"] = state.to_json()
         self._state = state
+        return len(pairs)
 
     def _pair(self, fresh: Mapping[str, list[str]], state: State) -> tuple[list[dict[str, str]], State]:
         """A round's candidates: each takes a new loss in one branch and a parent's in the other, or new ones in both."""
