@@ -86,16 +86,26 @@ class ExpressionLoss(nn.Module):
         self.space = space
         self.loss_weight = float(loss_weight)
         self.needs_ious = bool(self._quality & expression.variables)
-        if self.stable:
-            from cse_autoloss.stable import stabilized
-
-            self._computed = stabilized(expression)
-        else:
-            self._computed = expression
-        self._kernel = self._build_kernel(self._computed)
+        self._prepare()
 
     _build_kernel: Any  # a kernel class's ``build``
     _weighted: Any  # from a formula's values to the weighted loss of each element
+
+    def _prepare(self) -> None:
+        self._computed = self.expression
+        if self.stable:
+            from cse_autoloss.stable import stabilized
+
+            self._computed = stabilized(self.expression)
+        self._kernel = self._build_kernel(self._computed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry the formula and its options; what is computed from them is computed again."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_computed", "_kernel")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
 
     def extra_repr(self) -> str:
         """What stands in the module's printed form."""

@@ -135,3 +135,266 @@ def test_any_one_stage_expression_equals_the_reference(text: str, seed: int) -> 
 @given(expressions("reg"), st.integers(0, 9))
 def test_any_box_expression_equals_the_reference(text: str, seed: int) -> None:
     check_random_expression("reg", text, seed)
+
+
+# --- MMDetection's way with weights, reductions and factors ------------------------------------------------------------
+
+
+def reduced(elements: Tensor, weight: Tensor | None, avg_factor: float | None, reduction: str) -> Tensor:
+    """MMDetection's weight_reduce_loss, for comparison."""
+    if weight is not None:
+        elements = elements * (weight if weight.dim() == elements.dim() else weight[:, None])
+    if reduction == "none":
+        return elements
+    if reduction == "sum":
+        return elements.sum()
+    return elements.mean() if avg_factor is None else elements.sum() / (avg_factor + torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("space, name", [("two_stage_cls", "CSE-Autoloss-A"), ("one_stage_cls", "CSE-Autoloss-B"), ("reg", "GIoU")])
+@pytest.mark.parametrize("reduction, avg_factor", [("mean", None), ("mean", 7.0), ("sum", None), ("none", None), ("none", 7.0)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_reductions_weights_and_factors_are_mmdetections(space, name, reduction, avg_factor, weighted) -> None:
+    arguments = batch(space, spread=1.0)
+    weight = torch.rand(40, generator=torch.Generator().manual_seed(3)) if weighted else None
+    leaf, twin = arguments["pred"].clone().requires_grad_(), arguments["pred"].double().requires_grad_()
+    found = build_loss(name, space, loss_weight=2.5)(
+        **{**arguments, "pred": leaf}, weight=weight, avg_factor=avg_factor, reduction_override=reduction)
+    elements = expected(space, str(load_space(space).losses[name].expression), **{**arguments, "pred": twin})
+    right = 2.5 * reduced(elements, weight, avg_factor, reduction)
+    assert found.shape == right.shape and difference(found.detach(), right.detach()) < 1e-5
+    found.sum().backward()
+    right.sum().backward()
+    assert difference(leaf.grad, twin.grad) < 1e-5
+
+
+def test_an_avg_factor_may_be_a_tensor() -> None:
+    arguments = batch("two_stage_cls")
+    loss = build_loss("CSE-Autoloss-A", "two_stage_cls")
+    torch.testing.assert_close(loss(**arguments, avg_factor=torch.tensor(7.0)), loss(**arguments, avg_factor=7.0))
+
+
+def test_a_box_weight_row_counts_as_its_mean() -> None:
+    arguments, weight = batch("reg"), torch.rand(40, 4)
+    for reduction in ("mean", "none"):
+        loss = build_loss("GIoU", "reg", reduction=reduction)
+        torch.testing.assert_close(loss(**arguments, weight=weight), loss(**arguments, weight=weight.mean(-1)))
+
+
+def test_one_stage_weights_may_be_given_for_each_element() -> None:
+    arguments, weight = batch("one_stage_cls"), torch.rand(40, 7)
+    loss = build_loss("CSE-Autoloss-B", "one_stage_cls")
+    each = loss(**arguments, reduction_override="none") * weight
+    for shape in (weight, weight.reshape(-1)):
+        torch.testing.assert_close(loss(**arguments, weight=shape, avg_factor=5.0), each.sum() / 5.0)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.6, None])
+def test_alpha_weighs_labels_against_the_rest(alpha: float | None) -> None:
+    arguments = batch("one_stage_cls", spread=1.0)
+    text = str(load_space("one_stage_cls").losses["Focal"].expression)
+    right = reference.one_stage(text, arguments["pred"].double(), arguments["target"], arguments["pos_ious"].double(),
+                                0.5 if alpha is None else alpha).sum() * (2 if alpha is None else 1)
+    found = build_loss("Focal", "one_stage_cls", alpha=alpha)(**arguments, reduction_override="sum")
+    assert found.item() == pytest.approx(right.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("space, name", KNOWN)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_nothing_costs_nothing_and_stays_in_the_graph(space: str, name: str, reduction: str) -> None:
+    arguments = {key: value[:0] for key, value in batch(space).items()}
+    leaf = arguments["pred"].clone().requires_grad_()
+    loss = build_loss(name, space)(**{**arguments, "pred": leaf}, reduction_override=reduction)
+    assert loss.sum().item() == 0 and loss.requires_grad
+    loss.sum().backward()
+    assert leaf.grad.shape == leaf.shape
+
+
+@pytest.mark.parametrize("space, name", [pair for pair in KNOWN if pair[0] != "reg"])
+def test_a_batch_without_positives_is_a_batch_of_negatives(space: str, name: str) -> None:
+    arguments = batch(space)
+    arguments["target"] = torch.full((40,), 7)
+    for ious in (torch.zeros(0), None):
+        value, gradient = both(build_loss(name, space), space, str(load_space(space).losses[name].expression),
+                               **{**arguments, "pos_ious": torch.zeros(0)})
+        assert value < 1e-5 and gradient < 1e-5
+        torch.testing.assert_close(build_loss(name, space)(arguments["pred"], arguments["target"], ious),
+                                   build_loss(name, space)(arguments["pred"], arguments["target"], torch.zeros(0)))
+
+
+@pytest.mark.parametrize("space, name", KNOWN)
+def test_without_ious_each_positive_counts_as_iou_1(space: str, name: str) -> None:
+    arguments = batch(space)
+    if space == "reg":
+        return
+    loss = build_loss(name, space)
+    torch.testing.assert_close(loss(arguments["pred"], arguments["target"]),
+                               loss(arguments["pred"], arguments["target"], torch.ones_like(arguments["pos_ious"])))
+    assert loss.needs_ious == ({"Q", "Z"} & loss.expression.variables != set())
+
+
+@pytest.mark.parametrize("space, name", KNOWN)
+def test_a_perfect_box_and_its_ties_have_torchs_gradient(space: str, name: str) -> None:
+    if space != "reg":
+        return
+    target = batch("reg")["target"]
+    pred = target.clone()
+    pred[::2, 0] -= 3  # the other sides tie
+    value, gradient = both(build_loss(name, space), space, str(load_space(space).losses[name].expression), pred=pred, target=target)
+    assert value < 1e-5 and gradient < 1e-5
+
+
+@pytest.mark.parametrize("space, name", KNOWN)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_predictions_are_computed_in_float32(space: str, name: str, dtype: torch.dtype) -> None:
+    arguments = batch(space, spread=1.0)
+    low = arguments["pred"].to(dtype)
+    results = []
+    for pred in (low, low.float()):
+        leaf = pred.clone().requires_grad_()
+        loss = build_loss(name, space)(**{**arguments, "pred": leaf})
+        loss.backward()
+        assert loss.dtype == torch.float32 and leaf.grad.dtype == pred.dtype
+        results.append((loss.detach(), leaf.grad.to(dtype)))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+# --- what a module of a training has to do -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space, name", KNOWN)
+def test_a_loss_copies_pickles_and_moves(space: str, name: str) -> None:
+    arguments = batch(space)
+    loss = build_loss(name, space, loss_weight=3.0)
+    saved = io.BytesIO()
+    torch.save(loss.state_dict(), saved)
+    saved.seek(0)
+    loss.load_state_dict(torch.load(saved, weights_only=True))
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), loss.to("cpu").train()):
+        assert torch.equal(other(**arguments), loss(**arguments)) and other.loss_weight == 3.0
+
+
+@pytest.mark.parametrize("space, name", KNOWN)
+def test_a_second_backward_pass_adds_the_same_gradient(space: str, name: str) -> None:
+    arguments = batch(space)
+    leaf = arguments["pred"].clone().requires_grad_()
+    loss = build_loss(name, space)(**{**arguments, "pred": leaf})
+    loss.backward(retain_graph=True)
+    first = leaf.grad.clone()
+    (2 * loss).backward(retain_graph=True)
+    torch.testing.assert_close(leaf.grad, 3 * first)
+    (elsewhere,) = torch.autograd.grad(loss, leaf)
+    torch.testing.assert_close(elsewhere, first)
+    with pytest.raises(RuntimeError):
+        loss.backward()
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    arguments = batch("reg")
+    leaf = arguments["pred"].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(build_loss("GIoU", "reg")(leaf, arguments["target"]), leaf, create_graph=True)
+
+
+@pytest.mark.parametrize("space, name", [("two_stage_cls", "CSE-Autoloss-A"), ("one_stage_cls", "CSE-Autoloss-B"), ("reg", "CSE-Autoloss-B")])
+def test_a_loss_compiles_without_graph_breaks(space: str, name: str) -> None:
+    arguments = batch(space)
+    loss = build_loss(name, space)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    results = []
+    for module in (loss, compiled):
+        leaf = arguments["pred"].clone().requires_grad_()
+        value = module(**{**arguments, "pred": leaf}, avg_factor=7.0)
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+    torch._dynamo.reset()
+
+
+def test_a_loss_trains_under_ddp(tmp_path) -> None:
+    class Head(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(5, 8)
+            self.loss_cls = build_loss("CSE-Autoloss-A", "two_stage_cls")
+
+        def forward(self, features: Tensor, target: Tensor, ious: Tensor) -> Tensor:
+            return self.loss_cls(self.fc(features), target, ious)
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        arguments, head = batch("two_stage_cls"), Head()
+        features = torch.randn(40, 5)
+        torch.nn.parallel.DistributedDataParallel(head)(features, arguments["target"], arguments["pos_ious"]).backward()
+        found = head.fc.weight.grad.clone()
+        head.zero_grad()
+        head(features, arguments["target"], arguments["pos_ious"]).backward()
+        torch.testing.assert_close(found, head.fc.weight.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("space, name", [("two_stage_cls", "CSE-Autoloss-A"), ("two_stage_cls", "CrossEntropy"),
+                                         ("one_stage_cls", "CSE-Autoloss-B"), ("one_stage_cls", "Focal")])
+def test_stable_losses_keep_a_gradient_for_confident_logits(space: str, name: str) -> None:
+    columns = 3
+    logits = torch.tensor([[60.0, 0, 0], [0, 60, 0], [0, 0, 60]])
+    target = torch.tensor([1, 0, columns - (space == "two_stage_cls")])
+    gradients = {}
+    for stable in (False, True):
+        leaf = logits.clone().requires_grad_()
+        build_loss(name, space, stable=stable)(leaf, target, torch.ones(2), reduction_override="sum").backward()
+        gradients[stable] = leaf.grad
+    assert gradients[False][0, 0].abs() < 0.05 < gradients[True][0, 0]
+    arguments = batch(space, spread=1.0)
+    assert difference(build_loss(name, space, stable=True)(**arguments).detach(), build_loss(name, space)(**arguments)) < 1e-5
+
+
+def test_a_blocked_batch_equals_a_whole_one() -> None:
+    """More elements than one block of the one-stage kernel, positives at the blocks' edges."""
+    arguments = batch("one_stage_cls", count=1500, classes=60, spread=2.0)
+    arguments["target"][[0, 545, 546, 547, 1499]] = torch.tensor([0, 59, 0, 59, 59])
+    arguments["pos_ious"] = torch.rand(int((arguments["target"] < 60).sum()))
+    text = str(load_space("one_stage_cls").losses["CSE-Autoloss-B"].expression)
+    for weight in (None, torch.rand(1500), torch.rand(1500, 60)):
+        value, gradient = both(build_loss(text, "one_stage_cls"), "one_stage_cls", text, weight, **arguments)
+        assert value < 1e-5 and gradient < 1e-5
+
+
+# --- errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_loss_cannot_be_is_said_when_it_is_built() -> None:
+    with pytest.raises(ExpressionError, match="did you mean 'Log'"):
+        build_loss("Neg(Loog(X))", "two_stage_cls")
+    with pytest.raises(TypeError, match="no option 'aplha'; did you mean 'alpha'"):
+        build_loss("Focal", "one_stage_cls", aplha=0.3)
+    with pytest.raises(ValueError, match="reduction: expected one of none, mean, sum, found 'median'"):
+        build_loss("Focal", "one_stage_cls", reduction="median")
+    with pytest.raises(ValueError, match="use_sigmoid: .* expected True"):
+        build_loss("Focal", "one_stage_cls", use_sigmoid=False)
+    with pytest.raises(ValueError, match="use_sigmoid: .* expected False"):
+        build_loss("CrossEntropy", "two_stage_cls", use_sigmoid=True)
+    with pytest.raises(ValueError, match=r"alpha: expected a number in \[0, 1\] or None, found 3"):
+        build_loss("Focal", "one_stage_cls", alpha=3)
+
+
+def test_arguments_that_do_not_fit_are_named() -> None:
+    two, boxes = build_loss("CSE-Autoloss-A", "two_stage_cls"), build_loss("GIoU", "reg")
+    logits, labels = torch.zeros(4, 3), torch.tensor([0, 1, 2, 2])
+    with pytest.raises(ValueError, match=r"pos_ious: expected shape \(2,\).*found \(4,\).*'weight'"):
+        two(logits, labels, torch.ones(4))
+    with pytest.raises(ValueError, match=r"pred: expected logits of shape \(N, classes\)"):
+        two(logits[0], labels)
+    with pytest.raises(ValueError, match=r"target: expected labels of shape \(4,\)"):
+        two(logits, labels[:2])
+    with pytest.raises(ValueError, match=r"weight: expected shape \(4,\)"):
+        two(logits, labels, weight=torch.ones(4, 3))
+    with pytest.raises(ValueError, match="avg_factor cannot be used"):
+        two(logits, labels, avg_factor=2.0, reduction_override="sum")
+    with pytest.raises(ValueError, match="reduction_override"):
+        two(logits, labels, reduction_override="median")
+    with pytest.raises(ValueError, match=r"target: expected boxes of shape \(3, 4\), found \(2, 4\)"):
+        boxes(torch.zeros(3, 4), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"weight: expected shape \(3,\) or \(3, 4\)"):
+        boxes(torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(2))

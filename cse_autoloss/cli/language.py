@@ -34,8 +34,9 @@ def show(expression: str, space: str, form: str | None, picture: Path | None, as
         click.echo(f"{picture} written", err=True)
     if as_json:
         shown = {name: _form(name, loss, language) for name in ([form] if form else FORMATS[:3])}
-        click.echo(json.dumps({"expression": str(canonical(loss, language)), "name": known_name(loss, language),
-                               "space": language.origin, "size": loss.size, "depth": loss.depth, **shown}))
+        formula = canonical(loss, language)
+        click.echo(json.dumps({"expression": str(formula), "name": known_name(loss, language), "space": language.origin,
+                               "size": formula.size, "depth": formula.depth, **shown}))
     elif form:
         click.echo(_form(form, loss, language))
     elif not picture:

@@ -1,0 +1,93 @@
+"""cse-search show and losses: a loss in every form that people need."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cse_autoloss import Expression, load_space
+from cse_autoloss.canonical import same_loss
+from cse_autoloss.cli import language
+from cse_autoloss.drawing import sweeps, text_tree
+from cse_autoloss.errors import UserError
+
+RELEASED = "Neg(Dot(Mul(Y,Add(1,Sin(Z))),Log(Softmax(X))))"
+
+
+def run(command, *arguments: str) -> str:
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_loss_has_one_text_whichever_way_it_is_named() -> None:
+    texts = {run(language.show, text, "--format", "text") for text in ("CSE-Autoloss-A", "cse-autoloss-a", RELEASED)}
+    assert len(texts) == 1
+    space = load_space("two_stage_cls")
+    assert same_loss(Expression.parse(texts.pop().strip(), space), Expression.parse(RELEASED, space), space)
+
+
+@pytest.mark.parametrize("form, part", [
+    ("sympy", "-dot("), ("latex", r"\operatorname{dot}"), ("torch", "class SearchedLoss(nn.Module)"),
+    ("mmdet", "type='SearchedLoss'")])
+def test_every_format_prints(form: str, part: str) -> None:
+    assert part in run(language.show, "CSE-Autoloss-A", "--format", form)
+
+
+def test_a_config_snippet_is_python_and_builds_the_loss() -> None:
+    from cse_autoloss.losses import build_loss
+
+    imports, snippet = run(language.show, "CSE-Autoloss-B", "--space", "one_stage_cls", "--format", "mmdet").split("\n\n")
+    assert imports.startswith("custom_imports = dict(imports=['detectors']")
+    import ast
+
+    call = ast.parse(snippet).body[0].value
+    config = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    assert config.pop("type") == "SearchedLoss"
+    assert build_loss(**config).use_sigmoid is True
+
+
+def test_json_has_what_a_program_wants() -> None:
+    shown = json.loads(run(language.show, RELEASED, "--json"))
+    assert shown["name"] == "CSE-Autoloss-A" and shown["space"] == "two_stage_cls" and shown["size"] == 11
+    assert {"text", "sympy", "latex"} <= shown.keys()
+
+
+def test_all_known_losses_are_listed_with_formula_and_source() -> None:
+    listed = json.loads(run(language.losses, "--json"))
+    assert {(loss["space"], loss["name"]) for loss in listed} == {
+        (space, name) for space in ("two_stage_cls", "one_stage_cls", "reg") for name in load_space(space).losses}
+    assert all(loss["sympy"] and loss["source"] for loss in listed)
+    table = run(language.losses, "--space", "reg")
+    assert "GIoU" in table and "CVPR 2019" in table and "Focal" not in table
+
+
+@pytest.mark.parametrize("space", ["two_stage_cls", "one_stage_cls", "reg"])
+def test_a_picture_is_drawn(space: str, tmp_path: Path) -> None:
+    name = next(reversed(load_space(space).losses))
+    run(language.show, name, "--space", space, "--plot", str(tmp_path / "loss.svg"))
+    drawn = (tmp_path / "loss.svg").read_text()
+    assert drawn.startswith("<?xml") and len(drawn) > 10_000
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--plot .*loss.xyz"):
+        run(language.show, "GIoU", "--space", "reg", "--plot", str(tmp_path / "loss.xyz"))
+
+
+def test_drawn_slopes_are_those_of_the_drawn_values() -> None:
+    for space in map(load_space, ("two_stage_cls", "one_stage_cls", "reg")):
+        for way in sweeps(space):
+            for loss in space.losses.values():
+                values, slopes = way.curve(loss.expression)
+                steps = way.values.detach().diff()
+                middle = (values[2:] - values[:-2]) / (steps[1:] + steps[:-1])
+                error = (middle - slopes[1:-1]).abs()[20:]
+                assert error.max() < 0.02 * slopes[20:].abs().max(), (space.name, loss.name, way.title)
+
+
+def test_a_tree_in_text_has_a_line_for_each_node() -> None:
+    expression = Expression.parse("Add(1,Neg(Div(I,U)))", load_space("reg"))
+    assert text_tree(expression) == "Add\n├─ 1\n└─ Neg\n   └─ Div\n      ├─ I\n      └─ U"
