@@ -52,7 +52,7 @@ def start(config: Config, folder: Path, console: Console) -> None:
         "config": config.model_dump(mode="json"), "spaces": checked["spaces"], "classes": checked["classes"],
         "images": checked["images"], "created": time.time(), "versions": versions()})
     images = ", ".join(f"{count} {split}" for split, count in checked["images"].items())
-    console.print(f"run {folder}: {len(checked['classes'])} classes; images: {images}", highlight=False)
+    console.print(f"run {folder}: {len(checked['classes'])} classes; images: {images}", highlight=False, soft_wrap=True)
     _drive(journal, console)
 
 
@@ -61,7 +61,7 @@ def resume(folder: Path, console: Console) -> None:
     journal = Journal.resume(folder)
     check(parse_config(journal["config"]))
     done = journal.trials(finished=True)
-    console.print(f"resuming {folder}: {len(done)} trainings are done and stay done", highlight=False)
+    console.print(f"resuming {folder}: {len(done)} trainings are done and stay done", highlight=False, soft_wrap=True)
     _drive(journal, console)
 
 
@@ -89,9 +89,9 @@ def _drive(journal: Journal, console: Console) -> None:
         console.print(comparison_table(status.comparison))
         for path in write_report(journal):
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-        console.print(f"done in {duration(time.monotonic() - started)}", highlight=False)
+        console.print(f"done in {duration(time.monotonic() - started)}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        console.print(f"stopped; nothing finished is lost: cse-search resume {journal.folder}", highlight=False)
+        console.print(f"stopped; nothing finished is lost: cse-search resume {journal.folder}", highlight=False, soft_wrap=True)
         raise
     finally:
         journal.close()

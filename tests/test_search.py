@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 
-import mmcv
 import pytest
 
 from cse_autoloss.export import found as found_by_rank
 from cse_autoloss.journal import Journal
 from cse_autoloss.trial import ConfigError
+from detectors.configure import read_config
 
 CSE_SEARCH = [sys.executable, "-m", "cse_autoloss.cli"]
 MINIATURE = """
@@ -113,7 +113,7 @@ def test_the_report_and_the_exported_files_stand_on_their_own(finished):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    config = mmcv.Config.fromfile(str(folder / "best.py"))
+    config = read_config(str(folder / "best.py"))
     head = config.model.roi_head.bbox_head
     assert {"cls": head.loss_cls.type, "reg": head.loss_bbox.type}.items() >= dict.fromkeys(best, "SearchedLoss").items()
 
