@@ -9,6 +9,7 @@ from typing import Any
 
 from cse_autoloss.config import parse_config
 from cse_autoloss.display import duration, spread
+from cse_autoloss.drawing import plot
 from cse_autoloss.export import export_run, found, write_text
 from cse_autoloss.journal import KNOWN, Candidate, Fate, Journal
 from cse_autoloss.space import load_space
@@ -18,7 +19,7 @@ SHOWN = 10  # candidates in the report's table
 
 
 def write_report(journal: Journal) -> list[Path]:
-    """Write ``report.md``, ``progress.png`` and, where something was found, ``best.py`` with its losses beside it.
+    """Write ``report.md``, ``progress.png`` and, where something was found, ``best.py`` with its losses and their curves.
 
     Returns:
         The paths written.
@@ -26,9 +27,14 @@ def write_report(journal: Journal) -> list[Path]:
     folder, status = journal.folder, read_status(journal)
     picture = draw_progress(journal, status, folder / "progress.png")
     exported = export_run(journal, folder / "best.py") if journal.found() else []
+    curves = {}
+    for branch, text in (found(journal).losses if exported else {}).items():
+        space = load_space(journal["spaces"][branch])
+        curves[branch] = folder / f"best_{branch}.png"
+        plot(space.expression(text), space, curves[branch])
     page = folder / "report.md"
-    write_text(page, "\n".join(_page(journal, status, exported)) + "\n")
-    return [page, picture, *exported]
+    write_text(page, "\n".join(_page(journal, status, exported, curves)) + "\n")
+    return [page, picture, *curves.values(), *exported]
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
@@ -41,7 +47,7 @@ def formula(losses: Mapping[str, str]) -> str:
     return "<br>".join(f"{branch}: `{text}`" for branch, text in losses.items()) or "the detector's own"
 
 
-def _page(journal: Journal, status: Status, exported: list[Path]) -> list[str]:
+def _page(journal: Journal, status: Status, exported: list[Path], curves: Mapping[str, Path]) -> list[str]:
     config, spaces = parse_config(journal["config"]), journal["spaces"]
     lines = [f"# {journal.folder.name}", "",
              f"Searched: {', '.join(config.search.branches)} of {config.detector.get('config')} on {config.detector.get('data')}, "
@@ -63,7 +69,8 @@ def _page(journal: Journal, status: Status, exported: list[Path]) -> list[str]:
         for branch, text in best.losses.items():
             expression = load_space(spaces[branch]).expression(text)
             lines += [f"**{branch}**, loss weight {best.loss_weights[branch]:.4g}", "", "```", text, "```", "",
-                      f"$${expression.to_latex()}$$", ""]
+                      f"$${expression.to_latex()}$$", "",
+                      f"![Curves of the {branch} loss beside the known ones, and its tree]({curves[branch].name})", ""]
         lines += ["Files: " + ", ".join(f"`{path.name}`" for path in exported), ""]
     lines += ["## The funnel", ""]
     lines += table(("branch", *STAGES), ((branch, *(f"{counts[stage]:,}" for stage in STAGES))
