@@ -94,6 +94,17 @@ class Expression:
         (result,) = stack
         return result
 
+    @cached_property
+    def steps(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The distinct subexpressions in an order of evaluation: (name, places of the arguments among the steps)."""
+        places: dict[tuple[str, tuple[int, ...]], int] = {}
+
+        def place(name: str, args: tuple[int, ...]) -> int:
+            return places.setdefault((name, args), len(places))
+
+        self.fold(lambda name: place(name, ()), lambda primitive, args: place(primitive.name, tuple(args)))
+        return tuple(places)
+
     def to_sympy(self) -> Any:
         """The formula in sympy, simplified, without the epsilons that only guard floating point.
 

@@ -144,21 +144,21 @@ class TwoStageKernel:
             weight: (N,) or None.
         """
         logits = pred if pred.dtype == torch.float64 else pred.float()
-        index = target[:, None]
+        index = target.unsqueeze(1)
         leaves: dict[str, Tensor] = {}
         dense = None
         if quality is not None:
             leaves["Z"] = quality
         if "X" in self._leaves:
-            leaves["X"] = logits.gather(1, index)[:, 0]
+            leaves["X"] = logits.gather(1, index).squeeze(1)
         if "LogSoftmax" in self._leaves:
             dense = torch.log_softmax(logits, -1)
-            leaves["LogSoftmax"] = dense.gather(1, index)[:, 0]
+            leaves["LogSoftmax"] = dense.gather(1, index).squeeze(1)
             dense = dense.exp_() if gradient or "Softmax" in self._leaves else dense
         elif "Softmax" in self._leaves:
             dense = torch.softmax(logits, -1)
         if "Softmax" in self._leaves:
-            leaves["Softmax"] = dense.gather(1, index)[:, 0]
+            leaves["Softmax"] = dense.gather(1, index).squeeze(1)
         values = self._program.forward(leaves)
         seed = scale * self._program.sign
         if weight is None:
@@ -174,8 +174,8 @@ class TwoStageKernel:
             rising = parts["Softmax"] * leaves["Softmax"] if rising is None else rising.addcmul(
                 parts["Softmax"], leaves["Softmax"])
         at_label = rising if "X" not in parts else parts["X"] if rising is None else parts["X"] + rising
-        result = torch.zeros_like(logits) if rising is None else dense.mul_(-rising[:, None])
-        return loss, result.scatter_add_(1, index, at_label[:, None])
+        result = torch.zeros_like(logits) if rising is None else dense.mul_(-rising.unsqueeze(1))
+        return loss, result.scatter_add_(1, index, at_label.unsqueeze(1))
 
 
 # --- one-stage classification ------------------------------------------------------------------------------------------

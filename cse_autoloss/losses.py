@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cse_autoloss import kernels
 from cse_autoloss.expression import Expression
 from cse_autoloss.kernels import MIN_IOU
+from cse_autoloss.primitives import PRIMITIVES
 from cse_autoloss.space import INPUTS, SearchSpace, load_space
 from cse_autoloss.standalone import standalone_module
 from cse_autoloss.variables import (box_loss, box_variables, loss_scale, one_stage_loss, one_stage_variables, two_stage_loss,
@@ -127,11 +128,13 @@ class ExpressionLoss(nn.Module):
 
     def _evaluate(self, variables: tuple[Tensor, ...], pred: Tensor) -> Tensor:
         named = dict(zip(INPUTS[self.space.inputs], variables))
-
-        def leaf(name: str) -> Tensor:
-            return named[name] if name in named else variables[0].new_tensor(float(name))
-
-        value = self._computed.fold(leaf, lambda primitive, args: primitive.torch(*args))
+        values: list[Tensor] = []
+        for name, places in self._computed.steps:
+            if places:
+                values.append(PRIMITIVES[name].torch(*[values[place] for place in places]))
+            else:
+                values.append(named[name] if name in named else variables[0].new_tensor(float(name)))
+        value = values[-1]
         if not self.expression.variables & self.space.predicted:
             value = value + 0 * pred.sum()  # constant for the prediction, yet backward() must find a graph
         return value
@@ -211,7 +214,7 @@ class TwoStageLoss(ExpressionLoss):
                 quality = torch.ones(len(pred), dtype=_dtype(pred), device=pred.device)
                 if pos_ious is not None:
                     positive = target < background
-                    _check_ious(pos_ious, int(positive.count_nonzero()))
+                    _check_ious(pos_ious, positive.count_nonzero().item())
                     quality.masked_scatter_(positive, pos_ious.detach().to(quality.dtype).clamp(min=MIN_IOU))
             scale = self._scale(len(pred), avg_factor, reduction)
             return kernels.apply(pred, lambda pred, gradient: self._kernel(pred, gradient, target, quality, weight, scale))
