@@ -72,8 +72,9 @@ def panel(status: Status) -> Group:
     running = ", ".join(f"{key} ({duration(seconds)})" for key, seconds in status.running) or "none"
     rate = f"{status.trials_per_hour:.0f} trials/h" if status.trials_per_hour else "no trial done yet"
     left = f", {duration(status.seconds_left)} left" if status.seconds_left else ""
+    head = funnel if status.funnel else Text(f"{status.folder}: {status.phase}")
     return Group(
-        funnel,
+        head,
         Text(f"simulated {status.simulated}   trained {status.trials[0]}/{status.trials[1]}   failed {status.failed}   "
              f"equivalent {status.equivalent}   {rate}{left}"),
         Text(f"running: {running}"), Text(_best(status)))
