@@ -50,8 +50,9 @@ def formula(losses: Mapping[str, str]) -> str:
 def _page(journal: Journal, status: Status, exported: list[Path], curves: Mapping[str, Path]) -> list[str]:
     config, spaces = parse_config(journal["config"]), journal["spaces"]
     lines = [f"# {journal.folder.name}", "",
-             f"Searched: {', '.join(config.search.branches)} of {config.detector.get('config')} on {config.detector.get('data')}, "
-             f"seed {config.seed}; started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; {status.phase}.", ""]
+             f"Searched: {', '.join(config.search.branches)} of {config.detector.get('config')} on "
+             f"{config.detector.get('data')}, seed {config.seed}; "
+             f"started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; {status.phase}.", ""]
     lines += ["## Result", "", f"mAP (COCO, IoU 0.50:0.95), mean ± standard deviation over {config.final.seeds} fresh seeds. "
               "Selection saw val only; test was never seen by the search.", ""]
     lines += table(("losses", "val", "test", "formula"), (
@@ -79,7 +80,8 @@ def _page(journal: Journal, status: Status, exported: list[Path], curves: Mappin
               f"({status.failed} failed). Equivalent to an earlier candidate: {status.equivalent}.", ""]
     for branch in status.funnel:
         fates = Counter(fate.split(":")[0] for _, fate in journal.expressions(branch))
-        lines += [f"Where {branch} expressions fell: " + ", ".join(f"{fate} {count:,}" for fate, count in fates.most_common()), ""]
+        counts = ", ".join(f"{fate} {count:,}" for fate, count in fates.most_common())
+        lines += [f"Where {branch} expressions fell: {counts}", ""]
     lines += ["## Candidates", ""]
     lines += table(("#", "origin", "round", "tiny set", "val mAP", "formula"), (
         (c.id, c.origin, c.round, "" if c.simulated is None else f"{c.simulated:.3f}", f"{c.fitness:.3f}", formula(c.losses))
@@ -126,7 +128,8 @@ def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
     for place, row in enumerate(status.comparison):
         for split, color, shift in (("val", "tab:blue", -0.1), ("test", "tab:orange", 0.1)):
             values = getattr(row, split)
-            final.plot([place + shift] * len(values), values, "o", color=color, markersize=5, label=split if not place else None)
+            final.plot([place + shift] * len(values), values, "o", color=color, markersize=5,
+                       label=None if place else split)
             if values:
                 final.hlines(sum(values) / len(values), place + shift - 0.09, place + shift + 0.09, color=color)
     final.set_xticks(range(len(status.comparison)), [row.label for row in status.comparison], rotation=20, fontsize=8)

@@ -11,11 +11,9 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from cse_autoloss import evolution
 from cse_autoloss.canonical import canonical
@@ -74,13 +72,14 @@ class Search:
     def _tune(self) -> None:
         """Train the default loss at each loss-weight scale, then at each learning rate; the best on val is the baseline."""
         tuning = self._config.tuning
-        self._do_all("tune", {f"scale {cls:g}, {reg:g}": self._trial(f"tune-{cls:g}-{reg:g}", {}, scale={"cls": cls, "reg": reg})
-                              for cls, reg in tuning.scales})
+        self._do_all("tune", [
+            (f"scale {cls:g}, {reg:g}", self._trial(f"tune-{cls:g}-{reg:g}", {}, scale={"cls": cls, "reg": reg}))
+            for cls, reg in tuning.scales])
         best = self._best_tuned()
         self._tuned = {"scale": best.scale, "lr_scale": 1.0}
         if tuning.lr_scales:
-            self._do_all("tune", {f"learning rate {lr:g}": self._trial(f"tune-lr-{lr:g}", {}, lr_scale=lr)
-                                  for lr in tuning.lr_scales})
+            self._do_all("tune", [(f"learning rate {lr:g}", self._trial(f"tune-lr-{lr:g}", {}, lr_scale=lr))
+                                  for lr in tuning.lr_scales])
             best = self._best_tuned()
         self._tuned = {"scale": best.scale, "lr_scale": best.lr_scale}
         with self._journal.step():
@@ -121,9 +120,9 @@ class Search:
             entries[released] = {branch: str(space.losses[released].expression) for branch, space in self._spaces.items()}
         for candidate in self._journal.found()[: self._config.final.candidates]:
             entries[found_label(candidate)] = candidate.losses
-        self._do_all("final", {
-            (label, seed): self._trial(f"final-{label}-{seed}", losses, evaluate=("val", "test"), seed=FINAL_SEEDS + seed)
-            for seed in range(self._config.final.seeds) for label, losses in entries.items()})
+        self._do_all("final", [
+            (label, self._trial(f"final-{label}-{seed}", losses, evaluate=("val", "test"), seed=FINAL_SEEDS + seed))
+            for seed in range(self._config.final.seeds) for label, losses in entries.items()])
         with self._journal.step():
             self._journal["compared"] = True
 
@@ -215,7 +214,7 @@ class Search:
                 self._journal.add_expressions(branch, number, rows)
                 self._journal[f"seen {branch}"] = self._screeners[branch].seen.to_json()
             for losses in pairs:
-                state = self._enter(losses, number, state)
+                self._enter(losses, number)
             self._journal["evolution"] = state.to_json()
         self._state = state
         return len(pairs)
@@ -235,16 +234,14 @@ class Search:
             pairs.append(inherited | {branch: stacks[branch].pop() for branch in pattern})
         return pairs, state
 
-    def _enter(self, losses: Mapping[str, str], number: int, state: State) -> State:
+    def _enter(self, losses: Mapping[str, str], number: int) -> None:
         """Write a candidate down. The same loss as an earlier one in all but form takes that one's fitness."""
         prints = self._fingerprint(losses)
-        twin = self._journal.candidate_like(prints)
-        if twin is None:
+        if twin := self._journal.candidate_like(prints):
+            self._journal.add_candidate(losses, prints, "offspring", number, Fate.EQUIVALENT,
+                                        f"the same gradients as #{twin.id}", twin.fitness)
+        else:
             self._journal.add_candidate(losses, prints, "offspring", number, Fate.SURVIVED)
-            return state
-        self._journal.add_candidate(losses, prints, "offspring", number, Fate.EQUIVALENT,
-                                    f"the same gradients as #{twin.id}", twin.fitness)
-        return state
 
     # --- trials ---
 
@@ -252,15 +249,15 @@ class Search:
         settings = {"seed": self._config.seed, "time_limit": self._config.cluster.time_limit, **self._tuned, **options}
         return Trial(key, dict(losses), {branch: self._origins[branch] for branch in losses}, **settings)
 
-    def _do_all(self, kind: str, trials: Mapping[Any, Trial]) -> None:
-        """Train all that the journal does not hold yet, and wait until none of the kind is running."""
+    def _do_all(self, kind: str, trials: Iterable[tuple[str, Trial]]) -> None:
+        """Train all that the journal does not hold yet, given as (label, trial); wait until none of the kind is running."""
         known = {row.trial.key for row in self._journal.trials(kind)}
-        queue = [(label, trial) for label, trial in trials.items() if trial.key not in known]
+        queue = [(label, trial) for label, trial in trials if trial.key not in known]
         while queue or self._journal.trials(kind, finished=False):
             while queue and self._cluster.free > 0:
                 label, trial = queue.pop(0)
                 with self._journal.step():
-                    self._journal.start_trial(kind, trial, label=label[0] if isinstance(label, tuple) else label)
+                    self._journal.start_trial(kind, trial, label=label)
                 self._cluster.submit(trial)
             self._collect()
 

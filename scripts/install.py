@@ -40,7 +40,8 @@ def cache_folder() -> Path:
 def run(*command: str, log: Path | None = None, **environment: str) -> None:
     """Run a command; on failure show the end of what it printed and stop."""
     output = open(log, "w") if log else None
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT if log else None)
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, stdout=output,
+                          stderr=subprocess.STDOUT if log else None)
     if done.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:]) if log else ""
         sys.exit(f"{tail}\nsetup: failed ({done.returncode}): {' '.join(command)}" + (f"\nfull log: {log}" if log else ""))
