@@ -11,6 +11,7 @@ look along it (``Dot`` keeps it, as one column). Values follow the released loss
 from __future__ import annotations
 
 import functools
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import scipy.special
 import torch
 
 EPSILON = 1e-20
@@ -29,13 +29,20 @@ FLOAT32_LIMIT = 3e38
 Interval = tuple[float, float]
 UNBOUNDED: Interval = (-math.inf, math.inf)
 
+
+def _along_classes(combine: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+    """Column by column: NumPy's own reductions of a short last axis take ten times as long."""
+    return lambda x: functools.reduce(combine, (x[..., column] for column in range(x.shape[-1])))[..., None]
+
+
 #: The two array modules that the table's array functions run on: the same names, the same meanings.
 NUMPY = SimpleNamespace(
     name="numpy", exp=np.exp, log=np.log, sqrt=np.sqrt, abs=np.abs, sign=np.sign, sin=np.sin, cos=np.cos,
-    tanh=np.tanh, arctan=np.arctan, log1p=np.log1p, erf=scipy.special.erf, sigmoid=lambda x: 1 / (1 + np.exp(-x)),
+    tanh=np.tanh, arctan=np.arctan, log1p=np.log1p, erf=lambda x: torch.erf(torch.as_tensor(x)).numpy(),  # scipy's is slow
+    sigmoid=lambda x: 1 / (1 + np.exp(-x)),
     where=np.where, relu=lambda x: np.maximum(x, np.float32(0)), at_most=lambda x, limit: np.minimum(x, np.float32(limit)),
     positive=lambda x: (x > 0).astype(x.dtype), below=lambda x, limit: (x <= limit).astype(x.dtype),
-    sum=lambda x: np.sum(x, axis=-1, keepdims=True), max=lambda x: np.max(x, axis=-1, keepdims=True),
+    sum=_along_classes(np.add), max=_along_classes(np.maximum),
 )
 TORCH = SimpleNamespace(
     name="torch", exp=torch.exp, log=torch.log, sqrt=torch.sqrt, abs=torch.abs, sign=torch.sign, sin=torch.sin,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cse_autoloss.expression import Expression
-from cse_autoloss.screening.graph import Arrays, Forest, Graph, Language
+from cse_autoloss.screening.graph import Arrays, Graph, Language
 from cse_autoloss.screening.predictions import Batch, draw_batch, gradients
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
@@ -49,7 +49,7 @@ def simulate_predictions(expressions: Sequence[Expression], space: SearchSpace, 
     outcomes = []
     for start in range(0, len(expressions), TOGETHER):
         population = Population.from_expressions(expressions[start:start + TOGETHER], space)
-        graph = Graph.of(Forest.of(population, language), np.ones(len(population), bool), shared=False)
+        graph = Graph.of_population(population, language, shared=False)
         for score, finite in zip(*_descend(batch, graph, STEP_SIZE[space.branch], arrays)):
             text = f"{batch.measure} {score:.3f} after {STEPS} steps of descent; at least {least:g} is asked for"
             if not finite:

@@ -146,35 +146,47 @@ def grow(rng: np.random.Generator, count: int, space: SearchSpace, min_depth: in
         raise ValueError(f"depths: expected 0 <= min_depth <= max_depth <= {MAX_GROWN_DEPTH}, found {min_depth} and {max_depth}")
     vocabulary = Vocabulary.of(space)
     operators, tokens = vocabulary.operators, len(vocabulary.names)
-    # A node is an operator, anything, or a leaf (mode 0, 1, 2); each is a range of codes.
-    first, choices = np.array([0, 0, operators], np.uint32), np.array([operators, tokens, tokens - operators], np.uint32)
-    # Nodes whose second argument is still to come stand at different depths of one branch: a bit mask holds them all.
-    deepest = np.zeros(1 << max_depth + 1, np.uint8)
+    # The node at a depth of a tree of a kind (its limit, and from where on leaves may come) is an operator, anything, or a
+    # leaf: the first code of its range, and how many there are.
+    kinds = [(limit, leaves_from) for limit in range(min_depth, max_depth + 1) for leaves_from in (limit, min_depth)]
+    first, choices = np.zeros((len(kinds), 256), np.uint32), np.zeros((len(kinds), 256), np.uint32)
+    for kind, (limit, leaves_from) in enumerate(kinds):
+        first[kind, limit:] = operators
+        choices[kind, :leaves_from], choices[kind, leaves_from:limit], choices[kind, limit:] = operators, tokens, tokens - operators
+    first, choices = first.ravel(), choices.ravel()
+    deepest = np.zeros(2 << max_depth, np.uint8)
     for depth in range(max_depth + 1):
         deepest[1 << depth:2 << depth] = depth
-    limit = rng.integers(min_depth, max_depth + 1, count, dtype=np.uint8)
-    leaves_from = np.where(rng.random(count, dtype=np.float32) < 0.5, limit, np.uint8(min_depth))
-    rows, depth, pending = np.arange(count, dtype=np.int32), np.zeros(count, np.uint8), np.zeros(count, np.uint32)
+    # A tree's state is one number: its kind, the depth of its next node, and above them a bit for each depth at which a second
+    # argument is still to come (these stand at different depths of one branch).
+    state = rng.integers(len(kinds), size=count, dtype=np.uint32) << 8
+    rows = np.arange(count, dtype=np.int32)
     columns, lengths = [], np.zeros(count, np.intp)
     while len(rows):
-        mode = (depth >= leaves_from).view(np.uint8) + (depth == limit).view(np.uint8)
-        drawn = rng.integers(1 << 16, size=len(rows), dtype=np.uint16)
-        token = (first.take(mode) + (choices.take(mode) * drawn >> 16)).astype(np.uint8)
+        spot = state & 0xFFFF
+        token = rng.integers(1 << 16, size=len(rows), dtype=np.uint16) * choices.take(spot)
+        token >>= 16
+        token += first.take(spot)
+        token = token.astype(np.uint8)
         columns.append(np.full(count, PAD, np.uint8))
         columns[-1][rows] = token
         arity = vocabulary.arity.take(token)
-        depth += 1
-        pending |= (arity == 2).astype(np.uint32) << depth
-        leaf = arity == 0
-        done = leaf & (pending == 0)
-        lengths[rows[done]] = len(columns)
-        depth = np.where(leaf, deepest.take(pending), depth)
-        pending ^= np.where(leaf & ~done, np.uint32(1) << depth, np.uint32(0))
-        going = np.flatnonzero(~done)
-        rows, depth, pending = rows.take(going), depth.take(going), pending.take(going)
-        limit, leaves_from = limit.take(going), leaves_from.take(going)
-    programs = np.array(columns or [np.empty(0, np.uint8)])
-    return Population(vocabulary, programs.T, lengths)
+        state += 1
+        binary = np.flatnonzero(arity == 2)
+        pairs = state.take(binary)
+        state[binary] = pairs | np.uint32(1 << 16) << (pairs & 0xFF)
+        leaf = np.flatnonzero(arity == 0)
+        back = state.take(leaf)
+        waiting = back >> 16
+        depth = deepest.take(waiting).astype(np.uint32)
+        state[leaf] = (back & 0xFF00 | depth) | (waiting ^ np.uint32(1) << depth) << 16
+        ended = leaf.compress(waiting == 0)
+        if len(ended):
+            lengths[rows.take(ended)] = len(columns)
+            going = np.ones(len(rows), bool)
+            going[ended] = False
+            rows, state = rows.compress(going), state.compress(going)
+    return Population(vocabulary, np.array(columns or [np.empty(0, np.uint8)]).T, lengths)
 
 
 def mutate(rng: np.random.Generator, population: Population, space: SearchSpace) -> Population:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cse_autoloss.expression import Expression
-from cse_autoloss.screening.graph import Arrays, Forest, Graph, Language
+from cse_autoloss.screening.graph import Arrays, Graph, Language
 from cse_autoloss.screening.predictions import draw_batch, gradients
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
@@ -92,7 +92,7 @@ def fingerprint(expressions: Sequence[Expression], space: SearchSpace) -> list[s
     language = Language.of(space)
     population = Population.from_expressions(expressions, space)
     batch = draw_batch(space, np.random.default_rng(20210503), _SAMPLES)
-    graph = Graph.of(Forest.of(population, language), np.ones(len(population), bool))
+    graph = Graph.of_population(population, language)
     gradient = gradients(graph, batch, batch.initial, Arrays(dtype="float64")).reshape(len(expressions), -1)
     with np.errstate(all="ignore"):
         gradient /= np.abs(gradient).max(axis=1, keepdims=True)  # a square of it could overflow

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from cse_autoloss.primitives import NUMPY, PRIMITIVES, TORCH, Primitive
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population, Vocabulary
 
-PREDICTED, WIDE = np.uint8(1), np.uint8(2)  # depends on the prediction; has the class axis (else one column)
+PREDICTED, WIDE = np.uint32(1), np.uint32(2)  # depends on the prediction; has the class axis (else one column)
 CHUNK_BYTES = 1 << 17  # of one operand in one array call: a few of these fit into a core's second-level cache
 
+_SIZE, _LEVEL, _FLAGS = np.uint32(0xFFFF0000), np.uint32(0xFF00), np.uint32(0xFF)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -46,8 +47,8 @@ class Language:
         primitives: rows of the operator table.
         keys: (256,) hash of each token's name; the same in every process.
         flags: (256,) ``PREDICTED`` and ``WIDE`` of leaves.
-        keeps: (256,) mask on the arguments' flags: an operator that sums over the class axis does not keep ``WIDE``.
-        commutative: (256,) of operators.
+        keeps: (256,) mask on the arguments' shape: an operator that sums over the class axis does not keep ``WIDE``.
+        factors: (256,) of the second argument's hash; where it is that of the first, arguments may change places.
     """
 
     vocabulary: Vocabulary
@@ -55,112 +56,126 @@ class Language:
     keys: np.ndarray
     flags: np.ndarray
     keeps: np.ndarray
-    commutative: np.ndarray
+    factors: np.ndarray
 
     @classmethod
     def of(cls, space: SearchSpace) -> Language:
         vocabulary = Vocabulary.of(space)
         primitives = tuple(PRIMITIVES[name] for name in space.operators)
-        keys, flags = np.zeros(256, np.uint64), np.zeros(256, np.uint8)
-        keeps, commutative = np.full(256, 255, np.uint8), np.zeros(256, bool)
+        keys, flags = np.zeros(256, np.uint64), np.zeros(256, np.uint32)
+        keeps, factors = np.full(256, 0xFFFFFFFF, np.uint32), np.full(256, _SECOND)
         for code, name in enumerate(vocabulary.names):
             keys[code] = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
             if name in space.variables:
-                flags[code] = WIDE | (PREDICTED if name in space.predicted else np.uint8(0))
+                flags[code] = WIDE | (PREDICTED if name in space.predicted else np.uint32(0))
         for code, primitive in enumerate(primitives):
-            commutative[code] = primitive.commutative
+            if primitive.commutative:
+                factors[code] = _FIRST
             if primitive.classwise and primitive.array(NUMPY, *[np.ones((1, 2), np.float32)] * primitive.arity).shape[-1] == 1:
-                keeps[code] = ~WIDE
-        return cls(vocabulary, primitives, keys, flags, keeps, commutative)
+                keeps[code] ^= np.uint32(WIDE)
+        return cls(vocabulary, primitives, keys, flags, keeps, factors)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The programs of some trees, column by column, longest tree first, without the padding.
+
+    So a column is a slice, and work on it takes a few array calls.
+
+    Attributes:
+        rows: (n,) the population's row that each tree is.
+        lengths: (n,) number of nodes, falling.
+        counts, starts: (L,), (L+1,) how many trees reach a column, and its first place.
+        tokens: (places,) codes.
+    """
+
+    rows: np.ndarray
+    lengths: np.ndarray
+    counts: np.ndarray
+    starts: np.ndarray
+    tokens: np.ndarray
+
+    @classmethod
+    def of(cls, population: Population, rows: np.ndarray) -> Columns:
+        lengths = population.lengths.take(rows)
+        longest = int(lengths.max(initial=0))
+        order = np.argsort((longest - lengths).astype(np.uint16), kind="stable")  # sorting by 16 bits takes no comparisons
+        rows, lengths = rows.take(order), lengths.take(order)
+        counts = len(rows) - np.cumsum(np.bincount(lengths, minlength=longest + 1))[:longest]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        tokens = np.empty(starts[-1], np.uint8)
+        for column in range(longest):
+            tokens[starts[column]:starts[column + 1]] = population.programs[:, column].take(rows[:counts[column]])
+        return cls(rows, lengths, counts, starts, tokens)
+
+    def hashes(self, keys: np.ndarray) -> np.ndarray:
+        """(n,) hash of each program as it is written."""
+        result, keyed = np.zeros(len(self.rows), np.uint64), keys.take(self.tokens)
+        factors = np.cumprod(np.full(len(self.counts), _SECOND))
+        for column, count in enumerate(self.counts):
+            result[:count] += keyed[self.starts[column]:self.starts[column + 1]] * factors[column]
+        return scramble(result)
 
 
 @dataclass(frozen=True)
 class Forest:
-    """All subtrees of a population, as flat arrays over the nodes of its trees ("places").
-
-    Places are ordered by column of the program, then by tree, longest tree first: so a column is a slice, and the work on
-    it is a few array calls, last column first.
+    """All subtrees of some trees, as flat arrays over the places of :class:`Columns`.
 
     Attributes:
         language: of the space.
-        order: (n,) the row of the population that the i-th tree here is.
-        counts, starts: (L,), (L+1,) places of each column, and the first of them.
-        tokens, hashes, levels, flags: (places,) of each subtree; a level is the height, 0 for a leaf.
-        first, second: (places,) places of the arguments, where there are any.
+        columns: the programs.
+        hashes: (places,) of each subtree; trees that differ in the order of commutative arguments only have one hash.
+        shapes: (places,) uint32: ``size << 16 | level << 8 | flags``; a level is the height, 0 for a leaf.
+        second: (places,) where a binary operator's second argument stands. The first stands in the next column.
     """
 
     language: Language
-    order: np.ndarray
-    counts: np.ndarray
-    starts: np.ndarray
-    tokens: np.ndarray
+    columns: Columns
     hashes: np.ndarray
-    levels: np.ndarray
-    flags: np.ndarray
-    first: np.ndarray
+    shapes: np.ndarray
     second: np.ndarray
 
     @classmethod
-    def of(cls, population: Population, language: Language) -> Forest:
-        longest = int(population.lengths.max(initial=0))
-        order = np.argsort((longest - population.lengths).astype(np.uint16), kind="stable")
-        counts = len(order) - np.cumsum(np.bincount(population.lengths, minlength=longest + 1))[:longest]  # trees reaching it
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        tokens = np.empty(starts[-1], np.uint8)
-        for column in range(longest):
-            tokens[starts[column]:starts[column + 1]] = population.programs[:, column].take(order[:counts[column]])
-        arity = language.vocabulary.arity.take(tokens)
-        hashes, flags = language.keys.take(tokens), language.flags.take(tokens)
-        levels, sizes = np.zeros(len(tokens), np.uint8), np.ones(len(tokens), np.uint16)
-        first, second = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.int32)
-        for column in range(longest - 2, -1, -1):
-            # The first argument stands in the next column, the second where the first one ends.
-            below = arity[starts[column]:starts[column] + counts[column + 1]]
-            rows = np.flatnonzero(below)
-            here, left = rows + starts[column], rows + starts[column + 1]
-            token, value = tokens.take(here), hashes.take(left)
-            height, size, flag = levels.take(left), sizes.take(left), flags.take(left)
-            binary = np.flatnonzero(below.take(rows) == 2)
-            right = starts.take(column + 1 + size.take(binary)) + rows.take(binary)
-            a, b = value.take(binary), hashes.take(right)
-            either = language.commutative.take(token.take(binary))
-            value[binary] = np.where(either, np.minimum(a, b), a) * _FIRST ^ np.where(either, np.maximum(a, b), b) * _SECOND
-            height[binary] = np.maximum(height.take(binary), levels.take(right))
-            size[binary] += sizes.take(right)
-            flag[binary] |= flags.take(right)
-            first[here], second[here.take(binary)] = left, right
+    def of(cls, columns: Columns, language: Language) -> Forest:
+        starts, tokens = columns.starts, columns.tokens
+        arity, hashes = language.vocabulary.arity.take(tokens), language.keys.take(tokens)
+        shapes = language.flags.take(tokens)
+        shapes |= np.uint32(1 << 16)
+        second = np.empty(len(tokens), np.int32)
+        for column in range(len(columns.counts) - 2, -1, -1):  # arguments stand to the right
+            below = arity[starts[column]:starts[column] + columns.counts[column + 1]]
+            trees = np.flatnonzero(below)
+            here, left = trees + starts[column], trees + starts[column + 1]
+            token, value, shape = tokens.take(here), hashes.take(left), shapes.take(left)
+            binary = np.flatnonzero(below.take(trees) == 2)
+            a = shape.take(binary)
+            right = starts.take((a >> 16) + np.uint32(column + 1)) + trees.take(binary)
+            b = shapes.take(right)
+            second[here.take(binary)] = right
+            value[binary] = value.take(binary) * _FIRST + hashes.take(right) * language.factors.take(token.take(binary))
+            shape[binary] = ((a & _SIZE) + (b & _SIZE)) | np.maximum(a & _LEVEL, b & _LEVEL) | ((a | b) & _FLAGS)
             value += hashes.take(here)
             hashes[here] = scramble(value)
-            levels[here] = height + np.uint8(1)
-            sizes[here] = size + np.uint16(1)
-            flags[here] = flag & language.keeps.take(token)
-        return cls(language, order, counts, starts, tokens, hashes, levels, flags, first, second)
+            shapes[here] = (shape & language.keeps.take(token)) + np.uint32(1 << 16 | 1 << 8)
+        return cls(language, columns, hashes, shapes, second)
 
-    @property
-    def roots(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes and flags of the whole trees, in the population's order. Shapes (n,)."""
-        hashes, flags = np.empty(len(self.order), np.uint64), np.empty(len(self.order), np.uint8)
-        hashes[self.order], flags[self.order] = self.hashes[:len(self.order)], self.flags[:len(self.order)]
-        return hashes, flags
+    def __len__(self) -> int:
+        return len(self.columns.rows)
 
 
 def representatives(hashes: np.ndarray) -> np.ndarray:
     """For each hash the index of one that is equal to it, the same one for all equals. Shape (n,)."""
     result = np.empty(len(hashes), np.int32)
-    bits = max(1, int(len(hashes)).bit_length() + 1)
-    owner = np.empty(1 << bits, np.int32)
-    waiting = np.arange(len(hashes), dtype=np.int32)
-    while len(waiting):  # equals always meet in one slot; who shares it without being equal tries other bits
-        mine = hashes.take(waiting)
+    waiting, mine = np.arange(len(hashes), dtype=np.int32), hashes
+    while len(waiting):  # equals always meet in one slot; who shares it without being equal tries again with other bits
+        bits = len(waiting).bit_length() + 2
         slot = (mine >> np.uint64(64 - bits)).view(np.int64)
-        owner[slot] = waiting
+        owner = np.empty(1 << bits, np.int32)
+        owner[slot] = np.arange(len(waiting), dtype=np.int32)
         winner = owner.take(slot)
-        settled = hashes.take(winner) == mine
-        result[waiting[settled]] = winner[settled]
-        waiting = waiting[~settled]
-        if len(waiting):
-            hashes = hashes.copy()
-            hashes[waiting] = scramble(hashes[waiting] * _FIRST)
+        beaten = np.flatnonzero(mine.take(winner) != mine)
+        result[waiting] = waiting.take(winner)
+        waiting, mine = waiting.take(beaten), scramble(mine.take(beaten) * _FIRST)
     return result
 
 
@@ -207,47 +222,56 @@ class Graph:
     owner: np.ndarray | None = None
 
     @classmethod
-    def of(cls, forest: Forest, rows: np.ndarray, shared: bool = True) -> Graph:
-        """The graph of the population's trees ``rows`` (a mask over the population).
+    def of(cls, forest: Forest, trees: np.ndarray, shared: bool = True) -> Graph:
+        """The graph of some of a forest's trees.
 
         Args:
+            trees: (n,) indices, rising.
             shared: whether trees share nodes that depend on the prediction; not where each has a prediction of its own.
         """
-        chosen = rows[forest.order]
-        places = np.flatnonzero(np.concatenate([chosen[:count] for count in forest.counts]) if len(forest.counts) else chosen)
+        columns, language = forest.columns, forest.language
+        reach = np.searchsorted(-columns.lengths.take(trees), -np.arange(len(columns.counts)))  # trees longer than a column
+        parts = [trees[:count] for count in reach]
+        places = np.concatenate([part + start for part, start in zip(parts, columns.starts)])
         hashes = forest.hashes.take(places)
-        trees = None
         if not shared:
-            trees = (places - forest.starts.take(np.searchsorted(forest.starts, places, "right") - 1)).astype(np.uint64)
-            apart = (forest.flags.take(places) & PREDICTED).astype(np.uint64)
-            hashes = scramble(hashes + apart * (trees + np.uint64(1)) * _SECOND)
+            tree = np.concatenate(parts).astype(np.uint64)
+            hashes += (forest.shapes.take(places) & PREDICTED) * (tree + np.uint64(1)) * _SECOND
+            scramble(hashes)
         equal = representatives(hashes)
         unique = np.flatnonzero(equal == np.arange(len(equal), dtype=np.int32))
         place = places.take(unique)
-        token, level, flag = forest.tokens.take(place), forest.levels.take(place), forest.flags.take(place)
-        first, second = forest.first.take(place), forest.second.take(place)
-        arity = forest.language.vocabulary.arity.take(token)
-        below = np.where(arity > 0, forest.flags.take(first), flag)  # a leaf goes by its own flags
-        beside = np.where(arity == 2, forest.flags.take(second), 0)
-        key = _Key(forest.language)
-        keys = key.pack(flag, level, token, below, beside)
+        token, shape = columns.tokens.take(place), forest.shapes.take(place)
+        arity = language.vocabulary.arity.take(token)
+        first = np.concatenate([part + start for part, start in zip(parts, columns.starts[1:])]).take(unique)
+        first = np.where(arity > 0, first, 0)
+        second = np.where(arity == 2, forest.second.take(place), 0)
+        below = np.where(arity > 0, forest.shapes.take(first), shape)  # a leaf goes by its own flags
+        beside = np.where(arity == 2, forest.shapes.take(second), 0)
+        key = _Key(language)
+        keys = key.pack(shape, token, below, beside)
         order = np.argsort(keys, kind="stable")
         keys = keys.take(order)
-        node = np.zeros(len(forest.tokens), np.int32)
+        node = np.zeros(len(columns.tokens), np.int32)
         node[place.take(order)] = np.arange(len(order), dtype=np.int32)
         node[places] = node.take(places.take(equal))
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.intp)
         groups = tuple(key.group(int(keys[start]), int(start), int(stop)) for start, stop in zip(starts, [*starts[1:], len(keys)]))
-        position = np.empty(len(forest.order), np.int64)
-        position[forest.order] = np.arange(len(forest.order))
-        root = position[rows]
         owner = None
         if not shared:
-            rank = np.zeros(len(forest.order), np.int64)
-            rank[root] = np.arange(len(root))
-            owner = rank.take(trees.take(unique.take(order)).astype(np.int64))
-        return cls(forest.language, groups, node.take(first.take(order)), node.take(second.take(order)),
-                   int(np.count_nonzero((flag & PREDICTED) == 0)), node.take(root), (forest.flags.take(root) & WIDE) > 0, owner)
+            owner = np.searchsorted(trees, np.concatenate(parts).take(unique.take(order)))
+        return cls(language, groups, node.take(first.take(order)).astype(np.intp), node.take(second.take(order)).astype(np.intp),
+                   int(np.count_nonzero((shape & PREDICTED) == 0)), node.take(trees).astype(np.intp),
+                   (forest.shapes.take(trees) & WIDE) > 0, owner)
+
+    @classmethod
+    def of_population(cls, population: Population, language: Language, shared: bool = True) -> Graph:
+        """The graph of a whole population; its trees are the population's rows."""
+        columns = Columns.of(population, np.arange(len(population)))
+        graph = cls.of(Forest.of(columns, language), np.arange(len(population)), shared)
+        tree = np.argsort(columns.rows)
+        return replace(graph, roots=graph.roots[tree], wide=graph.wide[tree],
+                       owner=None if shared else columns.rows[graph.owner])
 
     def __len__(self) -> int:
         return len(self.first)
@@ -311,11 +335,11 @@ class _Key:
         self._language = language
         self._bits = max(5, (len(language.vocabulary.names) - 1).bit_length())
 
-    def pack(self, flags: np.ndarray, levels: np.ndarray, tokens: np.ndarray, below: np.ndarray, beside: np.ndarray) -> np.ndarray:
-        key = (flags & PREDICTED).astype(np.uint32) << 7 | levels
+    def pack(self, shapes: np.ndarray, tokens: np.ndarray, below: np.ndarray, beside: np.ndarray) -> np.ndarray:
+        key = (shapes & PREDICTED) << 7 | shapes >> 8 & 0x7F
         key = key << self._bits | tokens
         key = key << 3 | (below & PREDICTED) | (beside & PREDICTED) << 1 | ((below | beside) & WIDE) << 1
-        return key.astype(np.uint16) if self._bits == 5 else key  # sorting by 16 bits takes no comparisons
+        return key.astype(np.uint16) if self._bits == 5 else key
 
     def group(self, key: int, start: int, stop: int) -> Group:
         token = key >> 3 & (1 << self._bits) - 1
@@ -348,7 +372,7 @@ class Arrays:
         return buffer[:count].reshape(shape)
 
     def indices(self, index: np.ndarray) -> Any:
-        return index if self._device is None else torch.as_tensor(index, device=self._device, dtype=torch.int64)
+        return index if self._device is None else torch.as_tensor(index, device=self._device)
 
     def gather(self, array: Any, index: Any) -> Any:
         """Rows of an array."""

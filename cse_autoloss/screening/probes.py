@@ -168,63 +168,61 @@ def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
     wrong = section.numbers("wrong", 0, 160, least=2)
     columns = [count + (not one_stage) for count in classes]
 
-    def block(name: str, steps: int, columns: int, others: list[float], iou: float = 1.0, labels: int = 2) -> Block:
-        return _logit_block(name, one_stage, np.linspace(*span, steps), columns, others, wrong, iou, labels)
+    def block(name: str, steps: int, columns: int, others: list[float], samples: list[_Sample], held: bool = True) -> Block:
+        return _logit_block(name, one_stage, np.linspace(*span, steps), columns, others, samples, wrong, held)
 
-    yield block("glance", glance, columns[0], [], labels=1)
+    yield block("glance", glance, columns[0], [0.0], [(True, 1.0)])
     for count in columns:
-        yield block(f"{count} columns", steps, count, others)
-    for iou in ious:
-        yield block(f"IoU {iou:g}", steps, columns[0], others[:1], max(iou, MIN_IOU))
+        yield block(f"{count} columns", steps, count, others, [(True, 1.0), (False, 1.0)])
+    yield block("IoUs", steps, columns[0], [0.0], [(True, max(iou, MIN_IOU)) for iou in ious], held=False)
 
 
-def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int, others: list[float], wrong: list[float],
-                 iou: float, labels: int) -> Block:
-    """Sweeps for a positive of the first class and, if ``labels`` is 2, for background.
+_Sample = tuple[bool, float]  # whether it is a positive (of the first class; else background), and its IoU
 
-    The first sweep of each takes all logits at once from plainly wrong to plainly right; the others take the label's
-    logit up, or another one's down, while all else stays.
+
+def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int, others: list[float], samples: list[_Sample],
+                 wrong: list[float], held: bool) -> Block:
+    """Sweeps for each sample: the first takes all logits at once from plainly wrong to plainly right; the others take the
+    label's logit up, or another one's down, while all else stays.
     """
     steps = len(position)
-    logits, directions, label_rows, texts = [], [], [], []
-    for label in ([0, columns - 1] if not one_stage else [0, None])[:labels]:
-        row = np.zeros(columns)
-        if label is not None:
-            row[label] = 1
-        towards = 2 * row - 1
-        label_name = "background" if label != 0 else "a positive"
-        lines = [(towards, np.zeros(columns), f"{label_name}: all logits from wrong to right")]
+    logits, directions, labels, ious, texts = [], [], [], [], []
+    for positive, iou in samples:
+        label = np.zeros(columns)
+        if positive or not one_stage:
+            label[0 if positive else -1] = 1
+        towards = 2 * label - 1
+        lines = [(towards, np.zeros(columns), "all logits go from wrong to right")]
         for other in others:
             for column in (0, columns - 1):
                 direction = np.where(np.arange(columns) == column, towards, 0)
-                rest = np.where(direction == 0, other, 0.0)
-                what = "label's logit rises" if direction[column] > 0 else "another class's logit falls"
-                lines.append((direction, rest, f"{label_name}: the {what}, the rest at {other:g}"))
+                what = "the label's logit rises" if direction[column] > 0 else "another class's logit falls"
+                lines.append((direction, np.where(direction == 0, other, 0.0), f"{what}, the rest at {other:g}"))
         for direction, rest, text in lines:
             logits.append(rest + position[:, None] * direction)
             directions.append(np.broadcast_to(direction, (steps, columns)))
-            label_rows.append(np.broadcast_to(row, (steps, columns)))
-            texts.append(f"{text} ({columns} columns, IoU {iou:g})")
-    shape = (labels, len(texts) // labels, steps)
-    x, direction, y = (np.concatenate(part).astype(np.float32) for part in (logits, directions, label_rows))
+            labels.append(np.broadcast_to(label, (steps, columns)))
+            ious.append(np.full((steps, columns), iou))
+            texts.append(f"{f'positive of IoU {iou:g}' if positive else 'background'}, {columns} columns: {text}")
+    shape = (len(samples), len(texts) // len(samples), steps)
+    x, direction, y, iou = (np.concatenate(part).astype(np.float32) for part in (logits, directions, labels, ious))
     step = np.broadcast_to(np.arange(steps), shape)
     settled = step == steps - 1
     settled[:, 1:] = False
     if one_stage:
-        values = {"X": x, "PY": y, "NY": 1 - y, "Q": y * np.float32(iou)}
+        values = {"X": x, "PY": y, "NY": 1 - y, "Q": y * iou}
         weights = ALPHA * y + (1 - ALPHA) * (1 - y)
         margin = np.tile(position, len(texts))  # how far the swept logit lies on its right side
     else:
-        background = np.repeat(np.arange(labels), shape[1] * steps)[:, None] == 1
-        values = {"X": x, "Y": y, "Z": np.broadcast_to(np.where(background, np.float32(1), np.float32(iou)), x.shape)}
-        weights = None
+        values, weights = {"X": x, "Y": y, "Z": iou}, None
         margin = np.where(y == 1, x, 0).sum(-1) - np.where(y == 1, -np.inf, x).max(-1)  # of the label over the others
-    return Block(name, shape, values, {"X": direction}, weights, iou == 1, settled.ravel(),
+    return Block(name, shape, values, {"X": direction}, weights, held, settled.ravel(),
                  (margin <= -wrong[0]) & (margin >= -wrong[1]), tuple(texts), "logit", np.tile(position, len(texts)))
 
 
 # --- regression --------------------------------------------------------------------------------------------------------
 
+_DIAGONAL = "diagonal translation"
 #: Boxes as (centre x, centre y, width, height), in units of the target's width and height; a path runs over t in [0, 1].
 _Path = Callable[[np.ndarray], np.ndarray]
 
@@ -237,10 +235,12 @@ def _box_blocks(section: _Section) -> Iterator[Block]:
     scales = section.numbers("scales", 1e-2, 1e2)
     stretches = section.numbers("stretches", 1e-2, 1e2)
     paths = dict(_box_paths(distance, scales, stretches))
-    targets = [(area, aspect) for area in areas for aspect in aspects]
-    first = [next(name for name in paths if name.startswith(kind)) for kind in ("diagonal", "scale")]
-    yield _box_block("glance", glance, targets[len(targets) // 2:][:1], {name: paths[name] for name in first})
-    yield _box_block("paths", steps, targets, paths)
+    middle = areas[len(areas) // 2]
+    glances = {name: path for name, path in paths.items() if name in (_DIAGONAL, f"scale from {scales[0]:g}")}
+    yield _box_block("glance", glance, [(middle, aspects[0])], glances)
+    for area in areas:
+        yield _box_block(f"paths to {area:g} square pixels", steps, [(area, aspect) for aspect in aspects], paths)
+    yield _each_area(areas, aspects, paths[_DIAGONAL])
 
 
 def _box_paths(distance: float, scales: list[float], stretches: list[float]) -> Iterator[tuple[str, _Path]]:
@@ -257,7 +257,7 @@ def _box_paths(distance: float, scales: list[float], stretches: list[float]) -> 
         return lambda t: np.stack([distance * (1 + scale) / 2 * np.clip(1 - 2 * t, 0, None), 0 * t,
                                    *[scale ** np.clip(2 - 2 * t, None, 1)] * 2], -1)
 
-    yield "diagonal translation", path(distance, distance)
+    yield _DIAGONAL, path(distance, distance)
     yield "horizontal translation", path(x=distance)
     yield "vertical translation", path(y=-distance)
     for scale in scales:
@@ -307,3 +307,22 @@ def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths:
     return Block(name, shape, dict(zip("UIE", area.astype(np.float32))), dict(zip("UIE", slope.astype(np.float32))), None, True,
                  (step == steps - 1).ravel(), (iou > 0.05) & (iou < 0.6) & rising, tuple(texts), "share of the path",
                  np.tile(position, len(texts)))
+
+
+def _each_area(areas: list[float], aspects: list[float], path: _Path) -> Block:
+    """The gradient by each area alone must be finite, too: along a path it may be hidden by an area that stands still, where
+    torch multiplies infinity by 0.
+    """
+    points, texts = [], []
+    for area in areas:
+        for aspect in aspects:
+            target = np.array([0, 0, math.sqrt(area * aspect), math.sqrt(area / aspect)])
+            here = areas_of(path(np.array([0, 0.75, 1])) * np.tile(target[2:], 2), target)  # disjoint, overlapping, there
+            points.append(here.T)
+            texts += [f"{name} alone, target of {area:g} square pixels, aspect {aspect:g}" for name in "UIE"]
+    shape = (len(points), 3, 3)
+    values = np.stack(points)[:, None].repeat(3, 1).reshape(-1, 3).T[..., None].astype(np.float32)
+    slopes = np.broadcast_to(np.eye(3)[:, None], (*shape, 3)).reshape(-1, 3).T[..., None].astype(np.float32)
+    nowhere = np.zeros(values.shape[1], bool)
+    return Block("each area alone", shape, dict(zip("UIE", values)), dict(zip("UIE", slopes)), None, False, nowhere, nowhere,
+                 tuple(texts), "share of the path", np.tile([0, 0.75, 1], len(texts)))

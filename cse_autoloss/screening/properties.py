@@ -59,17 +59,17 @@ def violations(values: np.ndarray, slopes: np.ndarray, block: Block, tolerances:
     def by_group(array: np.ndarray) -> np.ndarray:
         return array.reshape(groups, sweeps * steps, -1)
 
-    steep = np.abs(slopes)
-    steepest = by_group(steep).max(axis=1, keepdims=True)
-    yield MONOTONICITY, (by_group(slopes) > tolerances.monotonicity * steepest).reshape(slopes.shape)
-    grouped = by_group(values)
+    grouped, steep = by_group(values), np.abs(by_group(slopes))
     least, most = grouped.min(axis=1, keepdims=True), grouped.max(axis=1, keepdims=True)
+    steepest = steep.max(axis=1, keepdims=True)
+    rounding = NEGLIGIBLE * np.maximum(np.abs(least), np.abs(most))
+    rising = by_group(slopes) > np.maximum(tolerances.monotonicity * steepest, rounding)
+    yield MONOTONICITY, rising.reshape(slopes.shape)
     high = grouped - least > tolerances.convergence * (most - least)
     if tolerances.fading is not None:
-        high |= by_group(steep) > tolerances.fading * steepest
+        high |= steep > np.maximum(tolerances.fading * steepest, rounding)
     yield CONVERGENCE, high.reshape(slopes.shape) & block.settled[:, None]
-    nothing = steepest <= NEGLIGIBLE * np.maximum(np.abs(least), np.abs(most))
-    flat = (by_group(steep) < tolerances.flatness * steepest) | nothing
+    flat = (steep < tolerances.flatness * steepest) | (steepest <= rounding)
     yield NOT_FLAT, flat.reshape(slopes.shape) & block.wrong[:, None]
 
 

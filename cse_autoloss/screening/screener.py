@@ -10,13 +10,13 @@ import numpy as np
 
 from cse_autoloss.expression import Expression
 from cse_autoloss.screening.equivalence import Seen
-from cse_autoloss.screening.graph import PREDICTED, Arrays, Forest, Graph, Language
+from cse_autoloss.screening.graph import Arrays, Columns, Forest, Graph, Language
 from cse_autoloss.screening.probes import Block, Probes
 from cse_autoloss.screening.properties import PROPERTIES, USES_PREDICTION, first_failures, reduce, violations
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
 
-BATCH_SIZE = 32_768
+BATCH_SIZE = 65_536
 ACCEPTED, DUPLICATE = -1, -2  # verdict codes beside the indices of PROPERTIES
 BLOCK_BYTES = 1 << 26  # of the nodes' values on one block: more trees than that are taken in turns
 
@@ -124,11 +124,11 @@ class Screener:
 
     def verify(self, expression: Expression) -> Verdict:
         """Judge one candidate, whether seen or not, and say where it fails."""
-        forest = Forest.of(Population.from_expressions([expression], self.space), self.language)
-        if not forest.roots[1][0] & PREDICTED:
+        population = Population.from_expressions([expression], self.space)
+        if not self._uses_prediction(population)[0]:
             predicted = ", ".join(sorted(self.space.predicted))
             return Verdict(False, USES_PREDICTION, f"the loss does not depend on the prediction ({predicted} is missing)")
-        graph = Graph.of(forest, np.ones(1, bool))
+        graph = Graph.of(Forest.of(Columns.of(population, np.arange(1)), self.language), np.arange(1))
         for index, block in enumerate(self.probes.blocks):
             values, slopes = self._losses(graph, index)
             with np.errstate(all="ignore"):
@@ -138,26 +138,34 @@ class Screener:
                         return Verdict(False, name, _detail(name, example), example)
         return Verdict(True, None, "all properties hold")
 
+    def _uses_prediction(self, population: Population) -> np.ndarray:
+        uses = np.zeros(len(population), bool)
+        for name in self.space.predicted:
+            for column in population.programs.T:
+                uses |= column == population.vocabulary.codes[name]
+        return uses
+
     def _batch(self, population: Population) -> np.ndarray:
-        forest = Forest.of(population, self.language)
-        hashes, flags = forest.roots
-        codes = np.where(self.seen.add(hashes), np.int8(ACCEPTED), np.int8(DUPLICATE))
-        codes[(codes == ACCEPTED) & (flags & PREDICTED == 0)] = PROPERTIES.index(USES_PREDICTION)
+        uses = self._uses_prediction(population)
+        codes = np.empty(len(population), np.int8)
+        columns = Columns.of(population, np.flatnonzero(~uses))  # need not be understood, only be told apart
+        fresh = self.seen.add(columns.hashes(self.language.keys))
+        codes[columns.rows] = np.where(fresh, PROPERTIES.index(USES_PREDICTION), DUPLICATE)
+        columns = Columns.of(population, np.flatnonzero(uses))
+        forest = Forest.of(columns, self.language)
+        verdicts = np.where(self.seen.add(forest.hashes[:len(forest)]), np.int8(ACCEPTED), np.int8(DUPLICATE))
         for index, block in enumerate(self.probes.blocks):
-            rows = np.flatnonzero(codes == ACCEPTED)
-            for part in self._parts(population.lengths[rows], rows, block):
-                chosen = np.zeros(len(population), bool)
-                chosen[part] = True
-                graph = Graph.of(forest, chosen)
-                codes[part] = first_failures(*self._losses(graph, index), block, self.probes.tolerances)
+            for trees in self._parts(columns, np.flatnonzero(verdicts == ACCEPTED), block):
+                verdicts[trees] = first_failures(*self._losses(Graph.of(forest, trees), index), block, self.probes.tolerances)
+        codes[columns.rows] = verdicts
         return codes
 
-    def _parts(self, lengths: np.ndarray, rows: np.ndarray, block: Block) -> list[np.ndarray]:
-        """The rows in as many parts as keep a part's values within ``BLOCK_BYTES``."""
-        if not len(rows):
+    def _parts(self, columns: Columns, trees: np.ndarray, block: Block) -> list[np.ndarray]:
+        """The trees in as many parts as keep a part's values within ``BLOCK_BYTES``."""
+        if not len(trees):
             return []
         size = 4 * len(block.positions) * block.columns
-        return np.split(rows, np.flatnonzero(np.diff(np.cumsum(lengths) * size // BLOCK_BYTES)) + 1)
+        return np.split(trees, np.flatnonzero(np.diff(np.cumsum(columns.lengths.take(trees)) * size // BLOCK_BYTES)) + 1)
 
     def _losses(self, graph: Graph, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(points, trees) losses and slopes of the graph's trees on a block."""

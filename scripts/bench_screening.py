@@ -1,0 +1,175 @@
+"""Screening against the usual way: DEAP trees, compiled one by one, evaluated with torch autograd.
+
+    python scripts/bench_screening.py [--space NAME] [--candidates N] [--json FILE]
+
+Both ways draw trees by the same law (ramped half-and-half), skip duplicates and trees without the prediction, and judge the
+same properties with the same tolerances on the same probes, block by block, stopping at the first that falls. First the
+verdicts of both are compared on the same trees. One thread, no GPU; rates are candidates per second of CPU time, so other
+work on the machine matters little, and each is the median of several runs.
+"""
+from __future__ import annotations
+
+import json
+import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import click
+import numpy as np
+import torch
+from deap import gp
+
+from cse_autoloss import Expression, SearchSpace, load_space
+from cse_autoloss.primitives import PRIMITIVES
+from cse_autoloss.screening import PROPERTIES, Screener
+from cse_autoloss.screening.properties import violations
+from cse_autoloss.screening.screener import BATCH_SIZE
+from cse_autoloss.space import space_names
+from cse_autoloss.variation import grow
+
+torch.set_num_threads(1)
+DEPTHS = (2, 6)
+REPEATS = 5
+
+
+class Deap:
+    """The usual way, one candidate at a time."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space, self.probes = space, Screener(space).probes
+        self.primitives = gp.PrimitiveSet("loss", len(space.variables))
+        self.primitives.renameArguments(**{f"ARG{i}": name for i, name in enumerate(space.variables)})
+        for name in space.operators:
+            self.primitives.addPrimitive(PRIMITIVES[name].torch, PRIMITIVES[name].arity, name)
+        for constant in space.constants:
+            self.primitives.addTerminal(torch.full((1, 1), float(constant)), f"c{constant}")
+        self.inputs = [{name: torch.tensor(block.values[name], requires_grad=name in space.predicted) for name in space.variables}
+                       for block in self.probes.blocks]
+        self.tangents = [{name: torch.tensor(array) for name, array in block.tangents.items()} for block in self.probes.blocks]
+        self.weights = [None if block.weights is None else torch.tensor(block.weights, dtype=torch.float32)
+                        for block in self.probes.blocks]
+
+    def grow(self, depths: tuple[int, int]) -> gp.PrimitiveTree:
+        return gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *depths))
+
+    def expression(self, tree: gp.PrimitiveTree) -> Expression:
+        return Expression(tuple(node.value.lstrip("c") if isinstance(node, gp.Terminal) else node.name for node in tree))
+
+    def verdict(self, tree: gp.PrimitiveTree) -> str | None:
+        """The property that falls, or None."""
+        if not any(node.value in self.space.predicted for node in tree if isinstance(node, gp.Terminal)):
+            return PROPERTIES[0]
+        function = gp.compile(tree, self.primitives)
+        for index, block in enumerate(self.probes.blocks):
+            values, slopes = self.losses(function, index)
+            with np.errstate(all="ignore"):
+                for name, where in violations(values, slopes, block, self.probes.tolerances):
+                    if where.any():
+                        return name
+        return None
+
+    def losses(self, function: Callable[..., torch.Tensor], index: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs, tangents = self.inputs[index], self.tangents[index]
+        loss = function(**inputs)
+        if self.weights[index] is not None:
+            loss = loss * self.weights[index]
+        loss = loss.sum(-1).expand(len(self.probes.blocks[index].positions))
+        gradients = torch.autograd.grad(loss.sum(), [inputs[name] for name in tangents], allow_unused=True)
+        slopes = sum((gradient * tangent).sum(-1) for gradient, tangent in zip(gradients, tangents.values())
+                     if gradient is not None)
+        return loss.detach().numpy()[:, None], slopes.numpy()[:, None]
+
+    def run(self, count: int, depths: tuple[int, int]) -> int:
+        seen: set[str] = set()
+        nodes = 0
+        for _ in range(count):
+            tree = self.grow(depths)
+            nodes += len(tree)
+            if (text := str(tree)) not in seen:
+                seen.add(text)
+                self.verdict(tree)
+        return nodes
+
+
+def cpu_seconds(action: Callable[[], object]) -> float:
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def rate(space: SearchSpace, count: int, batch_size: int = BATCH_SIZE, depths: tuple[int, int] = DEPTHS) -> float:
+    """Candidates per CPU second, grown and screened; a fresh memory of what was seen each time."""
+    def once(seed: int) -> float:
+        screener = Screener(space, batch_size)
+        screener.screen(grow(np.random.default_rng(1000 + seed), min(count, batch_size), space, *depths))  # warms the buffers
+        rng = np.random.default_rng(seed)
+        return count / cpu_seconds(lambda: [screener.screen(grow(rng, min(batch_size, count - start), space, *depths))
+                                            for start in range(0, count, batch_size)])
+
+    return statistics.median(once(seed) for seed in range(REPEATS))
+
+
+def compare(space: SearchSpace, count: int, deap_count: int) -> dict[str, float]:
+    random.seed(0)
+    deap = Deap(space)
+    trees = [deap.grow(DEPTHS) for _ in range(deap_count)]
+    screener = Screener(space)
+    same = [deap.verdict(tree) == screener.verify(deap.expression(tree)).failed for tree in trees]
+    deap.run(200, DEPTHS)
+    runs = [deap_count / cpu_seconds(lambda: deap.run(deap_count, DEPTHS)) for _ in range(REPEATS)]
+    ours, theirs = rate(space, count), statistics.median(runs)
+    population = grow(np.random.default_rng(0), 20_000, space, *DEPTHS)
+    return {"deap_per_second": theirs, "per_second": ours, "ratio": ours / theirs, "same_verdicts": float(np.mean(same)),
+            "mean_nodes_deap": deap.run(2000, DEPTHS) / 2000, "mean_nodes": float(population.lengths.mean())}
+
+
+def with_probes(space: SearchSpace, **keys: int) -> SearchSpace:
+    return replace(space, probes={**space.probes, **keys})
+
+
+def sweeps(space: SearchSpace, count: int) -> Iterator[tuple[str, object, float]]:
+    for depth in (3, 4, 6, 8, 10):
+        nodes = grow(np.random.default_rng(0), 20_000, space, 2, depth).lengths.mean()
+        yield "tree size", f"{nodes:.1f} nodes (depth 2 to {depth})", rate(space, count, depths=(2, depth))
+    for glance, steps in ((4, 9), (8, 17), (16, 33), (32, 65)):
+        probed = with_probes(space, glance=glance, steps=steps)
+        points = [len(block.positions) for block in Screener(probed).probes.blocks]
+        yield "probes", f"{points[0]} points at a glance, {sum(points)} in all", rate(probed, count)
+    for batch_size in (1024, 4096, 8192, 16384, 32768, 65536):
+        yield "batch size", batch_size, rate(space, count, batch_size)
+
+
+@click.command()
+@click.option("--space", "names", multiple=True, default=space_names(), help="Repeatable; all spaces where absent.")
+@click.option("--candidates", default=131_072, show_default=True, help="Screened in each run.")
+@click.option("--deap-candidates", default=3000, show_default=True, help="Judged by DEAP and torch in each run.")
+@click.option("--json", "output", type=click.Path(), help="Write all numbers to this file, too.")
+def main(names: tuple[str, ...], candidates: int, deap_candidates: int, output: str | None) -> None:
+    results: dict[str, dict[str, object]] = {}
+    print("| space | DEAP + torch, per second | screening, per second | ratio | same verdicts | mean nodes |\n|---|---|---|---|---|---|")
+    for name in names:
+        results[name] = row = compare(load_space(name), candidates, deap_candidates)
+        print(f"| {name} | {row['deap_per_second']:,.0f} | {row['per_second']:,.0f} | {row['ratio']:.0f} | "
+              f"{row['same_verdicts']:.2%} | {row['mean_nodes_deap']:.1f}, {row['mean_nodes']:.1f} |", flush=True)
+    for name in names:
+        print(f"\n{name}\n\n| what varies | | candidates per second |\n|---|---|---|")
+        results[name]["sweeps"] = rows = []
+        for what, value, speed in sweeps(load_space(name), candidates):
+            rows.append([what, value, speed])
+            print(f"| {what} | {value} | {speed:,.0f} |", flush=True)
+    print(f"\npeak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB")
+    if output:
+        with open(output, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
