@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from cse_autoloss.expression import Expression
 from cse_autoloss.screening.equivalence import Seen
 from cse_autoloss.screening.properties import PROPERTIES
-from cse_autoloss.screening.screener import (ACCEPTED, BATCH_SIZE, DUPLICATE, Counterexample, Screener, ScreenReport, Verdict)
+from cse_autoloss.screening.screener import (ACCEPTED, BATCH_SIZE, DUPLICATE, Screener, ScreenReport, Trace, Verdict)
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
 
-__all__ = ["ACCEPTED", "BATCH_SIZE", "DUPLICATE", "PROPERTIES", "Counterexample", "ScreenReport", "Screener", "Seen", "Verdict",
-           "screen", "verify"]
+__all__ = ["ACCEPTED", "BATCH_SIZE", "DUPLICATE", "PROPERTIES", "ScreenReport", "Screener", "Seen", "Trace", "Verdict", "screen",
+           "verify"]
 
 
 def verify(expression: Expression, space: SearchSpace) -> Verdict:

@@ -60,11 +60,12 @@ class LogitBatch:
         return values, {"X": np.tile(np.eye(columns), (samples, 1))}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Share of samples whose label has the highest logit; or, with independent sigmoids, the mean of the shares of
-        labels and of non-labels whose score is on the right side of half the label's IoU. Shape (candidates,).
+        """Share of samples whose label has a softmax score above 1/2; or, with independent sigmoids, the mean of the shares of
+        labels with a score above half their IoU, and of the others with one below 1/4. Shape (candidates,).
         """
         if not self.one_stage:
-            return (logits.argmax(-1) == self.labels.argmax(-1)).mean(-1)
+            powers = np.exp(logits - logits.max(-1, keepdims=True))
+            return ((powers * self.labels).sum(-1) > powers.sum(-1) / 2).mean(-1)
         with np.errstate(over="ignore"):
             high = 1 / (1 + np.exp(-logits)) > np.where(self.labels == 1, self.ious[:, None], 0.5) / 2
         return (high[:, self.labels == 1].mean(-1) + (~high)[:, self.labels == 0].mean(-1)) / 2
@@ -87,9 +88,10 @@ class BoxBatch:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, samples: int) -> BoxBatch:
-        """Targets from 8 to 512 pixels; boxes off by a third of the size or so."""
+        """Targets from 8 to 512 pixels; boxes off by a third of the size or so, and every eighth beside its target."""
         side, aspect = np.exp2(rng.uniform(3, 9, samples)), np.exp2(rng.uniform(-1, 1, samples))
         initial = np.concatenate([rng.normal(0, 0.25, (samples, 2)), rng.normal(0, 0.35, (samples, 2))], axis=1)
+        initial[::8, 0] = rng.choice([-1, 1], len(initial[::8])) * rng.uniform(1.5, 2, len(initial[::8]))
         return cls(initial, np.stack([side * np.sqrt(aspect), side / np.sqrt(aspect)], -1))
 
     def variables(self, boxes: np.ndarray) -> tuple[Variables, Variables]:

@@ -28,13 +28,11 @@ class Tolerances:
         monotonicity: how steeply a loss may rise, as a share of its steepest slope in the same group of sweeps.
         convergence: how far above the group's least value the loss may be at the label or target, as a share of its range.
         fading: slope at the label that is allowed, as a share of the steepest (classification only).
-        flatness: slope that must be there at every wrong prediction, as a share of the steepest.
     """
 
     monotonicity: float
     convergence: float
-    flatness: float
-    fading: float | None = None
+    fading: float | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Block:
         held: whether the properties are demanded; if not, only that everything is finite.
         settled: (points,) where the prediction is at its label or target.
         wrong: (points,) where it is plainly wrong, and a gradient must be there.
+        flatness: how much of one, as a share of the steepest slope at such points of the group.
         sweeps: (groups * sweeps,) description of each.
         axis: what the position along a sweep is.
         positions: (points,)
@@ -65,6 +64,7 @@ class Block:
     held: bool
     settled: np.ndarray
     wrong: np.ndarray
+    flatness: float
     sweeps: tuple[str, ...]
     axis: str
     positions: np.ndarray
@@ -97,9 +97,8 @@ class Probes:
         if space.inputs == "boxes":
             blocks, fading = tuple(_box_blocks(section)), None
         else:
-            blocks, fading = tuple(_logit_blocks(section, space.inputs == "one_stage")), section.number("tolerances.fading", 0, 1)
-        tolerances = Tolerances(*(section.number(f"tolerances.{name}", 0, 1)
-                                  for name in ("monotonicity", "convergence", "flatness")), fading)
+            blocks, fading = tuple(_logit_blocks(section, space.inputs == "one_stage")), section.share("fading")
+        tolerances = Tolerances(section.share("monotonicity"), section.share("convergence"), fading)
         section.finish()
         return cls(blocks, tolerances)
 
@@ -128,6 +127,9 @@ class _Section:
         if not _is_number(value, low, high, whole):
             raise self._fail(key, f"expected {right}, found {str(value)[:60]!r}")
         return value
+
+    def share(self, tolerance: str) -> float:
+        return self.number(f"tolerances.{tolerance}", 0, 1)
 
     def numbers(self, key: str, low: float, high: float, whole: bool = False, least: int = 1) -> list[Any]:
         right = f"a list of at least {least} {'integers' if whole else 'numbers'} from {low:g} to {high:g}"
@@ -166,10 +168,11 @@ def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
     others = section.numbers("others", -80, 80)
     ious = section.numbers("ious", 0, 1)
     wrong = section.numbers("wrong", 0, 160, least=2)
+    flatness = section.share("flatness")
     columns = [count + (not one_stage) for count in classes]
 
     def block(name: str, steps: int, columns: int, others: list[float], samples: list[_Sample], held: bool = True) -> Block:
-        return _logit_block(name, one_stage, np.linspace(*span, steps), columns, others, samples, wrong, held)
+        return _logit_block(name, one_stage, np.linspace(*span, steps), columns, others, samples, wrong, flatness, held)
 
     yield block("glance", glance, columns[0], [0.0], [(True, 1.0)])
     for count in columns:
@@ -181,7 +184,7 @@ _Sample = tuple[bool, float]  # whether it is a positive (of the first class; el
 
 
 def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int, others: list[float], samples: list[_Sample],
-                 wrong: list[float], held: bool) -> Block:
+                 wrong: list[float], flatness: float, held: bool) -> Block:
     """Sweeps for each sample: the first takes all logits at once from plainly wrong to plainly right; the others take the
     label's logit up, or another one's down, while all else stays.
     """
@@ -217,7 +220,7 @@ def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int,
         values, weights = {"X": x, "Y": y, "Z": iou}, None
         margin = np.where(y == 1, x, 0).sum(-1) - np.where(y == 1, -np.inf, x).max(-1)  # of the label over the others
     return Block(name, shape, values, {"X": direction}, weights, held, settled.ravel(),
-                 (margin <= -wrong[0]) & (margin >= -wrong[1]), tuple(texts), "logit", np.tile(position, len(texts)))
+                 (margin <= -wrong[0]) & (margin >= -wrong[1]), flatness, tuple(texts), "logit", np.tile(position, len(texts)))
 
 
 # --- regression --------------------------------------------------------------------------------------------------------
@@ -237,9 +240,12 @@ def _box_blocks(section: _Section) -> Iterator[Block]:
     paths = dict(_box_paths(distance, scales, stretches))
     middle = areas[len(areas) // 2]
     glances = {name: path for name, path in paths.items() if name in (_DIAGONAL, f"scale from {scales[0]:g}")}
-    yield _box_block("glance", glance, [(middle, aspects[0])], glances)
+    flatness = section.share("flatness")
+    yield _box_block("glance", glance, [(middle, aspects[0])], glances, flatness)
+    # A loss in squared pixels, such as U - I, moves large boxes only.
+    yield _box_block("all areas", glance, [(area, aspects[0]) for area in areas], glances, section.share("balance"), together=True)
     for area in areas:
-        yield _box_block(f"paths to {area:g} square pixels", steps, [(area, aspect) for aspect in aspects], paths)
+        yield _box_block(f"paths to {area:g} square pixels", steps, [(area, aspect) for aspect in aspects], paths, flatness)
     yield _each_area(areas, aspects, paths[_DIAGONAL])
 
 
@@ -285,7 +291,9 @@ def areas_of(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.stack([union + AREA_EPSILON, overlap, enclosing + AREA_EPSILON])
 
 
-def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths: Mapping[str, _Path]) -> Block:
+def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths: Mapping[str, _Path],
+               flatness: float, together: bool = False) -> Block:
+    """The paths to each target. ``together``: slopes are compared between targets, too; the losses' least values are not."""
     position, nudge = np.linspace(0, 1, steps), 1e-6
     areas, slopes, texts = [], [], []
     for area, aspect in targets:
@@ -302,10 +310,10 @@ def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths:
     slope[np.abs(slope) < 1e-9 * area.max(axis=0) / nudge] = 0  # rounding
     union, overlap, _ = area[..., 0]
     iou, rising = overlap / union, (slope[1] * area[0] - slope[0] * area[1])[:, 0] > 0
-    shape = (len(targets), len(paths), steps)
-    step = np.broadcast_to(np.arange(steps), shape)
+    settled = np.tile((position == 1) & (not together), len(texts))
+    shape = (1, len(texts), steps) if together else (len(targets), len(paths), steps)
     return Block(name, shape, dict(zip("UIE", area.astype(np.float32))), dict(zip("UIE", slope.astype(np.float32))), None, True,
-                 (step == steps - 1).ravel(), (iou > 0.05) & (iou < 0.6) & rising, tuple(texts), "share of the path",
+                 settled, (iou > 0.05) & (iou < 0.6) & rising, flatness, tuple(texts), "share of the path",
                  np.tile(position, len(texts)))
 
 
@@ -324,5 +332,5 @@ def _each_area(areas: list[float], aspects: list[float], path: _Path) -> Block:
     values = np.stack(points)[:, None].repeat(3, 1).reshape(-1, 3).T[..., None].astype(np.float32)
     slopes = np.broadcast_to(np.eye(3)[:, None], (*shape, 3)).reshape(-1, 3).T[..., None].astype(np.float32)
     nowhere = np.zeros(values.shape[1], bool)
-    return Block("each area alone", shape, dict(zip("UIE", values)), dict(zip("UIE", slopes)), None, False, nowhere, nowhere,
+    return Block("each area alone", shape, dict(zip("UIE", values)), dict(zip("UIE", slopes)), None, False, nowhere, nowhere, 0,
                  tuple(texts), "share of the path", np.tile([0, 0.75, 1], len(texts)))

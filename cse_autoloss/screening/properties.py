@@ -69,8 +69,10 @@ def violations(values: np.ndarray, slopes: np.ndarray, block: Block, tolerances:
     if tolerances.fading is not None:
         high |= steep > np.maximum(tolerances.fading * steepest, rounding)
     yield CONVERGENCE, high.reshape(slopes.shape) & block.settled[:, None]
-    flat = (steep < tolerances.flatness * steepest) | (steepest <= rounding)
-    yield NOT_FLAT, flat.reshape(slopes.shape) & block.wrong[:, None]
+    wrong = by_group(block.wrong)
+    steepest = np.where(wrong, steep, 0).max(axis=1, keepdims=True)
+    flat = (steep < block.flatness * steepest) | (steepest <= rounding)
+    yield NOT_FLAT, (flat & wrong).reshape(slopes.shape)
 
 
 def first_failures(values: np.ndarray, slopes: np.ndarray, block: Block, tolerances: Tolerances) -> np.ndarray:

@@ -22,14 +22,14 @@ BLOCK_BYTES = 1 << 26  # of the nodes' values on one block: more trees than that
 
 
 @dataclass(frozen=True)
-class Counterexample:
-    """Where a candidate missed a property: the sweep, and the loss along it.
+class Trace:
+    """A loss along a sweep.
 
     Attributes:
         sweep: which sweep, in words.
         axis: what ``positions`` are.
         positions, values, slopes: along the sweep; the derivative is by the position.
-        at: index of the point where the property is missed.
+        at: index of the point in question: where the property is missed, or the start.
         variables: the expression's variables at that point.
     """
 
@@ -50,13 +50,13 @@ class Verdict:
         accepted: whether it has all properties.
         failed: the first property that it misses (one of ``PROPERTIES``), or None.
         detail: one line for a reader.
-        counterexample: where it misses it, or None.
+        counterexample: where it misses it; None if it has all, or does not use the prediction at all.
     """
 
     accepted: bool
     failed: str | None
     detail: str
-    counterexample: Counterexample | None = None
+    counterexample: Trace | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +67,12 @@ class ScreenReport:
         population: what was screened.
         codes: (n,) int8: ``ACCEPTED``, ``DUPLICATE`` (of an earlier row, or of a candidate of an earlier call), or the
             index in ``PROPERTIES`` of the property that fell.
+        hashes: (n,) uint64; equal for duplicates.
     """
 
     population: Population
     codes: np.ndarray
+    hashes: np.ndarray
 
     @property
     def generated(self) -> int:
@@ -118,25 +120,39 @@ class Screener:
     def screen(self, candidates: Population | Iterable[Expression]) -> ScreenReport:
         """Judge each candidate that is not a duplicate, and remember it as seen."""
         population = candidates if isinstance(candidates, Population) else Population.from_expressions(candidates, self.space)
-        codes = [self._batch(population.slice(start, start + self.batch_size))
-                 for start in range(0, len(population), self.batch_size)]
-        return ScreenReport(population, np.concatenate(codes) if codes else np.zeros(0, np.int8))
+        codes, hashes = np.empty(len(population), np.int8), np.empty(len(population), np.uint64)
+        for start in range(0, len(population), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            codes[batch], hashes[batch] = self._batch(population.slice(start, start + self.batch_size))
+        return ScreenReport(population, codes, hashes)
 
     def verify(self, expression: Expression) -> Verdict:
         """Judge one candidate, whether seen or not, and say where it fails."""
-        population = Population.from_expressions([expression], self.space)
-        if not self._uses_prediction(population)[0]:
+        graph = self._graph(expression)
+        if graph is None:
             predicted = ", ".join(sorted(self.space.predicted))
             return Verdict(False, USES_PREDICTION, f"the loss does not depend on the prediction ({predicted} is missing)")
-        graph = Graph.of(Forest.of(Columns.of(population, np.arange(1)), self.language), np.arange(1))
         for index, block in enumerate(self.probes.blocks):
             values, slopes = self._losses(graph, index)
             with np.errstate(all="ignore"):
                 for name, where in violations(values, slopes, block, self.probes.tolerances):
                     if where.any():
-                        example = _counterexample(block, values[:, 0], slopes[:, 0], where[:, 0])
-                        return Verdict(False, name, _detail(name, example), example)
+                        trace = _trace(block, values[:, 0], slopes[:, 0], int(np.argmax(where)))
+                        return Verdict(False, name, _detail(name, trace), trace)
         return Verdict(True, None, "all properties hold")
+
+    def traces(self, expression: Expression) -> list[Trace]:
+        """The loss along every sweep of the largest block that it is held to; empty if it does not use the prediction."""
+        graph = self._graph(expression)
+        if graph is None:
+            return []
+        index = max((i for i, block in enumerate(self.probes.blocks) if block.held), key=lambda i: len(self.probes.blocks[i].positions))
+        block, (values, slopes) = self.probes.blocks[index], self._losses(graph, index)
+        return [_trace(block, values[:, 0], slopes[:, 0], start) for start in range(0, len(values), block.shape[2])]
+
+    def _graph(self, expression: Expression) -> Graph | None:
+        population = Population.from_expressions([expression], self.space)
+        return Graph.of_population(population, self.language) if self._uses_prediction(population)[0] else None
 
     def _uses_prediction(self, population: Population) -> np.ndarray:
         uses = np.zeros(len(population), bool)
@@ -145,20 +161,21 @@ class Screener:
                 uses |= column == population.vocabulary.codes[name]
         return uses
 
-    def _batch(self, population: Population) -> np.ndarray:
+    def _batch(self, population: Population) -> tuple[np.ndarray, np.ndarray]:
         uses = self._uses_prediction(population)
-        codes = np.empty(len(population), np.int8)
+        codes, hashes = np.empty(len(population), np.int8), np.empty(len(population), np.uint64)
         columns = Columns.of(population, np.flatnonzero(~uses))  # need not be understood, only be told apart
-        fresh = self.seen.add(columns.hashes(self.language.keys))
-        codes[columns.rows] = np.where(fresh, PROPERTIES.index(USES_PREDICTION), DUPLICATE)
+        hashes[columns.rows] = columns.hashes(self.language.keys)
+        codes[columns.rows] = np.where(self.seen.add(hashes[columns.rows]), PROPERTIES.index(USES_PREDICTION), DUPLICATE)
         columns = Columns.of(population, np.flatnonzero(uses))
         forest = Forest.of(columns, self.language)
+        hashes[columns.rows] = forest.hashes[:len(forest)]
         verdicts = np.where(self.seen.add(forest.hashes[:len(forest)]), np.int8(ACCEPTED), np.int8(DUPLICATE))
         for index, block in enumerate(self.probes.blocks):
             for trees in self._parts(columns, np.flatnonzero(verdicts == ACCEPTED), block):
                 verdicts[trees] = first_failures(*self._losses(Graph.of(forest, trees), index), block, self.probes.tolerances)
         codes[columns.rows] = verdicts
-        return codes
+        return codes, hashes
 
     def _parts(self, columns: Columns, trees: np.ndarray, block: Block) -> list[np.ndarray]:
         """The trees in as many parts as keep a part's values within ``BLOCK_BYTES``."""
@@ -177,13 +194,11 @@ class Screener:
                     reduce(arrays.numpy(arrays.gather(tangents, roots - graph.fixed)), graph.wide, weights))
 
 
-def _counterexample(block: Block, values: np.ndarray, slopes: np.ndarray, where: np.ndarray) -> Counterexample:
-    point = int(np.argmax(where))
+def _trace(block: Block, values: np.ndarray, slopes: np.ndarray, point: int) -> Trace:
     sweep, at = divmod(point, block.shape[2])
     line = slice(sweep * block.shape[2], (sweep + 1) * block.shape[2])
-    return Counterexample(block.sweeps[sweep], block.axis, *(tuple(map(float, array[line])) for array in
-                                                             (block.positions, values, slopes)), at,
-                          {name: array[point].tolist() for name, array in block.values.items()})
+    numbers = (tuple(array[line].tolist()) for array in (block.positions, values, slopes))
+    return Trace(block.sweeps[sweep], block.axis, *numbers, at, {name: array[point].tolist() for name, array in block.values.items()})
 
 
 _SAYS = {
@@ -195,6 +210,6 @@ _SAYS = {
 }
 
 
-def _detail(name: str, example: Counterexample) -> str:
+def _detail(name: str, example: Trace) -> str:
     text = _SAYS[name].format(value=example.values[example.at], slope=example.slopes[example.at])
     return f"{text} at {example.axis} {example.positions[example.at]:.3g} on the sweep '{example.sweep}'"
