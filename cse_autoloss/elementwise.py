@@ -110,8 +110,9 @@ class Formula:
         if (number := self.number(term)) is not None:
             return self.constant(number)
         node = self._nodes[term.node]
-        return self._operator(_SUB, *map(Term, reversed(node.args))) if node.primitive is _SUB else self._operator(
-            _NEG, Term(term.node))
+        if node.primitive is _SUB:
+            return self._operator(_SUB, *map(Term, reversed(node.args)))
+        return self._operator(_NEG, Term(term.node))
 
     def _operator(self, primitive: Primitive, *args: Term) -> Term:
         """An operator on terms without a sign; constants among them have their own."""

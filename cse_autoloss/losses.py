@@ -35,11 +35,13 @@ def build_loss(expression: str | Expression, space: str | SearchSpace, loss_weig
         expression: its text, or the name of a known loss of the space (``"CSE-Autoloss-A"``).
         space: name or YAML path of the search space that the expression is written in.
         loss_weight: factor of the reduced loss.
-        **options: ``reduction`` ("mean", "sum", "none"; default "mean"); ``stable`` (compute log(softmax), log(sigmoid) and
-            log(1 - sigmoid) so that confident logits keep a gradient; default False, the released numbers); for classification ``use_sigmoid`` (MMDetection's
-            heads read it from a config; it must be True in one-stage spaces and False in two-stage ones, which is also
-            the default); for one-stage classification ``alpha`` (weight of a label, 1 - alpha that of a non-label;
-            default 0.25; None for no weighting).
+        **options:
+            ``reduction``: "mean" (the default), "sum" or "none".
+            ``stable``: compute log(softmax), log(sigmoid) and log(1 - sigmoid) at once, so that confident logits keep a
+            gradient; default False, the released numbers.
+            ``alpha``, one-stage: weight of a label, 1 - alpha that of a non-label; default 0.25; None for no weighting.
+            ``use_sigmoid``, classification: MMDetection's heads read it from a config. It must be, and by default is,
+            True in one-stage spaces and False in two-stage ones.
 
     Raises:
         ExpressionError: if the text is neither an expression of the space nor one of its known losses.

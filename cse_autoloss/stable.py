@@ -20,11 +20,12 @@ def log_softmax(x):
 register(Primitive(
     "LogSoftmax", 1, lambda xp, x: x - xp.max(x) - xp.log(xp.sum(xp.exp(x - xp.max(x)))),
     lambda xp, v, a, t: t[0] - xp.sum(xp.exp(v) * t[0]), log_softmax,
-    lambda sp, x: sp.log(PRIMITIVES["Softmax"].sympy(sp, x)), r"\log\operatorname{softmax}\left(#1\right)", (2, 0), classwise=True))
+    lambda sp, x: sp.log(PRIMITIVES["Softmax"].sympy(sp, x)), r"\log\operatorname{softmax}\left(#1\right)", (2, 0),
+    classwise=True))
 register(Primitive(
     "LogSig", 1, lambda xp, x: -xp.relu(-x) - xp.log1p(xp.exp(-xp.abs(x))), elementwise(lambda xp, v, x: xp.sigmoid(-x)),
-    torch.nn.functional.logsigmoid, lambda sp, x: sp.log(PRIMITIVES["Sig"].sympy(sp, x)), r"\log\sigma\left(#1\right)", (2, 0),
-    monotone=True))
+    torch.nn.functional.logsigmoid, lambda sp, x: sp.log(PRIMITIVES["Sig"].sympy(sp, x)),
+    r"\log\sigma\left(#1\right)", (2, 0), monotone=True))
 
 
 def stabilized(expression: Expression) -> Expression:
@@ -42,6 +43,7 @@ def _node(primitive: Primitive, args: list[Program]) -> Program:
         for complement in (("Sub", "1", "Sig"), ("Add", "1", "Neg", "Sig")):
             if argument[:len(complement)] == complement:
                 return "LogSig", "Neg", *argument[len(complement):]
-        if argument[:3] == ("Add", "Neg", "Sig") and argument[-1] == "1" and Expression(argument).subtree(1).stop == len(argument) - 1:
+        ends = Expression(argument).subtree(1).stop if argument[:3] == ("Add", "Neg", "Sig") else None
+        if ends and argument[ends:] == ("1",):
             return "LogSig", "Neg", *argument[3:-1]
     return primitive.name, *(name for arg in args for name in arg)

@@ -46,7 +46,7 @@ def two_stage_loss(value, pred, target, alpha, weight):
 
 
 def one_stage_loss(value, pred, target, alpha, weight):
-    """(N, C) a formula's values weighted by alpha at labels and 1 - alpha elsewhere, and by (N,), (N, C) or (N*C,) weights."""
+    """(N, C) values weighted by alpha at labels and 1 - alpha elsewhere, and by (N,), (N, C) or (N*C,) weights."""
     loss = value.expand_as(pred)
     if alpha is not None:
         label = target[:, None] == torch.arange(pred.shape[1], device=target.device)

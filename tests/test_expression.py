@@ -1,6 +1,7 @@
 """The text form: what parses means what it says and comes back as it was; what does not, is refused in a line."""
 from __future__ import annotations
 
+import functools
 import random
 import sys
 
@@ -16,7 +17,8 @@ from cse_autoloss.primitives import PRIMITIVES
 from cse_autoloss.space import SpaceError
 
 SPACE = load_space("two_stage_cls")
-FRAGMENTS = st.sampled_from([*PRIMITIVES, "X", "Y", "Z", "Q", "1", "3", "7", "(", ")", ",", " ", "\n", "__import__('os')", "é", "\0"])
+FRAGMENTS = st.sampled_from([
+    *PRIMITIVES, "X", "Y", "Z", "Q", "1", "3", "7", "(", ")", ",", " ", "\n", "__import__('os')", "é", "\0"])
 
 
 def round_trips_or_is_refused(text: str, space: str) -> None:
@@ -122,8 +124,8 @@ def test_a_name_with_a_slip_is_suggested() -> None:
 def published(name: str) -> sympy.Expr:
     """The formulas as published, in the space's variables: w y is Q (or Z beside Y), 1 - y is NY."""
     x, y, z, q, ny, u, i, e = sympy.symbols("X Y Z Q NY U I E", real=True)
-    curve = {n: lambda a, n=n: PRIMITIVES[n].sympy(sympy, a) for n in ("Sig", "Serf", "Sgdf")}
-    softmax, dot = (lambda a: PRIMITIVES["Softmax"].sympy(sympy, a)), (lambda a, b: PRIMITIVES["Dot"].sympy(sympy, a, b))
+    curve = {name: functools.partial(PRIMITIVES[name].sympy, sympy) for name in ("Sig", "Serf", "Sgdf")}
+    softmax, dot = (functools.partial(PRIMITIVES[name].sympy, sympy) for name in ("Softmax", "Dot"))
     return {
         "A cls": -dot((1 + sympy.sin(z)) * y, sympy.log(softmax(x))),
         "A reg": (1 - i / u) + (1 - (i + 2) / e),

@@ -54,10 +54,12 @@ def test_quality_focal_loss_is_mmdetections(seed: int) -> None:
     ("GIoU", mmdet_losses.GIoULoss(eps=1e-7))], ids=["IoU", "LinearIoU", "GIoU"])
 @pytest.mark.parametrize("weight", [None, "a box", "a coordinate"])
 @pytest.mark.parametrize("avg_factor", [None, 13.0])
-def test_box_losses_are_mmdetections(name: str, theirs: torch.nn.Module, weight: str | None, avg_factor: float | None) -> None:
+def test_box_losses_are_mmdetections(name: str, theirs: torch.nn.Module, weight: str | None,
+                                     avg_factor: float | None) -> None:
     arguments = batch("reg", seed=1, spread=4.0)
     weights = {None: None, "a box": torch.rand(40), "a coordinate": torch.rand(40, 4)}[weight]
-    compare(build_loss(name, "reg"), theirs, arguments, {}, arguments["target"].double(), weight=weights, avg_factor=avg_factor)
+    compare(build_loss(name, "reg"), theirs, arguments, {}, arguments["target"].double(),
+            weight=weights, avg_factor=avg_factor)
 
 
 def test_boxes_apart_from_their_targets_have_mmdetections_giou() -> None:

@@ -30,7 +30,8 @@ def arguments(row: Primitive, dtype: type = np.float64) -> list[np.ndarray]:
 def test_the_released_operators_are_in_the_table_and_in_their_spaces() -> None:
     assert set(reference.OPERATORS) == set(load_space("two_stage_cls").operators) and len(reference.OPERATORS) == 21
     assert set(load_space("one_stage_cls").operators) == set(reference.OPERATORS) - {"Dot"}
-    assert set(load_space("reg").operators) == set("Add Sub Mul Div Neg Abs Exp Log Sqrt Softplus Sig Tanh Relu Sin Cos".split())
+    assert set(load_space("reg").operators) == set(
+        "Add Sub Mul Div Neg Abs Exp Log Sqrt Softplus Sig Tanh Relu Sin Cos".split())
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in reference.OPERATORS], ids=lambda row: row.name)
