@@ -49,6 +49,11 @@ class Search:
         state = journal["evolution"]
         self._state = State.from_json(state) if state else State.initial(config.seed)
         self._tuned: dict[str, Any] = {}
+        # Branch to fingerprint to the expression that stands for all with these gradients.
+        self._names = {branch: {self._fingerprint({branch: name})[branch]: str(loss.expression)
+                                for name, loss in space.losses.items()} for branch, space in self._spaces.items()}
+        for candidate in journal.candidates():
+            self._name(candidate.fingerprint, candidate.losses)
         self._deadline = time.monotonic() + 60 * config.budget.minutes if config.budget.minutes else None
 
     def run(self) -> None:
@@ -197,14 +202,20 @@ class Search:
         for branch, space in self._spaces.items():
             offspring, state = evolution.ask(state, settings.offspring, branch, space, settings)
             report = self._screeners[branch].screen(offspring)
-            outcomes = simulate_predictions(report.survivors, space, seed=self._config.seed)
+            survivors = report.survivors
+            outcomes = simulate_predictions(survivors, space, seed=self._config.seed)
+            passed = sorted((canonical(e, space) for e, o in zip(survivors, outcomes) if o.passed), key=lambda e: e.size)
+            distinct: dict[str, str] = {}
+            for gradients, expression in zip(fingerprint(passed, space), passed):
+                if gradients not in self._names[branch]:
+                    distinct.setdefault(gradients, str(expression))
             fates[branch] = [*report.fates(), *((str(e), "passed" if o.passed else f"simulation: {o.reason}")
-                                                for e, o in zip(report.survivors, outcomes))]
-            passed = [str(canonical(e, space)) for e, o in zip(report.survivors, outcomes) if o.passed]
-            funnel[branch].update(generated=report.generated, unique=report.unique, verified=len(report.survivors),
-                                  optimised=len(passed))
+                                                for e, o in zip(survivors, outcomes))]
+            funnel[branch].update(generated=report.generated, unique=report.unique, verified=len(survivors),
+                                  optimised=len(passed), distinct=len(distinct))
             rng = evolution.generator(state)
-            fresh[branch] = [passed[i] for i in rng.permutation(len(passed))]
+            texts = list(distinct.values())
+            fresh[branch] = [texts[i] for i in rng.permutation(len(texts))]
             state = replace(state, random=rng.bit_generator.state)
         pairs, state = self._pair(fresh, state)
         with self._journal.step():
@@ -220,23 +231,25 @@ class Search:
         return len(pairs)
 
     def _pair(self, fresh: Mapping[str, list[str]], state: State) -> tuple[list[dict[str, str]], State]:
-        """A round's candidates: each takes a new loss in one branch and a parent's in the other, or new ones in both."""
+        """A round's candidates: new losses in one branch or in all, what is left from a parent; or two parents' crossed."""
         pairs: list[dict[str, str]] = []
-        stacks = {branch: list(texts) for branch, texts in fresh.items()}
-        patterns = [(branch,) for branch in stacks] + ([tuple(stacks)] if len(stacks) > 1 else [])
+        patterns = [(branch,) for branch in fresh] + ([tuple(fresh), ()] if len(fresh) > 1 else [])
         while len(pairs) < self._config.search.simulations:
-            fitting = [pattern for pattern in patterns if all(stacks[branch] for branch in pattern)]
-            if not fitting:
+            fitting = [new for new in patterns if all(fresh[branch] for branch in new) and (new or len(state.members) > 1)]
+            if not any(fitting):
                 break
-            pattern = fitting[len(pairs) % len(fitting)]
-            parent, state = evolution.partner(state, self._config.search)
-            inherited = dict(parent.losses) if parent else {}
-            pairs.append(inherited | {branch: stacks[branch].pop() for branch in pattern})
+            new = fitting[len(pairs) % len(fitting)]
+            losses: dict[str, str] = {}
+            for branch in fresh:  # each branch's parent is drawn anew
+                parent, state = evolution.partner(state, self._config.search)
+                losses |= {branch: parent.losses[branch]} if parent and branch in parent.losses else {}
+            pairs.append(losses | {branch: fresh[branch].pop() for branch in new})
         return pairs, state
 
     def _enter(self, losses: Mapping[str, str], number: int) -> None:
         """Write a candidate down. The same loss as an earlier one in all but form takes that one's fitness."""
         prints = self._fingerprint(losses)
+        self._name(prints, losses)
         if twin := self._journal.candidate_like(prints):
             self._journal.add_candidate(losses, prints, "offspring", number, Fate.EQUIVALENT,
                                         f"the same gradients as #{twin.id}", twin.fitness)
@@ -292,6 +305,10 @@ class Search:
     def _fingerprint(self, losses: Mapping[str, str]) -> dict[str, str]:
         return {branch: fingerprint([self._spaces[branch].expression(text)], self._spaces[branch])[0]
                 for branch, text in losses.items()}
+
+    def _name(self, prints: Mapping[str, str], losses: Mapping[str, str]) -> None:
+        for branch, text in losses.items():
+            self._names[branch].setdefault(prints[branch], text)
 
     def _funnel(self) -> dict[str, dict[str, int]]:
         return self._journal["funnel"] or {}

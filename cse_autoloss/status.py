@@ -11,7 +11,7 @@ from typing import Any
 from cse_autoloss.config import parse_config
 from cse_autoloss.journal import DEFAULT, Fate, Journal
 
-STAGES = ("generated", "unique", "verified", "optimised")
+STAGES = ("generated", "unique", "verified", "optimised", "distinct")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Status:
 
     Attributes:
         phase: preparing, tuning, searching, comparing, or finished.
-        funnel: branch to counts of expressions that were generated, unique, verified, optimised (simulated on predictions).
+        funnel: branch to counts of expressions: generated, unique, verified, optimised (they optimise predictions), distinct
+            (with gradients that no earlier candidate has).
         simulated, trained, failed: counts of candidates (choices of losses for all searched branches).
         trials: (done, allowed) proxy trainings.
         running: keys of the trials that run, with their seconds so far.
