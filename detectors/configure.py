@@ -15,13 +15,14 @@ LOSS_KEYS = {"cls": "loss_cls", "reg": "loss_bbox"}  # branch to its key in a he
 
 # Heads of mmdet to their registered subclasses here that hand IoUs to the classification loss.
 IOU_AWARE_HEADS = {
-    name: f"IoUAware{name}" for name in ("ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
+    name: f"IoUAware{name}"
+    for name in ("ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "FCOSHead", "ATSSHead")
 }
 
 
 def config_names() -> list[str]:
     """Names of the configs that come with the package."""
-    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
 
 
 def read_config(name: str) -> Config:
@@ -67,7 +68,10 @@ def spaces(model: Mapping[str, Any]) -> dict[str, str]:
 
 
 def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put losses in place, in every head, and what goes with them: an IoU-aware head, regression on decoded boxes.
+    """Put losses in place, in every head, and what goes with them.
+
+    That is an IoU-aware head and regression on decoded boxes; in FCOS and ATSS the IoU takes the centerness target's
+    place also where no loss is given, so that the default is compared with in the same head.
 
     Args:
         model: a detector's config, changed in place.
@@ -77,8 +81,15 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
         head["type"] = IOU_AWARE_HEADS.get(head["type"], head["type"])
         for branch, loss in losses.items():
             head[LOSS_KEYS[branch]] = dict(loss)
-        if "reg" in losses and "roi_head" in model:
+        if "roi_head" not in model:
+            head["loss_cls"].setdefault("use_sigmoid", True)  # by which mmdet's dense heads count their channels
+        elif "reg" in losses:
             head["reg_decoded_bbox"] = True  # mmdet's default, L1, is on encoded deltas; searched ones are on boxes
+
+
+def searched_weights(model: Mapping[str, Any]) -> dict[str, float]:
+    """Branch to the weight that the paper gives a searched loss at full size, where none is found on a batch."""
+    return {"cls": 1.0, "reg": 10.0 if "roi_head" in model else 1.0}
 
 
 def set_num_classes(config: Any, count: int) -> None:

@@ -42,6 +42,8 @@ from detectors.datasets import coco
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
+_START_PARTS = ("backbone.", "neck.", "rpn_head.")  # of the warm-up's weights, what trials start from
+_WARM_PARTS = (*_START_PARTS, "bbox_head.")  # and what is kept: where a one-stage detector has its head
 _FEWEST = 10  # steps: fewer are no schedule
 _MEASURED_AT_ONCE = 8  # images
 _SILENT = logging.getLogger("detectors.silent")  # mmcv's runner wants a logger; a trial tells by its result
@@ -93,6 +95,8 @@ class DetectorTrainer:
     @staticmethod
     def prepare(options: Mapping[str, Any]) -> bytes:
         """Backbone, neck and RPN after a training with the default losses, or nothing if ``warmup_steps`` is 0.
+
+        Beside them a one-stage detector's head, from which no trial starts: the strength of losses is measured on it.
 
         Kept in the user's cache under a digest of all that they come from: options, config, data, code, versions.
         """
@@ -189,9 +193,10 @@ class DetectorTrainer:
 
         On one batch of the train split, from the warm weights and heads that are the same for every trial. The
         gradient is taken in what the heads put out, logits and encoded boxes: there a loss on decoded boxes and one on
-        deltas can be compared.
+        deltas can be compared. A new dense head would not do: its boxes are far from everything, and a classification
+        loss that weighs a positive by its IoU next to nothing there. It has its warm weights, too.
         """
-        model = self._model(config, _FIXED_SEED).train()
+        model = self._model(config, _FIXED_SEED, _WARM_PARTS).train()
         batch = next(iter(self._loader(config, "train", _FIXED_SEED)))
         predictions: dict[str, list[torch.Tensor]] = {branch: [] for branch in BRANCHES}
 
@@ -212,15 +217,15 @@ class DetectorTrainer:
             norms[branch] = sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows
         return norms
 
-    def _model(self, config: Config, seed: int) -> nn.Module:
-        """A detector with the warm weights, all else initialised from the seed."""
+    def _model(self, config: Config, seed: int, warm: tuple[str, ...] = _START_PARTS) -> nn.Module:
+        """A detector with the warm weights of these parts, all else initialised from the seed."""
         set_random_seed(seed)
         model = build_detector(config.model)
         with _quiet():
             model.init_weights()
-        if self._warm:
-            left = model.load_state_dict(self._warm, strict=False)
-            assert not left.unexpected_keys, left.unexpected_keys
+        weights = {name: value for name, value in self._warm.items() if name.startswith(warm)}
+        left = model.load_state_dict(weights, strict=False)
+        assert not left.unexpected_keys, left.unexpected_keys
         model.CLASSES = self._setup.data.classes
         return model.to(self._device)
 
@@ -324,9 +329,6 @@ class DetectorTrainer:
         }
 
 
-_WARM_PARTS = ("backbone.", "neck.", "rpn_head.")
-
-
 class _Setup:
     """Options, config and data, read and checked; what one of them leaves open, the next decides."""
 
@@ -369,7 +371,8 @@ class _Setup:
     def warmup_path(self) -> Path:
         """Where the warm weights are, or will be, in the user's cache."""
         here = Path(__file__).parent
-        code = [path.read_bytes() for path in (Path(__file__), here / "heads.py", *sorted(here.glob("datasets/*.py")))]
+        sources = (Path(__file__), *sorted([*here.glob("heads/*.py"), *here.glob("datasets/*.py")]))
+        code = [path.read_bytes() for path in sources]
         made_by = json.dumps([self.options.device, _versions()])
         name = digest(self.warmup_config().pretty_text, self.data.digest, made_by, *code)
         return cache_dir() / "warmup" / f"{name}.pt"

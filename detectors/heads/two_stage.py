@@ -1,10 +1,8 @@
-"""IoU-aware heads: mmdet's own, which also tell the classification loss how well each positive is localised.
+"""R-CNN heads that hand the classification loss the IoU of each positive's predicted box with its target.
 
-A classification loss that names ``pos_ious`` among its arguments gets it; with any other the head is mmdet's.
+With a loss that wants no IoU they are mmdet's. Cascade R-CNN has one in each stage; Mask R-CNN has one beside its masks.
 """
 from __future__ import annotations
-
-import inspect
 
 import torch
 from mmcv.runner import force_fp32
@@ -12,14 +10,10 @@ from mmdet.core import bbox_overlaps
 from mmdet.models import HEADS
 from mmdet.models.losses import accuracy
 from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
-from torch import Tensor, nn
+from torch import Tensor
 
 from cse_autoloss.losses import MIN_IOU
-
-
-def wants_pos_ious(loss: nn.Module) -> bool:
-    """Whether the loss has a ``pos_ious`` argument."""
-    return "pos_ious" in inspect.signature(loss.forward).parameters
+from detectors.losses import wants_pos_ious
 
 
 class _IoUAware:

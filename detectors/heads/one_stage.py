@@ -1,0 +1,119 @@
+"""FCOS and ATSS heads in which the IoU of each positive's predicted box with its target stands for its centerness.
+
+As in the released CSE-Autoloss: that IoU, without gradient, is the target of the centerness branch, the weight of the
+regression loss and, summed, its ``avg_factor``; a classification loss that wants it gets it as ``pos_ious``. All else is
+mmdet's, and so are the values of any mmdet loss in these heads.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmcv.runner import force_fp32
+from mmdet.core import bbox_overlaps, reduce_mean
+from mmdet.models import HEADS
+from mmdet.models.dense_heads import ATSSHead, FCOSHead
+from torch import Tensor
+
+from cse_autoloss.losses import MIN_IOU
+from detectors.losses import wants_pos_ious
+
+
+@HEADS.register_module()
+class IoUAwareFCOSHead(FCOSHead):
+    """mmdet's FCOSHead with the IoU in centerness's place.
+
+    With ``norm_on_bbox`` the boxes that the regression loss sees are in units of the level's stride, as they are in mmdet:
+    it matters to a loss whose value depends on the size of boxes.
+    """
+
+    @force_fp32(apply_to=("cls_scores", "bbox_preds", "centernesses"))
+    def loss(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        centernesses: list[Tensor],
+        gt_bboxes: list[Tensor],
+        gt_labels: list[Tensor],
+        img_metas: list[dict[str, Any]],
+        gt_bboxes_ignore: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """As ``mmdet.models.FCOSHead.loss``, with the same arguments: a tensor a level, (images, channels, H, W)."""
+        sizes = [scores.shape[-2:] for scores in cls_scores]
+        points = self.prior_generator.grid_priors(sizes, dtype=bbox_preds[0].dtype, device=bbox_preds[0].device)
+        labels, targets = (torch.cat(levels) for levels in self.get_targets(points, gt_bboxes, gt_labels))
+        points = torch.cat([level.repeat(len(gt_bboxes), 1) for level in points])
+        scores, deltas, centerness = (
+            torch.cat([_rows(level, width) for level in levels])
+            for levels, width in ((cls_scores, self.cls_out_channels), (bbox_preds, 4), (centernesses, 1))
+        )
+        rows = _positives(labels, self.num_classes)
+        boxes = self.bbox_coder.decode(points[rows], deltas[rows])
+        target_boxes = self.bbox_coder.decode(points[rows], targets[rows])
+        ious = _ious(boxes, target_boxes)
+        positives = max(reduce_mean(scores.new_tensor(float(len(rows)))), 1.0)
+        total_iou = max(reduce_mean(ious.sum()), 1e-6)  # asked of every process, also of one without positives
+        extra = {"pos_ious": ious} if wants_pos_ious(self.loss_cls) else {}
+        losses = {"loss_cls": self.loss_cls(scores, labels, avg_factor=positives, **extra)}
+        if len(rows):
+            losses["loss_bbox"] = self.loss_bbox(boxes, target_boxes, weight=ious, avg_factor=total_iou)
+            losses["loss_centerness"] = self.loss_centerness(centerness[rows, 0], ious, avg_factor=positives)
+        else:
+            losses["loss_bbox"] = deltas[rows].sum()
+            losses["loss_centerness"] = centerness[rows].sum()
+        return losses
+
+
+@HEADS.register_module()
+class IoUAwareATSSHead(ATSSHead):
+    """mmdet's ATSSHead with the IoU in centerness's place."""
+
+    def loss_single(
+        self,
+        anchors: Tensor,
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        centerness: Tensor,
+        labels: Tensor,
+        label_weights: Tensor,
+        bbox_targets: Tensor,
+        num_total_samples: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As ``mmdet.models.ATSSHead.loss_single``, with the same arguments, of one level.
+
+        Returns:
+            Losses of classification, regression (a sum, which ``loss`` divides) and centerness; the sum of the IoUs.
+        """
+        scores, deltas = _rows(cls_score, self.cls_out_channels), _rows(bbox_pred, 4)
+        centerness = _rows(centerness, 1)
+        labels = labels.reshape(-1)
+        rows = _positives(labels, self.num_classes)
+        boxes = self.bbox_coder.decode(anchors.reshape(-1, 4)[rows], deltas[rows])
+        targets = bbox_targets.reshape(-1, 4)[rows]
+        ious = _ious(boxes, targets)
+        extra = {"pos_ious": ious} if wants_pos_ious(self.loss_cls) else {}
+        loss_cls = self.loss_cls(
+            scores, labels, weight=label_weights.reshape(-1), avg_factor=num_total_samples, **extra
+        )
+        if len(rows):
+            loss_bbox = self.loss_bbox(boxes, targets, weight=ious, avg_factor=1.0)
+            loss_centerness = self.loss_centerness(centerness[rows, 0], ious, avg_factor=num_total_samples)
+        else:
+            loss_bbox, loss_centerness = deltas.sum() * 0, centerness.sum() * 0
+        return loss_cls, loss_bbox, loss_centerness, ious.sum()
+
+
+def _rows(level: Tensor, width: int) -> Tensor:
+    """(images, anchors * width, H, W) to (images * H * W * anchors, width)."""
+    return level.permute(0, 2, 3, 1).reshape(-1, width)
+
+
+def _positives(labels: Tensor, classes: int) -> Tensor:
+    """Rows of labels in 0..classes-1."""
+    return ((labels >= 0) & (labels < classes)).nonzero()[:, 0]
+
+
+@torch.no_grad()
+def _ious(boxes: Tensor, targets: Tensor) -> Tensor:
+    """(P,) IoU of (P, 4) boxes with their targets, in [1e-7, 1], without gradient."""
+    return bbox_overlaps(boxes, targets, is_aligned=True).clamp(min=MIN_IOU)
