@@ -31,11 +31,13 @@ class Outcome(NamedTuple):
         passed: whether it optimises.
         score: final accuracy on the labels, or mean IoU of the boxes with their targets, in [0, 1].
         reason: one line.
+        finite: whether all gradients were.
     """
 
     passed: bool
     score: float
     reason: str
+    finite: bool
 
 
 def simulate_predictions(expressions: Sequence[Expression], space: SearchSpace, seed: int = 0) -> list[Outcome]:
@@ -54,7 +56,7 @@ def simulate_predictions(expressions: Sequence[Expression], space: SearchSpace, 
             text = f"{batch.measure} {score:.3f} after {STEPS} steps of descent; at least {least:g} is asked for"
             if not finite:
                 text = f"the gradient became infinite or undefined; {text}"
-            outcomes.append(Outcome(bool(finite and score >= least), float(score), text))
+            outcomes.append(Outcome(bool(finite and score >= least), float(score), text, bool(finite)))
     return outcomes
 
 
