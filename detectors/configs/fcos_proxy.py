@@ -1,4 +1,4 @@
-"""The proxy of FCOS: on strides 4 to 32, two convolutions of 32 channels in each branch of its head."""
+"""The proxy of FCOS: on strides 4 to 32, one convolution of 96 channels in each branch of its head."""
 from detectors.configs import changed, mmdet_config
 
 _base_ = "./_proxy.py"
@@ -14,8 +14,8 @@ model = changed(
         bbox_head=dict(
             type="IoUAwareFCOSHead",
             in_channels=32,
-            feat_channels=32,
-            stacked_convs=2,
+            feat_channels=96,
+            stacked_convs=1,
             strides=[4, 8, 16, 32],
             regress_ranges=((-1, 16), (16, 32), (32, 64), (64, 1e8)),
             norm_cfg=dict(type="GN", num_groups=8, requires_grad=True),
@@ -23,3 +23,6 @@ model = changed(
         test_cfg=dict(nms_pre=200, max_per_img=50),
     ),
 )
+
+optimizer = dict(lr=3e-3)
+lr_config = dict(max_lr=3e-3)
