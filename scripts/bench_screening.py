@@ -15,10 +15,12 @@ import os
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
+import cProfile
+import pstats
 import random
-import resource
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -30,6 +32,7 @@ from deap import gp
 from cse_autoloss import Expression, SearchSpace, load_space
 from cse_autoloss.primitives import PRIMITIVES
 from cse_autoloss.screening import PROPERTIES, Screener
+from cse_autoloss.screening.graph import Arrays, Columns, Forest, Graph
 from cse_autoloss.screening.properties import violations
 from cse_autoloss.screening.screener import BATCH_SIZE
 from cse_autoloss.space import space_names
@@ -83,7 +86,8 @@ class Deap:
             loss = loss * self.weights[index]
         loss = loss.sum(-1).expand(len(self.probes.blocks[index].positions))
         gradients = torch.autograd.grad(loss.sum(), [inputs[name] for name in tangents], allow_unused=True)
-        slopes = sum((gradient * tangent).sum(-1) for gradient, tangent in zip(gradients, tangents.values())
+        # What stands still stops an infinite gradient.
+        slopes = sum(torch.where(tangent == 0, 0, gradient * tangent).sum(-1) for gradient, tangent in zip(gradients, tangents.values())
                      if gradient is not None)
         return loss.detach().numpy()[:, None], slopes.numpy()[:, None]
 
@@ -122,12 +126,13 @@ def compare(space: SearchSpace, count: int, deap_count: int) -> dict[str, float]
     deap = Deap(space)
     trees = [deap.grow(DEPTHS) for _ in range(deap_count)]
     screener = Screener(space)
-    same = [deap.verdict(tree) == screener.verify(deap.expression(tree)).failed for tree in trees]
+    same = [(deap.verdict(tree), screener.verify(deap.expression(tree)).failed) for tree in trees]
     deap.run(200, DEPTHS)
     runs = [deap_count / cpu_seconds(lambda: deap.run(deap_count, DEPTHS)) for _ in range(REPEATS)]
     ours, theirs = rate(space, count), statistics.median(runs)
     population = grow(np.random.default_rng(0), 20_000, space, *DEPTHS)
-    return {"deap_per_second": theirs, "per_second": ours, "ratio": ours / theirs, "same_verdicts": float(np.mean(same)),
+    return {"deap_per_second": theirs, "per_second": ours, "ratio": ours / theirs, "same_verdicts": float(np.mean([a == b for a, b in same])),
+            "same_fate": float(np.mean([(a is None) == (b is None) for a, b in same])),
             "mean_nodes_deap": deap.run(2000, DEPTHS) / 2000, "mean_nodes": float(population.lengths.mean())}
 
 
@@ -147,6 +152,59 @@ def sweeps(space: SearchSpace, count: int) -> Iterator[tuple[str, object, float]
         yield "batch size", batch_size, rate(space, count, batch_size)
 
 
+PARTS = {"grow": "drawing trees", "_uses_prediction": "which use the prediction", "hashes": "hashing those that do not",
+         "add": "what was seen", "of": "sorting by column, hashing, building graphs", "evaluate": "values and derivatives",
+         "reduce": "losses of samples", "first_failures": "properties"}
+
+
+def profile(space: SearchSpace, count: int) -> dict[str, float]:
+    """Share of the time that each part of drawing and screening takes."""
+    screener = Screener(space)
+    rng = np.random.default_rng(0)
+    screener.screen(grow(rng, BATCH_SIZE, space))
+    profiler = cProfile.Profile(time.thread_time)
+    profiler.enable()
+    for _ in range(0, count, BATCH_SIZE):
+        screener.screen(grow(rng, BATCH_SIZE, space))
+    profiler.disable()
+    entries: dict[str, float] = {}
+    stats = pstats.Stats(profiler)
+    for (file, _, function), (_, _, _, cumulative, _) in stats.stats.items():
+        if function in PARTS and "cse_autoloss" in file:
+            entries[function] = entries.get(function, 0.0) + cumulative
+    shares = {PARTS[function]: seconds / stats.total_tt for function, seconds in entries.items()}
+    return {**shares, "the rest": 1 - sum(shares.values())}
+
+
+def bandwidth(space: SearchSpace) -> tuple[float, float]:
+    """Bytes a second that evaluation moves at a glance (arguments read, results written), and that a plain copy moves."""
+    screener = Screener(space)
+    population = grow(np.random.default_rng(0), BATCH_SIZE, space)
+    columns = Columns.of(population, np.flatnonzero(screener._uses_prediction(population)))
+    graph = Graph.of(Forest.of(columns, screener.language), np.arange(len(columns.rows)))
+    values, tangents = screener._inputs[0]
+    points = screener.probes.blocks[0].positions.size * screener.probes.blocks[0].columns
+    rows = sum((group.stop - group.start) * (1 + any(group.predicted) + len(group.predicted) + sum(group.predicted))
+               for group in graph.groups)
+    arrays = Arrays()
+    seconds = statistics.median(cpu_seconds(lambda: graph.evaluate(values, tangents, arrays)) for _ in range(7))
+    source = np.ones(1 << 24, np.float32)
+    target = np.empty_like(source)
+    copy = statistics.median(cpu_seconds(lambda: np.copyto(target, source)) for _ in range(7))
+    return 4 * points * rows / seconds, 2 * source.nbytes / copy
+
+
+def peak_memory(space: SearchSpace, batch_size: int) -> float:
+    """MiB of arrays at most while a million candidates are drawn and screened in batches."""
+    screener, rng = Screener(space, batch_size), np.random.default_rng(0)
+    tracemalloc.start()
+    for _ in range(0, 1_000_000, batch_size):
+        screener.screen(grow(rng, batch_size, space))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
+
+
 @click.command()
 @click.option("--space", "names", multiple=True, default=space_names(), help="Repeatable; all spaces where absent.")
 @click.option("--candidates", default=131_072, show_default=True, help="Screened in each run.")
@@ -154,18 +212,26 @@ def sweeps(space: SearchSpace, count: int) -> Iterator[tuple[str, object, float]
 @click.option("--json", "output", type=click.Path(), help="Write all numbers to this file, too.")
 def main(names: tuple[str, ...], candidates: int, deap_candidates: int, output: str | None) -> None:
     results: dict[str, dict[str, object]] = {}
-    print("| space | DEAP + torch, per second | screening, per second | ratio | same verdicts | mean nodes |\n|---|---|---|---|---|---|")
+    print("| space | DEAP + torch, per second | screening, per second | ratio | same fate, same property | mean nodes |\n|---|---|---|---|---|---|")
     for name in names:
         results[name] = row = compare(load_space(name), candidates, deap_candidates)
         print(f"| {name} | {row['deap_per_second']:,.0f} | {row['per_second']:,.0f} | {row['ratio']:.0f} | "
-              f"{row['same_verdicts']:.2%} | {row['mean_nodes_deap']:.1f}, {row['mean_nodes']:.1f} |", flush=True)
+              f"{row['same_fate']:.2%}, {row['same_verdicts']:.2%} | {row['mean_nodes_deap']:.1f}, {row['mean_nodes']:.1f} |", flush=True)
     for name in names:
         print(f"\n{name}\n\n| what varies | | candidates per second |\n|---|---|---|")
         results[name]["sweeps"] = rows = []
         for what, value, speed in sweeps(load_space(name), candidates):
             rows.append([what, value, speed])
             print(f"| {what} | {value} | {speed:,.0f} |", flush=True)
-    print(f"\npeak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB")
+        print("\n| where the time goes | share |\n|---|---|")
+        results[name]["profile"] = shares = profile(load_space(name), 8 * BATCH_SIZE)
+        for part, share in shares.items():
+            print(f"| {part} | {share:.0%} |", flush=True)
+        moved, copied = bandwidth(load_space(name))
+        results[name]["bytes_per_second"] = [moved, copied]
+        print(f"\nevaluation moves {moved / 1e9:.1f} GB/s, a plain copy of 64 MiB {copied / 1e9:.1f} GB/s", flush=True)
+        results[name]["peak_mib"] = peak_memory(load_space(name), BATCH_SIZE)
+        print(f"peak memory, a million candidates in batches of {BATCH_SIZE:,}: {results[name]['peak_mib']:.0f} MiB", flush=True)
     if output:
         with open(output, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)

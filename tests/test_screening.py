@@ -248,10 +248,10 @@ def probed(space, **changes):
     (TWO, {"logits": [8, -8]}, r"probes.logits: expected \[lowest, highest\]"),
     (TWO, {"stepps": 3}, "probes.stepps: unknown key; did you mean 'steps'"),
     (TWO, {"steps": 2.5}, "probes.steps: expected an integer from 3 to 1000, found '2.5'"),
-    (TWO, {"classes": []}, "probes.classes: expected a list of at least 1 integers"),
-    (TWO, {"ious": [2]}, "probes.ious: expected a list of at least 1 numbers from 0 to 1"),
+    (TWO, {"classes": []}, "probes.classes: expected a list of one or more integers"),
+    (TWO, {"ious": [2]}, "probes.ious: expected a list of one or more numbers from 0 to 1"),
     (ONE, {"tolerances": {"monotonicity": 1}}, "probes.tolerances.flatness: missing"),
-    (REG, {"areas": "all"}, "probes.areas: expected a list of at least 1 numbers"),
+    (REG, {"areas": "all"}, "probes.areas: expected a list of one or more numbers"),
     (REG, {"tolerances": {**REG.probes["tolerances"], "balance": -1}}, "probes.tolerances.balance: expected a number from 0 to 1"),
 ])
 def test_wrong_probes_are_refused_in_one_line(space, changes, message):

@@ -131,12 +131,18 @@ class _Section:
     def share(self, tolerance: str) -> float:
         return self.number(f"tolerances.{tolerance}", 0, 1)
 
-    def numbers(self, key: str, low: float, high: float, whole: bool = False, least: int = 1) -> list[Any]:
-        right = f"a list of at least {least} {'integers' if whole else 'numbers'} from {low:g} to {high:g}"
+    def numbers(self, key: str, low: float, high: float, whole: bool = False) -> list[Any]:
+        right = f"a list of one or more {'integers' if whole else 'numbers'} from {low:g} to {high:g}"
         values = self._get(key, right)
-        if not (isinstance(values, list) and len(values) >= least and all(_is_number(v, low, high, whole) for v in values)):
+        if not (isinstance(values, list) and values and all(_is_number(v, low, high, whole) for v in values)):
             raise self._fail(key, f"expected {right}, found {str(values)[:60]!r}")
         return values
+
+    def interval(self, key: str, low: float, high: float) -> tuple[float, float]:
+        values = self.numbers(key, low, high)
+        if len(values) != 2 or not values[0] < values[1]:
+            raise self._fail(key, f"expected [lowest, highest], found {values}")
+        return values[0], values[1]
 
     def finish(self) -> None:
         """Raise for a key that nobody asked for."""
@@ -160,14 +166,12 @@ def _is_number(value: Any, low: float, high: float, whole: bool) -> bool:
 
 
 def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
-    span = section.numbers("logits", -80, 80, least=2)
-    if len(span) != 2 or not span[0] < span[1]:
-        raise section._fail("logits", f"expected [lowest, highest], found {span}")
+    span = section.interval("logits", -80, 80)
     steps, glance = section.number("steps", 3, 1000, True), section.number("glance", 3, 1000, True)
     classes = sorted(section.numbers("classes", 1 + one_stage, 100, True))
     others = section.numbers("others", -80, 80)
     ious = section.numbers("ious", 0, 1)
-    wrong = section.numbers("wrong", 0, 160, least=2)
+    wrong = section.interval("wrong", 0, 160)
     flatness = section.share("flatness")
     columns = [count + (not one_stage) for count in classes]
 
@@ -184,7 +188,7 @@ _Sample = tuple[bool, float]  # whether it is a positive (of the first class; el
 
 
 def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int, others: list[float], samples: list[_Sample],
-                 wrong: list[float], flatness: float, held: bool) -> Block:
+                 wrong: tuple[float, float], flatness: float, held: bool) -> Block:
     """Sweeps for each sample: the first takes all logits at once from plainly wrong to plainly right; the others take the
     label's logit up, or another one's down, while all else stays.
     """
@@ -218,7 +222,8 @@ def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int,
         margin = np.tile(position, len(texts))  # how far the swept logit lies on its right side
     else:
         values, weights = {"X": x, "Y": y, "Z": iou}, None
-        margin = np.where(y == 1, x, 0).sum(-1) - np.where(y == 1, -np.inf, x).max(-1)  # of the label over the others
+        # Of the label over the others. A softmax is put right by either logit: what moves one of them is not flat.
+        margin = np.where((direction != 0).all(-1), np.where(y == 1, x, 0).sum(-1) - np.where(y == 1, -np.inf, x).max(-1), np.inf)
     return Block(name, shape, values, {"X": direction}, weights, held, settled.ravel(),
                  (margin <= -wrong[0]) & (margin >= -wrong[1]), flatness, tuple(texts), "logit", np.tile(position, len(texts)))
 
@@ -237,15 +242,18 @@ def _box_blocks(section: _Section) -> Iterator[Block]:
     distance = section.number("distance", 1.01, 100)
     scales = section.numbers("scales", 1e-2, 1e2)
     stretches = section.numbers("stretches", 1e-2, 1e2)
+    wrong = section.interval("wrong", 0, 1)
     paths = dict(_box_paths(distance, scales, stretches))
     middle = areas[len(areas) // 2]
     glances = {name: path for name, path in paths.items() if name in (_DIAGONAL, f"scale from {scales[0]:g}")}
     flatness = section.share("flatness")
-    yield _box_block("glance", glance, [(middle, aspects[0])], glances, flatness)
+    yield _box_block("glance", glance, [(middle, aspects[0])], glances, wrong, flatness)
     # A loss in squared pixels, such as U - I, moves large boxes only.
-    yield _box_block("all areas", glance, [(area, aspects[0]) for area in areas], glances, section.share("balance"), together=True)
+    yield _box_block("all areas", glance, [(area, aspects[0]) for area in areas], glances, wrong, section.share("balance"),
+                     together=True)
     for area in areas:
-        yield _box_block(f"paths to {area:g} square pixels", steps, [(area, aspect) for aspect in aspects], paths, flatness)
+        yield _box_block(f"paths to {area:g} square pixels", steps, [(area, aspect) for aspect in aspects], paths, wrong,
+                         flatness)
     yield _each_area(areas, aspects, paths[_DIAGONAL])
 
 
@@ -292,7 +300,7 @@ def areas_of(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths: Mapping[str, _Path],
-               flatness: float, together: bool = False) -> Block:
+               wrong: tuple[float, float], flatness: float, together: bool = False) -> Block:
     """The paths to each target. ``together``: slopes are compared between targets, too; the losses' least values are not."""
     position, nudge = np.linspace(0, 1, steps), 1e-6
     areas, slopes, texts = [], [], []
@@ -313,13 +321,13 @@ def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths:
     settled = np.tile((position == 1) & (not together), len(texts))
     shape = (1, len(texts), steps) if together else (len(targets), len(paths), steps)
     return Block(name, shape, dict(zip("UIE", area.astype(np.float32))), dict(zip("UIE", slope.astype(np.float32))), None, True,
-                 settled, (iou > 0.05) & (iou < 0.6) & rising, flatness, tuple(texts), "share of the path",
+                 settled, (iou >= wrong[0]) & (iou <= wrong[1]) & rising, flatness, tuple(texts), "share of the path",
                  np.tile(position, len(texts)))
 
 
 def _each_area(areas: list[float], aspects: list[float], path: _Path) -> Block:
     """The gradient by each area alone must be finite, too: along a path it may be hidden by an area that stands still, where
-    torch multiplies infinity by 0.
+    torch multiplies infinity by 0. Only not by an intersection that is empty: what clamps it stops any gradient.
     """
     points, texts = [], []
     for area in areas:
@@ -330,7 +338,8 @@ def _each_area(areas: list[float], aspects: list[float], path: _Path) -> Block:
             texts += [f"{name} alone, target of {area:g} square pixels, aspect {aspect:g}" for name in "UIE"]
     shape = (len(points), 3, 3)
     values = np.stack(points)[:, None].repeat(3, 1).reshape(-1, 3).T[..., None].astype(np.float32)
-    slopes = np.broadcast_to(np.eye(3)[:, None], (*shape, 3)).reshape(-1, 3).T[..., None].astype(np.float32)
+    slopes = np.tile(np.eye(3)[:, None], (shape[0], 1, shape[2], 1)).reshape(-1, 3).T[..., None].astype(np.float32)
+    slopes[1] = np.where(values[1] > 0, slopes[1], 0)
     nowhere = np.zeros(values.shape[1], bool)
     return Block("each area alone", shape, dict(zip("UIE", values)), dict(zip("UIE", slopes)), None, False, nowhere, nowhere, 0,
                  tuple(texts), "share of the path", np.tile([0, 0.75, 1], len(texts)))

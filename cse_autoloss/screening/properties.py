@@ -59,15 +59,17 @@ def violations(values: np.ndarray, slopes: np.ndarray, block: Block, tolerances:
     def by_group(array: np.ndarray) -> np.ndarray:
         return array.reshape(groups, sweeps * steps, -1)
 
+    lines, inclines = values.reshape(groups * sweeps, steps, -1), slopes.reshape(groups * sweeps, steps, -1)
+    rounding = NEGLIGIBLE * np.abs(lines).max(axis=1, keepdims=True)
+    steepest = np.abs(inclines).max(axis=1, keepdims=True)
+    rising = inclines > np.maximum(tolerances.monotonicity * steepest, rounding)
+    yield MONOTONICITY, rising.reshape(slopes.shape)
     grouped, steep = by_group(values), np.abs(by_group(slopes))
     least, most = grouped.min(axis=1, keepdims=True), grouped.max(axis=1, keepdims=True)
-    steepest = steep.max(axis=1, keepdims=True)
     rounding = NEGLIGIBLE * np.maximum(np.abs(least), np.abs(most))
-    rising = by_group(slopes) > np.maximum(tolerances.monotonicity * steepest, rounding)
-    yield MONOTONICITY, rising.reshape(slopes.shape)
     high = grouped - least > tolerances.convergence * (most - least)
     if tolerances.fading is not None:
-        high |= steep > np.maximum(tolerances.fading * steepest, rounding)
+        high |= steep > np.maximum(tolerances.fading * steep.max(axis=1, keepdims=True), rounding)
     yield CONVERGENCE, high.reshape(slopes.shape) & block.settled[:, None]
     wrong = by_group(block.wrong)
     steepest = np.where(wrong, steep, 0).max(axis=1, keepdims=True)
