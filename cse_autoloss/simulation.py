@@ -1,9 +1,11 @@
-"""Model-optimisation simulation on predictions alone: does descent with a loss get labels right, and boxes onto targets?
+"""Model-optimisation simulation on predictions alone: does descent with a loss get labels right, and boxes onto
+targets?
 
-Logits, or boxes, are themselves what is optimised, by a few dozen steps of gradient descent whose length does not depend on
-the loss's scale. Many candidates descend at once, on one graph (``screening.graph``). What passes goes on to a tiny
-detector: a ``Trial`` with ``task="verify"``.
+Logits, or boxes, are themselves what is optimised, by a few dozen steps of gradient descent whose length does not
+depend on the loss's scale. Many candidates descend at once, on one graph (``screening.graph``). What passes goes on
+to a tiny detector: a ``Trial`` with ``task="verify"``.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -50,7 +52,7 @@ def simulate_predictions(expressions: Sequence[Expression], space: SearchSpace, 
     language, arrays, least = Language.of(space), Arrays(), LEAST[space.branch]
     outcomes = []
     for start in range(0, len(expressions), TOGETHER):
-        population = Population.from_expressions(expressions[start:start + TOGETHER], space)
+        population = Population.from_expressions(expressions[start : start + TOGETHER], space)
         graph = Graph.of_population(population, language, shared=False)
         for score, finite in zip(*_descend(batch, graph, STEP_SIZE[space.branch], arrays)):
             text = f"{batch.measure} {score:.3f} after {STEPS} steps of descent; at least {least:g} is asked for"
@@ -61,7 +63,8 @@ def simulate_predictions(expressions: Sequence[Expression], space: SearchSpace, 
 
 
 def _descend(batch: Batch, graph: Graph, step_size: float, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Final score of each of the graph's losses, and whether its gradients stayed finite. Step lengths fall to 0 linearly."""
+    """Final score of each of the graph's losses, and whether its gradients stayed finite. Step lengths fall to 0
+    linearly."""
     predictions = np.repeat(batch.initial[None], len(graph.roots), axis=0)
     finite = np.ones(len(predictions), bool)
     for step in range(STEPS):

@@ -1,8 +1,10 @@
 """Populations of expressions as arrays, and how they vary: grow, mutate, cross.
 
 A population is an integer array of prefix programs, so thousands of trees vary in a few array calls, without a Python
-loop over trees. Operators are those of genetic programming (Koza 1992); their names and laws follow DEAP's ``gp`` module.
+loop over trees. Operators are those of genetic programming (Koza 1992); their names and laws follow DEAP's ``gp``
+module.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -40,9 +42,11 @@ class Vocabulary:
     def of(cls, space: SearchSpace) -> Vocabulary:
         names = (*space.operators, *space.variables, *map(str, space.constants))
         if len(names) > PAD:
-            raise ValueError(f"space {space.name}: {len(names)} operators, variables and constants are too many: at most {PAD}")
+            raise ValueError(
+                f"space {space.name}: {len(names)} operators, variables and constants are too many: at most {PAD}"
+            )
         arity = np.zeros(256, np.uint8)
-        arity[:len(space.operators)] = [PRIMITIVES[name].arity for name in space.operators]
+        arity[: len(space.operators)] = [PRIMITIVES[name].arity for name in space.operators]
         return cls(names, len(space.operators), arity)
 
     @cached_property
@@ -72,7 +76,7 @@ class Population:
         lengths = np.array([len(row) for row in rows], np.intp)
         programs = np.full((len(rows), lengths.max(initial=1)), PAD, np.uint8, order="F")
         for row, program in enumerate(rows):
-            programs[row, :len(program)] = program
+            programs[row, : len(program)] = program
         return cls(vocabulary, programs, lengths)
 
     @classmethod
@@ -82,9 +86,11 @@ class Population:
         programs = np.full((sum(map(len, populations)), widest), PAD, np.uint8, order="F")
         start = 0
         for population in populations:
-            programs[start:start + len(population), :population.programs.shape[1]] = population.programs
+            programs[start : start + len(population), : population.programs.shape[1]] = population.programs
             start += len(population)
-        return cls(populations[0].vocabulary, programs, np.concatenate([population.lengths for population in populations]))
+        return cls(
+            populations[0].vocabulary, programs, np.concatenate([population.lengths for population in populations])
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -92,7 +98,7 @@ class Population:
     def take(self, rows: np.ndarray) -> Population:
         """The population of these rows (indices, or a mask)."""
         lengths = self.lengths[rows]
-        columns = self.programs.T[:lengths.max(initial=1)]
+        columns = self.programs.T[: lengths.max(initial=1)]
         return Population(self.vocabulary, columns[:, rows].T, lengths)
 
     def slice(self, start: int, stop: int) -> Population:
@@ -101,7 +107,7 @@ class Population:
 
     def expression(self, row: int) -> Expression:
         names = self.vocabulary.names
-        return Expression(tuple(names[code] for code in self.programs[row, :self.lengths[row]]))
+        return Expression(tuple(names[code] for code in self.programs[row, : self.lengths[row]]))
 
     def expressions(self) -> list[Expression]:
         return [self.expression(row) for row in range(len(self))]
@@ -122,43 +128,52 @@ class Population:
         sizes = np.zeros((width + 1, count), np.int32)
         heights = np.zeros((width + 1, count), np.int32)
         rows = np.arange(count)
-        for column in range(width - 1, -1, -1):  # in prefix order the first argument follows at once, the second after it
+        for column in range(width - 1, -1, -1):  # the first argument follows at once, the second after it
             arity = self.vocabulary.arity[self.programs[:, column]]
             after = np.minimum(column + 1 + sizes[column + 1], width)
             second = np.where(arity == 2, sizes[after, rows], 0)
             sizes[column] = (column < self.lengths) + np.where(arity > 0, sizes[column + 1], 0) + second
-            heights[column] = np.where(arity > 0, 1 + np.maximum(
-                heights[column + 1], np.where(arity == 2, heights[after, rows], 0)), 0)
+            heights[column] = np.where(
+                arity > 0, 1 + np.maximum(heights[column + 1], np.where(arity == 2, heights[after, rows], 0)), 0
+            )
         return sizes[:-1].T, heights[0]
 
 
-def grow(rng: np.random.Generator, count: int, space: SearchSpace, min_depth: int = 2, max_depth: int = 6) -> Population:
+def grow(
+    rng: np.random.Generator, count: int, space: SearchSpace, min_depth: int = 2, max_depth: int = 6
+) -> Population:
     """Random trees by ramped half-and-half.
 
-    Each tree has a depth limit drawn from ``min_depth..max_depth``; half of the trees are full (every branch reaches the
-    limit), half are grown (from ``min_depth`` on, operators and leaves are equally likely each). This is the law of DEAP's
-    ``genHalfAndHalf``.
+    Each tree has a depth limit drawn from ``min_depth..max_depth``; half of the trees are full (every branch reaches
+    the limit), half are grown (from ``min_depth`` on, a node is any operator or leaf, all equally likely). This is
+    the law of DEAP's ``genHalfAndHalf``.
 
     Raises:
         ValueError: if the depths are not ``0 <= min_depth <= max_depth <= 15``.
     """
     if not 0 <= min_depth <= max_depth <= MAX_GROWN_DEPTH:
-        raise ValueError(f"depths: expected 0 <= min_depth <= max_depth <= {MAX_GROWN_DEPTH}, found {min_depth} and {max_depth}")
+        raise ValueError(
+            f"depths: expected 0 <= min_depth <= max_depth <= {MAX_GROWN_DEPTH}, found {min_depth} and {max_depth}"
+        )
     vocabulary = Vocabulary.of(space)
     operators, tokens = vocabulary.operators, len(vocabulary.names)
-    # The node at a depth of a tree of a kind (its limit, and from where on leaves may come) is an operator, anything, or a
-    # leaf: the first code of its range, and how many there are.
+    # The node at a depth of a tree of a kind (its limit, and from where on leaves may come) is an operator, anything,
+    # or a leaf: the first code of its range, and how many there are.
     kinds = [(limit, leaves_from) for limit in range(min_depth, max_depth + 1) for leaves_from in (limit, min_depth)]
     first, choices = np.zeros((len(kinds), 256), np.uint32), np.zeros((len(kinds), 256), np.uint32)
     for kind, (limit, leaves_from) in enumerate(kinds):
         first[kind, limit:] = operators
-        choices[kind, :leaves_from], choices[kind, leaves_from:limit], choices[kind, limit:] = operators, tokens, tokens - operators
+        choices[kind, :leaves_from], choices[kind, leaves_from:limit], choices[kind, limit:] = (
+            operators,
+            tokens,
+            tokens - operators,
+        )
     first, choices = first.ravel(), choices.ravel()
     deepest = np.zeros(2 << max_depth, np.uint8)
     for depth in range(max_depth + 1):
-        deepest[1 << depth:2 << depth] = depth
-    # A tree's state is one number: its kind, the depth of its next node, and above them a bit for each depth at which a second
-    # argument is still to come (these stand at different depths of one branch).
+        deepest[1 << depth : 2 << depth] = depth
+    # A tree's state is one number: its kind, the depth of its next node, and above them a bit for each depth at which
+    # a second argument is still to come (these stand at different depths of one branch).
     state = rng.integers(len(kinds), size=count, dtype=np.uint32) << 8
     rows = np.arange(count, dtype=np.int32)
     columns, lengths = [], np.zeros(count, np.intp)
@@ -190,8 +205,8 @@ def grow(rng: np.random.Generator, count: int, space: SearchSpace, min_depth: in
 
 
 def mutate(rng: np.random.Generator, population: Population, space: SearchSpace) -> Population:
-    """One change in each tree, drawn anew for each: a random subtree is replaced by a new one of depth 0 to 2, or one node
-    by another of its arity, or a subtree by one of its own arguments (which shrinks the tree).
+    """One change in each tree, drawn anew for each: a random subtree is replaced by a new one of depth 0 to 2, or one
+    node by another of its arity, or a subtree by one of its own arguments (which shrinks the tree).
     """
     kind = rng.integers(3, size=len(population))
     spots = _random_nodes(rng, population)
@@ -236,7 +251,7 @@ def _random_nodes(rng: np.random.Generator, population: Population) -> np.ndarra
 def _same_arity(rng: np.random.Generator, vocabulary: Vocabulary, tokens: np.ndarray) -> np.ndarray:
     """For each token another one, uniformly, of the same arity (itself where there is no other)."""
     result = tokens.copy()
-    arity = vocabulary.arity[:len(vocabulary.names)]
+    arity = vocabulary.arity[: len(vocabulary.names)]
     for count in range(3):
         group = np.flatnonzero(arity == count)
         chosen = np.flatnonzero(vocabulary.arity[tokens] == count)
@@ -247,8 +262,14 @@ def _same_arity(rng: np.random.Generator, vocabulary: Vocabulary, tokens: np.nda
     return result
 
 
-def _graft(population: Population, spots: np.ndarray, sizes: np.ndarray, donors: Population, starts: np.ndarray,
-           donor_sizes: np.ndarray) -> Population:
+def _graft(
+    population: Population,
+    spots: np.ndarray,
+    sizes: np.ndarray,
+    donors: Population,
+    starts: np.ndarray,
+    donor_sizes: np.ndarray,
+) -> Population:
     """Each tree with the ``sizes`` nodes at ``spots`` replaced by the donor's ``donor_sizes`` nodes at ``starts``."""
     lengths = population.lengths - sizes + donor_sizes
     column = np.arange(lengths.max(initial=1))[:, None]

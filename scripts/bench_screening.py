@@ -2,11 +2,12 @@
 
     python scripts/bench_screening.py [--space NAME] [--candidates N] [--json FILE]
 
-Both ways draw trees by the same law (ramped half-and-half), skip duplicates and trees without the prediction, and judge the
-same properties with the same tolerances on the same probes, block by block, stopping at the first that falls. First the
-verdicts of both are compared on the same trees. One thread, no GPU; rates are candidates per second of CPU time, so other
-work on the machine matters little, and each is the median of several runs.
+Both ways draw trees by the same law (ramped half-and-half), skip duplicates and trees without the prediction, and
+judge the same properties with the same tolerances on the same probes, block by block, stopping at the first that
+falls. First the verdicts of both are compared on the same trees. One thread, no GPU; rates are candidates per second
+of CPU time, so other work on the machine matters little, and each is the median of several runs.
 """
+
 from __future__ import annotations
 
 import json
@@ -54,17 +55,25 @@ class Deap:
             self.primitives.addPrimitive(PRIMITIVES[name].torch, PRIMITIVES[name].arity, name)
         for constant in space.constants:
             self.primitives.addTerminal(torch.full((1, 1), float(constant)), f"c{constant}")
-        self.inputs = [{name: torch.tensor(block.values[name], requires_grad=name in space.predicted) for name in space.variables}
-                       for block in self.probes.blocks]
-        self.tangents = [{name: torch.tensor(array) for name, array in block.tangents.items()} for block in self.probes.blocks]
-        self.weights = [None if block.weights is None else torch.tensor(block.weights, dtype=torch.float32)
-                        for block in self.probes.blocks]
+        self.inputs = [
+            {name: torch.tensor(block.values[name], requires_grad=name in space.predicted) for name in space.variables}
+            for block in self.probes.blocks
+        ]
+        self.tangents = [
+            {name: torch.tensor(array) for name, array in block.tangents.items()} for block in self.probes.blocks
+        ]
+        self.weights = [
+            None if block.weights is None else torch.tensor(block.weights, dtype=torch.float32)
+            for block in self.probes.blocks
+        ]
 
     def grow(self, depths: tuple[int, int]) -> gp.PrimitiveTree:
         return gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *depths))
 
     def expression(self, tree: gp.PrimitiveTree) -> Expression:
-        return Expression(tuple(node.value.lstrip("c") if isinstance(node, gp.Terminal) else node.name for node in tree))
+        return Expression(
+            tuple(node.value.lstrip("c") if isinstance(node, gp.Terminal) else node.name for node in tree)
+        )
 
     def verdict(self, tree: gp.PrimitiveTree) -> str | None:
         """The property that falls, or None."""
@@ -87,8 +96,11 @@ class Deap:
         loss = loss.sum(-1).expand(len(self.probes.blocks[index].positions))
         gradients = torch.autograd.grad(loss.sum(), [inputs[name] for name in tangents], allow_unused=True)
         # What stands still stops an infinite gradient.
-        slopes = sum(torch.where(tangent == 0, 0, gradient * tangent).sum(-1) for gradient, tangent in zip(gradients, tangents.values())
-                     if gradient is not None)
+        slopes = sum(
+            torch.where(tangent == 0, 0, gradient * tangent).sum(-1)
+            for gradient, tangent in zip(gradients, tangents.values())
+            if gradient is not None
+        )
         return loss.detach().numpy()[:, None], slopes.numpy()[:, None]
 
     def run(self, count: int, depths: tuple[int, int]) -> int:
@@ -111,12 +123,19 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 
 def rate(space: SearchSpace, count: int, batch_size: int = BATCH_SIZE, depths: tuple[int, int] = DEPTHS) -> float:
     """Candidates per CPU second, grown and screened; a fresh memory of what was seen each time."""
+
     def once(seed: int) -> float:
         screener = Screener(space, batch_size)
-        screener.screen(grow(np.random.default_rng(1000 + seed), min(count, batch_size), space, *depths))  # warms the buffers
+        screener.screen(
+            grow(np.random.default_rng(1000 + seed), min(count, batch_size), space, *depths)
+        )  # warms the buffers
         rng = np.random.default_rng(seed)
-        return count / cpu_seconds(lambda: [screener.screen(grow(rng, min(batch_size, count - start), space, *depths))
-                                            for start in range(0, count, batch_size)])
+        return count / cpu_seconds(
+            lambda: [
+                screener.screen(grow(rng, min(batch_size, count - start), space, *depths))
+                for start in range(0, count, batch_size)
+            ]
+        )
 
     return statistics.median(once(seed) for seed in range(REPEATS))
 
@@ -131,9 +150,15 @@ def compare(space: SearchSpace, count: int, deap_count: int) -> dict[str, float]
     runs = [deap_count / cpu_seconds(lambda: deap.run(deap_count, DEPTHS)) for _ in range(REPEATS)]
     ours, theirs = rate(space, count), statistics.median(runs)
     population = grow(np.random.default_rng(0), 20_000, space, *DEPTHS)
-    return {"deap_per_second": theirs, "per_second": ours, "ratio": ours / theirs, "same_verdicts": float(np.mean([a == b for a, b in same])),
-            "same_fate": float(np.mean([(a is None) == (b is None) for a, b in same])),
-            "mean_nodes_deap": deap.run(2000, DEPTHS) / 2000, "mean_nodes": float(population.lengths.mean())}
+    return {
+        "deap_per_second": theirs,
+        "per_second": ours,
+        "ratio": ours / theirs,
+        "same_verdicts": float(np.mean([a == b for a, b in same])),
+        "same_fate": float(np.mean([(a is None) == (b is None) for a, b in same])),
+        "mean_nodes_deap": deap.run(2000, DEPTHS) / 2000,
+        "mean_nodes": float(population.lengths.mean()),
+    }
 
 
 def with_probes(space: SearchSpace, **keys: int) -> SearchSpace:
@@ -152,9 +177,16 @@ def sweeps(space: SearchSpace, count: int) -> Iterator[tuple[str, object, float]
         yield "batch size", batch_size, rate(space, count, batch_size)
 
 
-PARTS = {"grow": "drawing trees", "_uses_prediction": "which use the prediction", "hashes": "hashing those that do not",
-         "add": "what was seen", "of": "sorting by column, hashing, building graphs", "evaluate": "values and derivatives",
-         "reduce": "losses of samples", "first_failures": "properties"}
+PARTS = {
+    "grow": "drawing trees",
+    "uses_prediction": "which use the prediction",
+    "hashes": "hashing those that do not",
+    "add": "what was seen",
+    "of": "sorting by column, hashing, building graphs",
+    "evaluate": "values and derivatives",
+    "reduce": "losses of samples",
+    "first_failures": "properties",
+}
 
 
 def profile(space: SearchSpace, count: int) -> dict[str, float]:
@@ -177,17 +209,22 @@ def profile(space: SearchSpace, count: int) -> dict[str, float]:
 
 
 def bandwidth(space: SearchSpace) -> tuple[float, float]:
-    """Bytes a second that evaluation moves at a glance (arguments read, results written), and that a plain copy moves."""
+    """Bytes a second that evaluation moves at a glance (arguments read, results written), and that a plain copy
+    moves."""
     screener = Screener(space)
     population = grow(np.random.default_rng(0), BATCH_SIZE, space)
-    columns = Columns.of(population, np.flatnonzero(screener._uses_prediction(population)))
+    columns = Columns.of(population, np.flatnonzero(screener.uses_prediction(population)))
     graph = Graph.of(Forest.of(columns, screener.language), np.arange(len(columns.rows)))
-    values, tangents = screener._inputs[0]
-    points = screener.probes.blocks[0].positions.size * screener.probes.blocks[0].columns
-    rows = sum((group.stop - group.start) * (1 + any(group.predicted) + len(group.predicted) + sum(group.predicted))
-               for group in graph.groups)
+    block = screener.probes.blocks[0]
+    points = len(block.positions) * block.columns
+    rows = sum(
+        (group.stop - group.start) * (1 + any(group.predicted) + len(group.predicted) + sum(group.predicted))
+        for group in graph.groups
+    )
     arrays = Arrays()
-    seconds = statistics.median(cpu_seconds(lambda: graph.evaluate(values, tangents, arrays)) for _ in range(7))
+    seconds = statistics.median(
+        cpu_seconds(lambda: graph.evaluate(block.values, block.tangents, arrays)) for _ in range(7)
+    )
     source = np.ones(1 << 24, np.float32)
     target = np.empty_like(source)
     copy = statistics.median(cpu_seconds(lambda: np.copyto(target, source)) for _ in range(7))
@@ -212,11 +249,18 @@ def peak_memory(space: SearchSpace, batch_size: int) -> float:
 @click.option("--json", "output", type=click.Path(), help="Write all numbers to this file, too.")
 def main(names: tuple[str, ...], candidates: int, deap_candidates: int, output: str | None) -> None:
     results: dict[str, dict[str, object]] = {}
-    print("| space | DEAP + torch, per second | screening, per second | ratio | same fate, same property | mean nodes |\n|---|---|---|---|---|---|")
+    print(
+        "| space | DEAP + torch, per second | screening, per second | ratio | same fate, same property | mean nodes |\n"
+        "|---|---|---|---|---|---|"
+    )
     for name in names:
         results[name] = row = compare(load_space(name), candidates, deap_candidates)
-        print(f"| {name} | {row['deap_per_second']:,.0f} | {row['per_second']:,.0f} | {row['ratio']:.0f} | "
-              f"{row['same_fate']:.2%}, {row['same_verdicts']:.2%} | {row['mean_nodes_deap']:.1f}, {row['mean_nodes']:.1f} |", flush=True)
+        print(
+            f"| {name} | {row['deap_per_second']:,.0f} | {row['per_second']:,.0f} | {row['ratio']:.0f} "
+            f"| {row['same_fate']:.2%}, {row['same_verdicts']:.2%} "
+            f"| {row['mean_nodes_deap']:.1f}, {row['mean_nodes']:.1f} |",
+            flush=True,
+        )
     for name in names:
         print(f"\n{name}\n\n| what varies | | candidates per second |\n|---|---|---|")
         results[name]["sweeps"] = rows = []
@@ -231,7 +275,10 @@ def main(names: tuple[str, ...], candidates: int, deap_candidates: int, output: 
         results[name]["bytes_per_second"] = [moved, copied]
         print(f"\nevaluation moves {moved / 1e9:.1f} GB/s, a plain copy of 64 MiB {copied / 1e9:.1f} GB/s", flush=True)
         results[name]["peak_mib"] = peak_memory(load_space(name), BATCH_SIZE)
-        print(f"peak memory, a million candidates in batches of {BATCH_SIZE:,}: {results[name]['peak_mib']:.0f} MiB", flush=True)
+        print(
+            f"peak memory, a million candidates in batches of {BATCH_SIZE:,}: {results[name]['peak_mib']:.0f} MiB",
+            flush=True,
+        )
     if output:
         with open(output, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)

@@ -2,17 +2,20 @@
 
     python scripts/label_losses.py make --space reg          # draws, trains, writes docs/labelled/reg.csv
     python scripts/label_losses.py table                     # the confusion table of the set, with today's tolerances
-    python scripts/label_losses.py detector                  # a sample of it on the tiny detector: docs/labelled/detector.csv
+    python scripts/label_losses.py detector                  # a sample of it on the tiny detector:
+    docs/labelled/detector.csv
 
-Candidates are drawn at random and filtered by nothing but "uses the prediction" and "is no duplicate". Each is trained from
-three seeds: first the predictions themselves, by the batched descent of ``cse_autoloss.simulation``; who gets anywhere is
-then trained as it would be in a detector, by torch's autograd through ``build_loss``. Classification trains a linear layer on
-noisy features, mostly background, and is measured on samples that it has not seen; regression moves boxes of 8 to 512 pixels,
-some of which are beside their targets. A loss is good if the mean of the three measures reaches what is asked for below.
+Candidates are drawn at random and filtered by nothing but "uses the prediction" and "is no duplicate". Each is
+trained from three seeds: first the predictions themselves, by the batched descent of ``cse_autoloss.simulation``; who
+gets anywhere is then trained as it would be in a detector, by torch's autograd through ``build_loss``. Classification
+trains a linear layer on noisy features, mostly background, and is measured on samples that it has not seen;
+regression moves boxes of 8 to 512 pixels, some of which are beside their targets. A loss is good if the mean of the
+three measures reaches what is asked for below.
 
-The file has the first ``--random`` candidates whatever they are, and of the others those that are good or accepted, so that
-rare kinds can be looked at; ``sampled`` tells them apart, and the table weighs them accordingly.
+The file has the first ``--random`` candidates whatever they are, and of the others those that are good or accepted,
+so that rare kinds can be looked at; ``sampled`` tells them apart, and the table weighs them accordingly.
 """
+
 from __future__ import annotations
 
 import csv
@@ -77,7 +80,9 @@ def train_classifier(loss: torch.nn.Module, space: SearchSpace, seed: int) -> fl
         # What a detector does with scores: a class above a half, else background.
         scores = torch.sigmoid(logits) if one_stage else logits.softmax(-1)[:, :CLASSES]
         best, found = scores.max(-1)
-        found = torch.where(best > (0.375 if one_stage else 0.5), found, CLASSES)  # one-stage scores aim at IoUs from 0.5 to 1
+        found = torch.where(
+            best > (0.375 if one_stage else 0.5), found, CLASSES
+        )  # one-stage scores aim at IoUs from 0.5 to 1
         right = found == new_labels
         return float(np.mean([right[new_labels == label].float().mean() for label in range(CLASSES + 1)]))
 
@@ -113,8 +118,13 @@ def descend(parameters: torch.Tensor, evaluate: Callable[[], torch.Tensor], step
 
 def label(expressions: list[Expression], space: SearchSpace) -> np.ndarray:
     """Mean final measure of each loss over the seeds."""
-    scores = np.mean([[outcome.score if outcome.finite else 0 for outcome in simulate_predictions(expressions, space, seed)]
-                      for seed in SEEDS], axis=0)
+    scores = np.mean(
+        [
+            [outcome.score if outcome.finite else 0 for outcome in simulate_predictions(expressions, space, seed)]
+            for seed in SEEDS
+        ],
+        axis=0,
+    )
     for index in np.flatnonzero(scores >= WORTH_TRAINING[space.branch]):
         scores[index] = np.mean([train(expressions[index], space, seed) for seed in SEEDS])
     return scores
@@ -127,7 +137,9 @@ def main() -> None:
 
 @main.command()
 @click.option("--space", "name", required=True, type=click.Choice(space_names()))
-@click.option("--draw", default=15_000, show_default=True, help="Random trees; duplicates and those without the prediction go.")
+@click.option(
+    "--draw", default=15_000, show_default=True, help="Random trees; duplicates and those without the prediction go."
+)
 @click.option("--random", "kept", default=250, show_default=True, help="Candidates that are kept whatever they are.")
 def make(name: str, draw: int, kept: int) -> None:
     """Draw, train and write a set."""
@@ -143,13 +155,18 @@ def make(name: str, draw: int, kept: int) -> None:
         for index, (expression, score) in enumerate(zip(expressions, scores)):
             good = bool(score >= GOOD[space.branch])
             if index < kept or good or accepted[index]:
-                writer.writerow([expression, f"{score:.3f}", int(good), "random" if index < kept else "rare", len(expressions)])
-    click.echo(f"{name}: {len(expressions)} candidates, {np.mean(scores >= GOOD[space.branch]):.3%} good; "
-               f"known losses score {', '.join(f'{x:.3f}' for x in label([loss.expression for loss in space.losses.values()], space))}")
+                writer.writerow(
+                    [expression, f"{score:.3f}", int(good), "random" if index < kept else "rare", len(expressions)]
+                )
+    known = ", ".join(f"{score:.3f}" for score in label([loss.expression for loss in space.losses.values()], space))
+    good = np.mean(scores >= GOOD[space.branch])
+    click.echo(f"{name}: {len(expressions)} candidates, {good:.3%} good; known losses score {known}")
 
 
 @main.command()
-@click.option("--each", default=3, show_default=True, help="Losses of each kind (good or not, accepted or not) and space.")
+@click.option(
+    "--each", default=3, show_default=True, help="Losses of each kind (good or not, accepted or not) and space."
+)
 def detector(each: int) -> None:
     """Train a tiny detector with a sample of the two-stage sets, and write its mAP to detector.csv."""
     options = {"trainer": "detectors.training:DetectorTrainer", "config": "faster_rcnn_proxy", "data": "embedded"}
@@ -164,7 +181,9 @@ def detector(each: int) -> None:
                 branch = {space.branch: row["expression"]}
                 trial = Trial("label", branch, {space.branch: name}, task="verify", time_limit=300)
                 result = worker.train(trial)
-                writer.writerow([name, row["expression"], row["score"], row["good"], int(verdict), result.mAP, result.failure])
+                writer.writerow(
+                    [name, row["expression"], row["score"], row["good"], int(verdict), result.mAP, result.failure]
+                )
                 file.flush()
 
 
@@ -189,8 +208,10 @@ def _read(name: str) -> list[dict[str, str]]:
 @click.option("--space", "names", multiple=True, default=space_names())
 def table(names: tuple[str, ...]) -> None:
     """Print the confusion table: all that were drawn, of which the file has every good and every accepted one."""
-    click.echo("| space | candidates | good | good, accepted | good, rejected | bad, accepted | bad, rejected | good fell to |\n"
-               "|---|---|---|---|---|---|---|---|")
+    click.echo(
+        "| space | candidates | good | good, accepted | good, rejected | bad, accepted | bad, rejected "
+        "| good fell to |\n|---|---|---|---|---|---|---|---|"
+    )
     for name in names:
         space = load_space(name)
         screener = Screener(space)
@@ -202,8 +223,10 @@ def table(names: tuple[str, ...]) -> None:
         fell = [verdict.failed for verdict, is_good in zip(verdicts, good) if is_good and not verdict.accepted]
         counts = ", ".join(f"{prop} {fell.count(prop)}" for prop in PROPERTIES if prop in fell)
         bad_accepted = int((accepted & ~good).sum())
-        click.echo(f"| {name} | {drawn} | {good.sum()} | {(good & accepted).sum()} | {(good & ~accepted).sum()} | {bad_accepted} | "
-                   f"{drawn - good.sum() - bad_accepted} | {counts} |")
+        click.echo(
+            f"| {name} | {drawn} | {good.sum()} | {(good & accepted).sum()} | {(good & ~accepted).sum()} "
+            f"| {bad_accepted} | {drawn - good.sum() - bad_accepted} | {counts} |"
+        )
 
 
 if __name__ == "__main__":

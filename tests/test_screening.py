@@ -1,4 +1,5 @@
 """Screening rejects what is no loss, says why, and keeps what is one."""
+
 import dataclasses
 import json
 
@@ -37,23 +38,26 @@ def test_every_known_loss_passes(space, name):
     assert verdict.accepted and verdict.failed is None, verdict.detail
 
 
-@pytest.mark.parametrize("space, text, failed", [
-    (TWO, "Dot(Y,Z)", "uses-prediction"),
-    (REG, "Add(1,2)", "uses-prediction"),
-    (TWO, "Dot(Y,Sqrt(X))", "finite-values"),
-    (REG, "Log(Sub(I,U))", "finite-values"),
-    (TWO, "Sqrt(Relu(Neg(Dot(Y,X))))", "finite-gradients"),
-    (TWO, "Dot(Y,Log(Softmax(X)))", "monotonicity"),  # cross-entropy upside down
-    (ONE, "Mul(PY,Log(Sig(X)))", "monotonicity"),
-    (REG, "Div(I,U)", "monotonicity"),
-    (REG, "Sin(Div(I,U))", "monotonicity"),
-    (TWO, "Neg(Dot(Y,X))", "convergence"),  # pulls for ever
-    (ONE, "Mul(X,Sub(NY,PY))", "convergence"),
-    (TWO, "Sub(X,X)", "not-flat"),
-    (REG, "Div(U,U)", "not-flat"),
-    (ONE, "Neg(Mul(PY,Log(Sig(X))))", "not-flat"),  # nothing pushes the others down
-    (REG, "Sub(U,I)", "not-flat"),  # next to the largest boxes, the smallest get nothing
-])
+@pytest.mark.parametrize(
+    "space, text, failed",
+    [
+        (TWO, "Dot(Y,Z)", "uses-prediction"),
+        (REG, "Add(1,2)", "uses-prediction"),
+        (TWO, "Dot(Y,Sqrt(X))", "finite-values"),
+        (REG, "Log(Sub(I,U))", "finite-values"),
+        (TWO, "Sqrt(Relu(Neg(Dot(Y,X))))", "finite-gradients"),
+        (TWO, "Dot(Y,Log(Softmax(X)))", "monotonicity"),  # cross-entropy upside down
+        (ONE, "Mul(PY,Log(Sig(X)))", "monotonicity"),
+        (REG, "Div(I,U)", "monotonicity"),
+        (REG, "Sin(Div(I,U))", "monotonicity"),
+        (TWO, "Neg(Dot(Y,X))", "convergence"),  # pulls for ever
+        (ONE, "Mul(X,Sub(NY,PY))", "convergence"),
+        (TWO, "Sub(X,X)", "not-flat"),
+        (REG, "Div(U,U)", "not-flat"),
+        (ONE, "Neg(Mul(PY,Log(Sig(X))))", "not-flat"),  # nothing pushes the others down
+        (REG, "Sub(U,I)", "not-flat"),  # next to the largest boxes, the smallest get nothing
+    ],
+)
 def test_what_is_no_loss_falls_to_the_property_that_it_lacks(space, text, failed):
     verdict = verify(parse(text, space), space)
     assert not verdict.accepted and verdict.failed == failed, verdict.detail
@@ -78,8 +82,10 @@ def test_a_counterexample_is_one(space):
         trace = verdict.counterexample
         assert trace.slopes[trace.at] > 0, verdict.detail
         variables = {name: torch.tensor([numbers]) for name, numbers in trace.variables.items()}
-        loss = expression.fold(lambda name: variables.get(name) if name in variables else torch.full((1, 1), float(name)),
-                               lambda primitive, args: primitive.torch(*args))
+        loss = expression.fold(
+            lambda name: variables.get(name) if name in variables else torch.full((1, 1), float(name)),
+            lambda primitive, args: primitive.torch(*args),
+        )
         if space is ONE:
             loss = loss * (0.75 - 0.5 * variables["PY"])
         assert float(loss.sum()) == pytest.approx(trace.values[trace.at], rel=1e-3, abs=1e-4)
@@ -95,11 +101,15 @@ def test_gradients_of_the_shared_graph_are_those_of_torch(space, seed):
     rng = np.random.default_rng(seed)
     population = grow(rng, 40, space, 1, 5)
     batch = draw_batch(space, rng, 6)
-    found = gradients(Graph.of_population(population, Language.of(space)), batch, batch.initial, Arrays(dtype="float64"))
+    found = gradients(
+        Graph.of_population(population, Language.of(space)), batch, batch.initial, Arrays(dtype="float64")
+    )
     for expression, gradient in zip(population.expressions(), found):
         expected = torch_gradient(expression, space, batch)
         settled = np.isfinite(expected) & np.isfinite(gradient) & (abs(expected) < 1e12)
-        assert gradient[settled] == pytest.approx(expected[settled], rel=1e-4, abs=1e-6 * max(1, abs(expected[settled]).max(initial=0)))
+        assert gradient[settled] == pytest.approx(
+            expected[settled], rel=1e-4, abs=1e-6 * max(1, abs(expected[settled]).max(initial=0))
+        )
 
 
 def torch_gradient(expression, space, batch):
@@ -114,10 +124,19 @@ def torch_gradient(expression, space, batch):
         variables = {"U": union + 1e-7, "I": overlap, "E": enclosing + 1e-7}
     else:
         labels, ious = torch.tensor(batch.labels), torch.tensor(batch.ious)[:, None]
-        variables = {"X": predictions, "Y": labels, "Z": ious.expand_as(labels), "PY": labels, "NY": 1 - labels, "Q": labels * ious}
+        variables = {
+            "X": predictions,
+            "Y": labels,
+            "Z": ious.expand_as(labels),
+            "PY": labels,
+            "NY": 1 - labels,
+            "Q": labels * ious,
+        }
     constant = (1,) * variables[next(iter(space.variables))].dim()
-    value = expression.fold(lambda name: variables[name] if name in variables else torch.full(constant, float(name), dtype=torch.float64),
-                            lambda primitive, args: primitive.torch(*args))
+    value = expression.fold(
+        lambda name: variables[name] if name in variables else torch.full(constant, float(name), dtype=torch.float64),
+        lambda primitive, args: primitive.torch(*args),
+    )
     if space is ONE:
         value = value * (0.25 * variables["PY"] + 0.75 * variables["NY"])
     (gradient,) = torch.autograd.grad((value + 0 * predictions.sum()).sum(), predictions)
@@ -153,7 +172,11 @@ def test_equal_subexpressions_are_one_node_whatever_the_order_of_commutative_arg
     assert len(graph) == len({"U", "I", "E", "Add", "Sqrt", "Mul", "Sub", "Sub'"})
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=60).flatmap(lambda x: st.lists(st.sampled_from(x or [0]), max_size=300)))
+@given(
+    st.lists(st.integers(0, 2**64 - 1), max_size=60).flatmap(
+        lambda x: st.lists(st.sampled_from(x or [0]), max_size=300)
+    )
+)
 def test_equal_hashes_have_one_representative(hashes):
     found = representatives(np.array(hashes, np.uint64))
     assert all(hashes[i] == hashes[j] for i, j in enumerate(found))
@@ -215,11 +238,24 @@ def test_seen_refuses_a_text_that_is_no_set():
 # --- equivalence ---
 
 
-@pytest.mark.parametrize("space, same", [
-    (TWO, ["Neg(Dot(Y,Log(Softmax(X))))", "Add(3,Neg(Dot(Log(Softmax(X)),Y)))", "Div(Dot(Y,Log(Softmax(X))),Neg(2))"]),
-    (ONE, ["Softplus(Neg(Mul(X,Sub(PY,NY))))", "Neg(Log(Sig(Mul(X,Sub(PY,NY)))))", "Log(Add(1,Exp(Mul(X,Sub(NY,PY)))))"]),
-    (REG, ["Sub(1,Div(I,U))", "Neg(Div(I,U))", "Div(Sub(U,I),U)", "Mul(3,Sub(2,Div(I,U)))"]),
-])
+@pytest.mark.parametrize(
+    "space, same",
+    [
+        (
+            TWO,
+            ["Neg(Dot(Y,Log(Softmax(X))))", "Add(3,Neg(Dot(Log(Softmax(X)),Y)))", "Div(Dot(Y,Log(Softmax(X))),Neg(2))"],
+        ),
+        (
+            ONE,
+            [
+                "Softplus(Neg(Mul(X,Sub(PY,NY))))",
+                "Neg(Log(Sig(Mul(X,Sub(PY,NY)))))",
+                "Log(Add(1,Exp(Mul(X,Sub(NY,PY)))))",
+            ],
+        ),
+        (REG, ["Sub(1,Div(I,U))", "Neg(Div(I,U))", "Div(Sub(U,I),U)", "Mul(3,Sub(2,Div(I,U)))"]),
+    ],
+)
 def test_losses_with_one_gradient_up_to_a_factor_have_one_fingerprint(space, same):
     assert len(set(fingerprint([parse(text, space) for text in same], space))) == 1
 
@@ -244,16 +280,23 @@ def probed(space, **changes):
     return dataclasses.replace(space, probes={**space.probes, **changes})
 
 
-@pytest.mark.parametrize("space, changes, message", [
-    (TWO, {"logits": [8, -8]}, r"probes.logits: expected \[lowest, highest\]"),
-    (TWO, {"stepps": 3}, "probes.stepps: unknown key; did you mean 'steps'"),
-    (TWO, {"steps": 2.5}, "probes.steps: expected an integer from 3 to 1000, found '2.5'"),
-    (TWO, {"classes": []}, "probes.classes: expected a list of one or more integers"),
-    (TWO, {"ious": [2]}, "probes.ious: expected a list of one or more numbers from 0 to 1"),
-    (ONE, {"tolerances": {"monotonicity": 1}}, "probes.tolerances.flatness: missing"),
-    (REG, {"areas": "all"}, "probes.areas: expected a list of one or more numbers"),
-    (REG, {"tolerances": {**REG.probes["tolerances"], "balance": -1}}, "probes.tolerances.balance: expected a number from 0 to 1"),
-])
+@pytest.mark.parametrize(
+    "space, changes, message",
+    [
+        (TWO, {"logits": [8, -8]}, r"probes.logits: expected \[lowest, highest\]"),
+        (TWO, {"stepps": 3}, "probes.stepps: unknown key; did you mean 'steps'"),
+        (TWO, {"steps": 2.5}, "probes.steps: expected an integer from 3 to 1000, found '2.5'"),
+        (TWO, {"classes": []}, "probes.classes: expected a list of one or more integers"),
+        (TWO, {"ious": [2]}, "probes.ious: expected a list of one or more numbers from 0 to 1"),
+        (ONE, {"tolerances": {"monotonicity": 1}}, "probes.tolerances.flatness: missing"),
+        (REG, {"areas": "all"}, "probes.areas: expected a list of one or more numbers"),
+        (
+            REG,
+            {"tolerances": {**REG.probes["tolerances"], "balance": -1}},
+            "probes.tolerances.balance: expected a number from 0 to 1",
+        ),
+    ],
+)
 def test_wrong_probes_are_refused_in_one_line(space, changes, message):
     with pytest.raises(SpaceError, match=f"^{space.name}: {message}") as error:
         Screener(probed(space, **changes))
@@ -303,7 +346,9 @@ def test_screen_reports_shares_and_writes_survivors(tmp_path):
     result = run("screen", "--space", "reg", "--n", "20000", "--seed", "1", "--json", "--output", str(path))
     report = json.loads(result.stdout)
     lines = path.read_text().splitlines()
-    assert report["generated"] == 20000 and report["survivors"] == len(lines) > 0 and report["candidates_per_second"] > 0
+    assert (
+        report["generated"] == 20000 and report["survivors"] == len(lines) > 0 and report["candidates_per_second"] > 0
+    )
     assert list(report["rejected"]) == list(PROPERTIES)
     assert sum(report["rejected"].values()) + len(lines) == report["unique"]
     assert all(verify(parse(line, REG), REG).accepted for line in lines)

@@ -1,4 +1,5 @@
 """Descent on predictions passes what optimises."""
+
 import pytest
 
 from cse_autoloss import Expression, load_space
@@ -16,11 +17,19 @@ def test_every_known_loss_optimises(name, seed):
     assert all(outcome.passed and outcome.finite for outcome in outcomes), outcomes
 
 
-@pytest.mark.parametrize("name, text", [
-    ("two_stage_cls", "Dot(Y,Log(Softmax(X)))"), ("two_stage_cls", "1"), ("two_stage_cls", "Dot(X,X)"),
-    ("one_stage_cls", "Mul(PY,Log(Sig(X)))"), ("one_stage_cls", "Neg(Mul(PY,Log(Sig(X))))"),
-    ("reg", "Div(I,U)"), ("reg", "Div(U,E)"), ("reg", "Neg(I)"),
-])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("two_stage_cls", "Dot(Y,Log(Softmax(X)))"),
+        ("two_stage_cls", "1"),
+        ("two_stage_cls", "Dot(X,X)"),
+        ("one_stage_cls", "Mul(PY,Log(Sig(X)))"),
+        ("one_stage_cls", "Neg(Mul(PY,Log(Sig(X))))"),
+        ("reg", "Div(I,U)"),
+        ("reg", "Div(U,E)"),
+        ("reg", "Neg(I)"),
+    ],
+)
 def test_what_does_not_optimise_is_rejected_with_its_score(name, text):
     (outcome,) = simulate_predictions([Expression.parse(text, SPACES[name])], SPACES[name])
     assert not outcome.passed and f"{outcome.score:.3f}" in outcome.reason
@@ -40,7 +49,9 @@ def test_company_and_scale_change_nothing(name):
     scaled = simulate_predictions([Expression.parse(f"Mul(3,{loss})", space) for loss in reversed(losses)], space)[::-1]
     for loss, outcome, other in zip(losses, together, scaled):
         (alone,) = simulate_predictions([loss], space)
-        assert alone.score == pytest.approx(outcome.score, abs=1e-4) and other.score == pytest.approx(outcome.score, abs=0.02)
+        assert alone.score == pytest.approx(outcome.score, abs=1e-4) and other.score == pytest.approx(
+            outcome.score, abs=0.02
+        )
 
 
 def test_nothing_in_nothing_out():

@@ -1,11 +1,12 @@
 """Trees grow, mutate and cross in arrays, and stay expressions of their space."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from cse_autoloss import Expression, load_space
 from cse_autoloss.space import space_names
-from cse_autoloss.variation import (OFFSPRING_MAX_DEPTH, OFFSPRING_MAX_SIZE, PAD, Population, crossover, grow, mutate)
+from cse_autoloss.variation import OFFSPRING_MAX_DEPTH, OFFSPRING_MAX_SIZE, PAD, Population, crossover, grow, mutate
 
 spaces = pytest.mark.parametrize("space", [load_space(name) for name in space_names()], ids=lambda space: space.name)
 seeds = st.integers(0, 2**32 - 1)
@@ -15,7 +16,7 @@ def assert_valid(population, space):
     for row, expression in enumerate(population.expressions()):
         assert Expression.parse(str(expression), space) == expression
         assert expression.size == population.lengths[row] and expression.depth == population.depths[row]
-        assert (population.programs[row, expression.size:] == PAD).all()
+        assert (population.programs[row, expression.size :] == PAD).all()
 
 
 @spaces
@@ -35,12 +36,17 @@ def test_offspring_are_expressions_within_the_limits(space, seed):
     rng = np.random.default_rng(seed)
     known = Population.from_expressions([loss.expression for loss in space.losses.values()], space)
     parents = Population.concatenate([known, grow(rng, 40, space, 2, 9)])
-    for offspring in (mutate(rng, parents, space), crossover(rng, parents, parents.take(rng.permutation(len(parents))), space)):
+    for offspring in (
+        mutate(rng, parents, space),
+        crossover(rng, parents, parents.take(rng.permutation(len(parents))), space),
+    ):
         assert len(offspring) == len(parents)
         assert_valid(offspring, space)
         grew = [child != parent for child, parent in zip(offspring.expressions(), parents.expressions())]
-        assert all(size <= OFFSPRING_MAX_SIZE and depth <= OFFSPRING_MAX_DEPTH or not changed
-                   for size, depth, changed in zip(offspring.lengths, offspring.depths, grew))
+        assert all(
+            size <= OFFSPRING_MAX_SIZE and depth <= OFFSPRING_MAX_DEPTH or not changed
+            for size, depth, changed in zip(offspring.lengths, offspring.depths, grew)
+        )
 
 
 @spaces
@@ -78,7 +84,9 @@ def test_half_of_the_trees_are_full_and_all_depths_are_equally_likely():
     space = load_space("reg")
     population = grow(np.random.default_rng(2), 4000, space, 3, 6)
     shares = np.bincount(population.depths, minlength=7)[3:] / len(population)
-    assert shares[3] < shares[0] and shares.min() > 0.15  # trees that were grown, not filled, often stay below their limit
+    assert (
+        shares[3] < shares[0] and shares.min() > 0.15
+    )  # trees that were grown, not filled, often stay below their limit
 
     def full(expression):
         depths = expression.fold(lambda name: {0}, lambda primitive, args: {1 + depth for arg in args for depth in arg})
@@ -94,8 +102,10 @@ def test_mutation_changes_most_trees_and_crossover_mixes(space):
     parents = grow(rng, 500, space, 3, 6)
     mutants = mutate(rng, parents, space).expressions()
     assert np.mean([a != b for a, b in zip(mutants, parents.expressions())]) > 0.75
-    leaf, tree = (Population.from_expressions([Expression.parse(text, space)] * 300, space)
-                  for text in (next(iter(space.variables)), "Neg(Neg(Neg(1)))"))
+    leaf, tree = (
+        Population.from_expressions([Expression.parse(text, space)] * 300, space)
+        for text in (next(iter(space.variables)), "Neg(Neg(Neg(1)))")
+    )
     children = {str(child) for child in crossover(rng, tree, leaf, space).expressions()}
     name = next(iter(space.variables))
     assert children == {name, f"Neg({name})", f"Neg(Neg({name}))", f"Neg(Neg(Neg({name})))"}

@@ -1,4 +1,5 @@
 """Commands on candidates: verify, screen."""
+
 from __future__ import annotations
 
 import json
@@ -22,8 +23,12 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object, fo
 @click.command()
 @click.argument("expression", metavar="EXPR")
 @SPACE
-@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False),
-              help="Draw the loss and its slope along the sweep where it fails, or along many, into FILE (.png, .svg, .pdf).")
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the loss and its slope along the sweep where it fails, or along many, into FILE (.png, .svg, .pdf).",
+)
 @JSON
 def verify(expression: str, space: str, picture: Path | None, as_json: bool) -> None:
     """Check one loss's convergence properties. EXPR is an expression or the name of a known loss.
@@ -38,9 +43,20 @@ def verify(expression: str, space: str, picture: Path | None, as_json: bool) -> 
         _plot(loss, verdict, screener, picture)
         click.echo(f"{picture} written", err=True)
     if as_json:
-        click.echo(json.dumps(_plain({"expression": str(loss), "space": language.origin, "accepted": verdict.accepted,
-                                      "failed": verdict.failed, "detail": verdict.detail,
-                                      "counterexample": verdict.counterexample and vars(verdict.counterexample)})))
+        click.echo(
+            json.dumps(
+                _plain(
+                    {
+                        "expression": str(loss),
+                        "space": language.origin,
+                        "accepted": verdict.accepted,
+                        "failed": verdict.failed,
+                        "detail": verdict.detail,
+                        "counterexample": verdict.counterexample and vars(verdict.counterexample),
+                    }
+                )
+            )
+        )
     elif verdict.accepted:
         click.echo(f"accepted: {verdict.detail}")
     else:
@@ -67,10 +83,13 @@ def _table(verdict: Verdict) -> Iterator[str]:
         return
     yield f"{'':2}{example.axis:>18} {'loss':>14} {'slope':>14}"
     for i in range(max(0, example.at - 2), min(len(example.positions), example.at + 3)):
-        yield (f"{'>' if i == example.at else '':2}{example.positions[i]:18.4g} {example.values[i]:14.6g} "
-               f"{example.slopes[i]:14.6g}")
-    yield "  there: " + ", ".join(f"{name} = {' '.join(f'{number:.6g}' for number in numbers)}"
-                                  for name, numbers in example.variables.items())
+        yield (
+            f"{'>' if i == example.at else '':2}{example.positions[i]:18.4g} {example.values[i]:14.6g} "
+            f"{example.slopes[i]:14.6g}"
+        )
+    yield "  there: " + ", ".join(
+        f"{name} = {' '.join(f'{number:.6g}' for number in numbers)}" for name, numbers in example.variables.items()
+    )
 
 
 def _plot(loss: Expression, verdict: Verdict, screener: Screener, path: Path) -> None:
@@ -101,34 +120,71 @@ def _plot(loss: Expression, verdict: Verdict, screener: Screener, path: Path) ->
 
 @click.command()
 @SPACE
-@click.option("--n", "count", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Random candidates.")
+@click.option(
+    "--n", "count", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Random candidates."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--depths", type=(int, int), default=(2, 6), show_default=True, help="Lowest and highest depth limit of a tree.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True,
-              help="Candidates that share a graph; bounds memory, changes no result.")
+@click.option(
+    "--depths", type=(int, int), default=(2, 6), show_default=True, help="Lowest and highest depth limit of a tree."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=BATCH_SIZE,
+    show_default=True,
+    help="Candidates that share a graph; bounds memory, changes no result.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes, through Ray; without it, this one.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File for the survivors' texts, one a line; "
-              "survivors-SPACE-SEED.txt where absent.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for the survivors' texts, one a line; survivors-SPACE-SEED.txt where absent.",
+)
 @JSON
-def screen(space: str, count: int, seed: int, depths: tuple[int, int], batch_size: int, workers: int | None,
-           output: Path | None, as_json: bool) -> None:
+def screen(
+    space: str,
+    count: int,
+    seed: int,
+    depths: tuple[int, int],
+    batch_size: int,
+    workers: int | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
     """Generate and screen many random losses. For a seed the result is the same with any number of workers."""
     language = load_space(space)
     output = output or Path(f"survivors-{language.name}-{seed}.txt")
     if not output.parent.is_dir():
         raise click.BadParameter(f"no folder {output.parent}", param_hint="--output")
     if not 0 <= depths[0] <= depths[1] <= MAX_GROWN_DEPTH:
-        raise click.BadParameter(f"expected 0 <= LOWEST <= HIGHEST <= {MAX_GROWN_DEPTH}, found {depths[0]} {depths[1]}",
-                                 param_hint="--depths")
+        raise click.BadParameter(
+            f"expected 0 <= LOWEST <= HIGHEST <= {MAX_GROWN_DEPTH}, found {depths[0]} {depths[1]}",
+            param_hint="--depths",
+        )
     result = sample(language, count, seed, depths, batch_size, workers)
     output.write_text("".join(f"{text}\n" for text in result.survivors), encoding="utf-8")
     rate = result.generated / result.seconds
     if as_json:
-        click.echo(json.dumps({"space": language.origin, "seed": seed, "candidates_per_second": rate,
-                               "generated": result.generated, "unique": result.unique, "rejected": result.rejected,
-                               "survivors": len(result.survivors), "output": str(output)}))
+        click.echo(
+            json.dumps(
+                {
+                    "space": language.origin,
+                    "seed": seed,
+                    "candidates_per_second": rate,
+                    "generated": result.generated,
+                    "unique": result.unique,
+                    "rejected": result.rejected,
+                    "survivors": len(result.survivors),
+                    "output": str(output),
+                }
+            )
+        )
         return
-    click.echo(f"{result.generated:,} candidates in {result.seconds:.1f} s: {rate:,.0f} a second; {result.unique:,} unique")
+    click.echo(
+        f"{result.generated:,} candidates in {result.seconds:.1f} s: {rate:,.0f} a second; {result.unique:,} unique"
+    )
     for name, number in result.rejected.items():
         click.echo(f"  {name:16} rejects {number / result.unique:8.3%}")
-    click.echo(f"{len(result.survivors):,} survivors ({len(result.survivors) / result.unique:.3%}), written to {output}")
+    click.echo(
+        f"{len(result.survivors):,} survivors ({len(result.survivors) / result.unique:.3%}), written to {output}"
+    )

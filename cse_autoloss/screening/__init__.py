@@ -1,4 +1,5 @@
 """Screening: thousands of candidate losses judged at once, each with a reason."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -6,12 +7,23 @@ from collections.abc import Iterable
 from cse_autoloss.expression import Expression
 from cse_autoloss.screening.equivalence import Seen
 from cse_autoloss.screening.properties import PROPERTIES
-from cse_autoloss.screening.screener import (ACCEPTED, BATCH_SIZE, DUPLICATE, Screener, ScreenReport, Trace, Verdict)
+from cse_autoloss.screening.screener import ACCEPTED, BATCH_SIZE, DUPLICATE, Screener, ScreenReport, Trace, Verdict
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
 
-__all__ = ["ACCEPTED", "BATCH_SIZE", "DUPLICATE", "PROPERTIES", "ScreenReport", "Screener", "Seen", "Trace", "Verdict", "screen",
-           "verify"]
+__all__ = [
+    "ACCEPTED",
+    "BATCH_SIZE",
+    "DUPLICATE",
+    "PROPERTIES",
+    "ScreenReport",
+    "Screener",
+    "Seen",
+    "Trace",
+    "Verdict",
+    "screen",
+    "verify",
+]
 
 
 def verify(expression: Expression, space: SearchSpace) -> Verdict:
@@ -19,8 +31,12 @@ def verify(expression: Expression, space: SearchSpace) -> Verdict:
     return Screener(space, batch_size=1).verify(expression)
 
 
-def screen(candidates: Population | Iterable[Expression], space: SearchSpace, seen: str | None = None,
-           batch_size: int = BATCH_SIZE) -> ScreenReport:
+def screen(
+    candidates: Population | Iterable[Expression],
+    space: SearchSpace,
+    seen: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> ScreenReport:
     """Screen candidates once. Who screens again and again keeps a :class:`Screener`.
 
     Args:

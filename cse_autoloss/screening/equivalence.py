@@ -1,4 +1,5 @@
 """Which candidates are one loss: the same formula (a hash), or the same gradients (a fingerprint)."""
+
 from __future__ import annotations
 
 import base64
@@ -83,9 +84,9 @@ _SAMPLES = 48
 def fingerprint(expressions: Sequence[Expression], space: SearchSpace) -> list[str]:
     """The direction of each loss's gradient on a fixed batch of predictions, as 16 hex digits.
 
-    Equal for losses whose gradients differ by a positive factor only (AutoLoss-Zero, CVPR 2022, has the idea): a loss plus a
-    constant, times a constant, or written in another way. Gradients are computed in float64, projected on fixed random
-    vectors and rounded. A loss without a finite, nonzero gradient has a fingerprint of its own.
+    Equal for losses whose gradients differ by a positive factor only (AutoLoss-Zero, CVPR 2022, has the idea): a loss
+    plus a constant, times a constant, or written in another way. Gradients are computed in float64, projected on
+    fixed random vectors and rounded. A loss without a finite, nonzero gradient has a fingerprint of its own.
     """
     if not expressions:
         return []
@@ -100,5 +101,7 @@ def fingerprint(expressions: Sequence[Expression], space: SearchSpace) -> list[s
     known = np.isfinite(gradient).all(axis=1)
     projections = np.random.default_rng(38).normal(size=(gradient.shape[1], _PROJECTIONS))
     rounded = np.floor(np.where(known[:, None], gradient, 0) @ projections / RESOLUTION).astype("<i8")
-    return [hashlib.blake2b(row.tobytes() if fine else f"no gradient: {expression}".encode(), digest_size=8).hexdigest()
-            for row, fine, expression in zip(rounded, known, expressions)]
+    return [
+        hashlib.blake2b(row.tobytes() if fine else f"no gradient: {expression}".encode(), digest_size=8).hexdigest()
+        for row, fine, expression in zip(rounded, known, expressions)
+    ]

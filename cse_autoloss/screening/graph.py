@@ -1,12 +1,14 @@
 """A population as one shared graph of unique subexpressions, evaluated level by level.
 
-:class:`Forest` gives every subtree of a population a 64-bit hash of its meaning, the arguments of commutative operators in
-one order. :class:`Graph` keeps one node for each hash and evaluates the nodes: one array call for all nodes of a level that
-share an operator, values and directional derivatives (forward mode) together. Nothing here loops over candidates.
+:class:`Forest` gives every subtree of a population a 64-bit hash of its meaning, the arguments of commutative
+operators in one order. :class:`Graph` keeps one node for each hash and evaluates the nodes: one array call for all
+nodes of a level that share an operator, values and directional derivatives (forward mode) together. Nothing here
+loops over candidates.
 
 One node costs some tens of nanoseconds, so even a sort of the hashes would be felt: equal hashes are found by letting
 them contend for the slots of a table.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -71,7 +73,10 @@ class Language:
         for code, primitive in enumerate(primitives):
             if primitive.commutative:
                 factors[code] = _FIRST
-            if primitive.classwise and primitive.array(NUMPY, *[np.ones((1, 2), np.float32)] * primitive.arity).shape[-1] == 1:
+            if (
+                primitive.classwise
+                and primitive.array(NUMPY, *[np.ones((1, 2), np.float32)] * primitive.arity).shape[-1] == 1
+            ):
                 keeps[code] ^= np.uint32(WIDE)
         return cls(vocabulary, primitives, keys, flags, keeps, factors)
 
@@ -99,13 +104,14 @@ class Columns:
     def of(cls, population: Population, rows: np.ndarray) -> Columns:
         lengths = population.lengths.take(rows)
         longest = int(lengths.max(initial=0))
-        order = np.argsort((longest - lengths).astype(np.uint16), kind="stable")  # sorting by 16 bits takes no comparisons
+        # Sorting by 16 bits takes no comparisons.
+        order = np.argsort((longest - lengths).astype(np.uint16), kind="stable")
         rows, lengths = rows.take(order), lengths.take(order)
         counts = len(rows) - np.cumsum(np.bincount(lengths, minlength=longest + 1))[:longest]
         starts = np.concatenate([[0], np.cumsum(counts)])
         tokens = np.empty(starts[-1], np.uint8)
         for column in range(longest):
-            tokens[starts[column]:starts[column + 1]] = population.programs[:, column].take(rows[:counts[column]])
+            tokens[starts[column] : starts[column + 1]] = population.programs[:, column].take(rows[: counts[column]])
         return cls(rows, lengths, counts, starts, tokens)
 
     def hashes(self, keys: np.ndarray) -> np.ndarray:
@@ -113,7 +119,7 @@ class Columns:
         result, keyed = np.zeros(len(self.rows), np.uint64), keys.take(self.tokens)
         factors = np.cumprod(np.full(len(self.counts), _SECOND))
         for column, count in enumerate(self.counts):
-            result[:count] += keyed[self.starts[column]:self.starts[column + 1]] * factors[column]
+            result[:count] += keyed[self.starts[column] : self.starts[column + 1]] * factors[column]
         return scramble(result)
 
 
@@ -143,7 +149,7 @@ class Forest:
         shapes |= np.uint32(1 << 16)
         second = np.empty(len(tokens), np.int32)
         for column in range(len(columns.counts) - 2, -1, -1):  # arguments stand to the right
-            below = arity[starts[column]:starts[column] + columns.counts[column + 1]]
+            below = arity[starts[column] : starts[column] + columns.counts[column + 1]]
             trees = np.flatnonzero(below)
             here, left = trees + starts[column], trees + starts[column + 1]
             token, value, shape = tokens.take(here), hashes.take(left), shapes.take(left)
@@ -230,7 +236,8 @@ class Graph:
             shared: whether trees share nodes that depend on the prediction; not where each has a prediction of its own.
         """
         columns, language = forest.columns, forest.language
-        reach = np.searchsorted(-columns.lengths.take(trees), -np.arange(len(columns.counts)))  # trees longer than a column
+        # The trees that reach a column are the first ones.
+        reach = np.searchsorted(-columns.lengths.take(trees), -np.arange(len(columns.counts)))
         parts = [trees[:count] for count in reach]
         places = np.concatenate([part + start for part, start in zip(parts, columns.starts)])
         hashes = forest.hashes.take(places)
@@ -256,13 +263,22 @@ class Graph:
         node[place.take(order)] = np.arange(len(order), dtype=np.int32)
         node[places] = node.take(places.take(equal))
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.intp)
-        groups = tuple(key.group(int(keys[start]), int(start), int(stop)) for start, stop in zip(starts, [*starts[1:], len(keys)]))
+        groups = tuple(
+            key.group(int(keys[start]), int(start), int(stop)) for start, stop in zip(starts, [*starts[1:], len(keys)])
+        )
         owner = None
         if not shared:
             owner = np.searchsorted(trees, np.concatenate(parts).take(unique.take(order)))
-        return cls(language, groups, node.take(first.take(order)).astype(np.intp), node.take(second.take(order)).astype(np.intp),
-                   int(np.count_nonzero((shape & PREDICTED) == 0)), node.take(trees).astype(np.intp),
-                   (forest.shapes.take(trees) & WIDE) > 0, owner)
+        return cls(
+            language,
+            groups,
+            node.take(first.take(order)).astype(np.intp),
+            node.take(second.take(order)).astype(np.intp),
+            int(np.count_nonzero((shape & PREDICTED) == 0)),
+            node.take(trees).astype(np.intp),
+            (forest.shapes.take(trees) & WIDE) > 0,
+            owner,
+        )
 
     @classmethod
     def of_population(cls, population: Population, language: Language, shared: bool = True) -> Graph:
@@ -270,8 +286,9 @@ class Graph:
         columns = Columns.of(population, np.arange(len(population)))
         graph = cls.of(Forest.of(columns, language), np.arange(len(population)), shared)
         tree = np.argsort(columns.rows)
-        return replace(graph, roots=graph.roots[tree], wide=graph.wide[tree],
-                       owner=None if shared else columns.rows[graph.owner])
+        return replace(
+            graph, roots=graph.roots[tree], wide=graph.wide[tree], owner=None if shared else columns.rows[graph.owner]
+        )
 
     def __len__(self) -> int:
         return len(self.first)
@@ -280,8 +297,8 @@ class Graph:
         """Value and directional derivative of every node at the same points.
 
         Args:
-            values: (points, columns) of each variable; or (trees, points, columns) where trees do not share, and each has
-                its own.
+            values: (points, columns) of each variable; or (trees, points, columns) where trees do not share, and each
+                has its own.
             tangents: likewise for the variables that depend on the prediction: derivative along the point's direction.
 
         Returns:
@@ -292,44 +309,55 @@ class Graph:
         value = arrays.reserve("value", (len(self), points, columns))
         tangent = arrays.reserve("tangent", (len(self) - self.fixed, points, columns))
         first, second = arrays.indices(self.first), arrays.indices(self.second)
-        first_tangent, second_tangent = arrays.indices(self.first - self.fixed), arrays.indices(self.second - self.fixed)
+        first_tangent, second_tangent = (
+            arrays.indices(self.first - self.fixed),
+            arrays.indices(self.second - self.fixed),
+        )
         step = max(1, CHUNK_BYTES // (4 * points * columns))
         names = self.language.vocabulary.names
         with np.errstate(all="ignore"):
             for group in self.groups:
                 name = names[group.token]
                 if group.token >= self.language.vocabulary.operators:
-                    value[group.start:group.stop] = self._leaf(values.get(name, name), group, arrays)
+                    value[group.start : group.stop] = self._leaf(values.get(name, name), group, arrays)
                     if group.predicted[0]:
-                        tangent[group.start - self.fixed:group.stop - self.fixed] = self._leaf(tangents[name], group, arrays)
+                        tangent[group.start - self.fixed : group.stop - self.fixed] = self._leaf(
+                            tangents[name], group, arrays
+                        )
                     continue
                 primitive = self.language.primitives[group.token]
                 for start in range(group.start, group.stop, step):
                     nodes = slice(start, min(start + step, group.stop))
-                    inputs = [arrays.gather(value, index[nodes]) for index in (first, second)[:primitive.arity]]
+                    inputs = [arrays.gather(value, index[nodes]) for index in (first, second)[: primitive.arity]]
                     if group.narrow:
                         inputs = [array[..., :1] for array in inputs]
                     result = primitive.array(arrays.xp, *inputs)
                     value[nodes] = result
                     if not any(group.predicted):
                         continue
-                    slopes = [arrays.gather(tangent, index[nodes]) if predicted else 0.0
-                              for index, predicted in zip((first_tangent, second_tangent), group.predicted)]
+                    slopes = [
+                        arrays.gather(tangent, index[nodes]) if predicted else 0.0
+                        for index, predicted in zip((first_tangent, second_tangent), group.predicted)
+                    ]
                     if group.narrow:
-                        slopes = [slope[..., :1] if predicted else slope for slope, predicted in zip(slopes, group.predicted)]
-                    tangent[nodes.start - self.fixed:nodes.stop - self.fixed] = primitive.tangent(
-                        arrays.xp, result, inputs, slopes)
+                        slopes = [
+                            slope[..., :1] if predicted else slope for slope, predicted in zip(slopes, group.predicted)
+                        ]
+                    tangent[nodes.start - self.fixed : nodes.stop - self.fixed] = primitive.tangent(
+                        arrays.xp, result, inputs, slopes
+                    )
         return value, tangent
 
     def _leaf(self, given: Any, group: Group, arrays: Arrays) -> Any:
         """What a group of leaves is set to: the same for all nodes, or for each its tree's own."""
         if isinstance(given, str):
             return float(given)
-        return given if given.ndim == 2 else arrays.gather(given, arrays.indices(self.owner[group.start:group.stop]))
+        return given if given.ndim == 2 else arrays.gather(given, arrays.indices(self.owner[group.start : group.stop]))
 
 
 class _Key:
-    """Nodes of one key are a group; keys are in order of evaluation. Bits: predicted, level, token, the arguments' flags."""
+    """Nodes of one key are a group; keys are in order of evaluation. Bits: predicted, level, token, the arguments'
+    flags."""
 
     def __init__(self, language: Language) -> None:
         self._language = language
@@ -345,12 +373,13 @@ class _Key:
         token = key >> 3 & (1 << self._bits) - 1
         leaf = token >= self._language.vocabulary.operators
         primitive = None if leaf else self._language.primitives[token]
-        predicted = (bool(key & 1), bool(key & 2))[:primitive.arity if primitive else 1]
+        predicted = (bool(key & 1), bool(key & 2))[: primitive.arity if primitive else 1]
         return Group(token, start, stop, predicted, primitive is not None and primitive.classwise and not key & 4)
 
 
 class Arrays:
-    """Where a graph is evaluated: NumPy on the CPU, or torch tensors on any device. Keeps its big buffers between calls."""
+    """Where a graph is evaluated: NumPy on the CPU, or torch tensors on any device. Keeps its big buffers between
+    calls."""
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
         self.xp = NUMPY if device is None else TORCH

@@ -1,7 +1,9 @@
 """Batches of predictions with their labels or targets, and the gradient of many losses by them at once.
 
-The gradient is taken in forward mode: a sample has few parameters (its logits, or its box's four), and each is a direction.
+The gradient is taken in forward mode: a sample has few parameters (its logits, or its box's four), and each is a
+    direction.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -48,7 +50,11 @@ class LogitBatch:
 
     @property
     def weights(self) -> np.ndarray | None:
-        return (ALPHA * self.labels + (1 - ALPHA) * (1 - self.labels)).repeat(self.labels.shape[1], 0) if self.one_stage else None
+        return (
+            (ALPHA * self.labels + (1 - ALPHA) * (1 - self.labels)).repeat(self.labels.shape[1], 0)
+            if self.one_stage
+            else None
+        )
 
     def variables(self, logits: np.ndarray) -> tuple[Variables, Variables]:
         """Variables and their tangents, samples times directions. ``logits`` is (..., samples, columns)."""
@@ -60,8 +66,8 @@ class LogitBatch:
         return values, {"X": np.tile(np.eye(columns), (samples, 1))}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Share of samples whose label has a softmax score above 1/2; or, with independent sigmoids, the mean of the shares of
-        labels with a score above half their IoU, and of the others with one below 1/4. Shape (candidates,).
+        """Share of samples whose label has a softmax score above 1/2; or, with independent sigmoids, the mean of the
+        shares of labels with a score above half their IoU, and of the others with one below 1/4. Shape (candidates,).
         """
         if not self.one_stage:
             powers = np.exp(logits - logits.max(-1, keepdims=True))
@@ -73,8 +79,8 @@ class LogitBatch:
 
 @dataclass(frozen=True)
 class BoxBatch:
-    """Boxes to move onto their targets. A box is (centre x, centre y, log width, log height) relative to its target, in the
-    target's widths and heights: what a detector's regression branch puts out, up to the anchor.
+    """Boxes to move onto their targets. A box is (centre x, centre y, log width, log height) relative to its target,
+    in the target's widths and heights: what a detector's regression branch puts out, up to the anchor.
 
     Attributes:
         initial: (samples, 4) boxes to start from.
@@ -98,8 +104,10 @@ class BoxBatch:
         """Variables and their tangents, samples times directions. ``boxes`` is (..., samples, 4)."""
         areas, slopes = areas_and_slopes(boxes, self.targets)
         points = (*boxes.shape[:-2], -1, 1)
-        return ({name: area.repeat(4, -1).reshape(points) for name, area in zip("UIE", areas)},
-                {name: slope.reshape(points) for name, slope in zip("UIE", slopes)})
+        return (
+            {name: area.repeat(4, -1).reshape(points) for name, area in zip("UIE", areas)},
+            {name: slope.reshape(points) for name, slope in zip("UIE", slopes)},
+        )
 
     def scores(self, boxes: np.ndarray) -> np.ndarray:
         """Mean IoU with the targets. Shape (candidates,)."""
@@ -112,21 +120,26 @@ Batch = LogitBatch | BoxBatch
 
 def draw_batch(space: SearchSpace, rng: np.random.Generator, samples: int) -> Batch:
     """Random predictions and labels, or targets, of the kind that a space is about."""
-    return BoxBatch.draw(rng, samples) if space.inputs == "boxes" else LogitBatch.draw(rng, samples, space.inputs == "one_stage")
+    return (
+        BoxBatch.draw(rng, samples)
+        if space.inputs == "boxes"
+        else LogitBatch.draw(rng, samples, space.inputs == "one_stage")
+    )
 
 
 def gradients(graph: Graph, batch: Batch, predictions: np.ndarray, arrays: Arrays) -> np.ndarray:
     """Gradient of each loss, summed over the samples, by the predictions.
 
     Args:
-        predictions: (samples, parameters), or (trees, samples, parameters) where each tree has its own (a graph that is not
-            shared).
+        predictions: (samples, parameters), or (trees, samples, parameters) where each tree has its own (a graph that
+            is not shared).
 
     Returns:
         (trees, samples, parameters); 0 for a tree that does not depend on the prediction.
     """
-    values, tangents = ({name: arrays.asarray(array) for name, array in variables.items()}
-                        for variables in batch.variables(predictions))
+    values, tangents = (
+        {name: arrays.asarray(array) for name, array in variables.items()} for variables in batch.variables(predictions)
+    )
     _, slopes = graph.evaluate(values, tangents, arrays)
     result = np.zeros((len(graph.roots), *predictions.shape[-2:]))
     moving = np.flatnonzero(graph.roots >= graph.fixed)

@@ -1,15 +1,16 @@
 """The points that losses are judged on: logit sweeps and box paths, each running towards its label or target.
 
-A sweep is a line (or path) in the space of predictions. At each of its points a candidate's value and its derivative along
-the sweep are looked at, so a loss that is good for anything never rises along one. What is swept is declared in the
-space's YAML under ``probes``; see ``docs/screening.md``.
+A sweep is a line (or path) in the space of predictions. At each of its points a candidate's value and its derivative
+along the sweep are looked at, so a loss that is good for anything never rises along one. What is swept is declared in
+the space's YAML under ``probes``; see ``docs/screening.md``.
 """
+
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ class Tolerances:
 
     Attributes:
         monotonicity: how steeply a loss may rise, as a share of its steepest slope in the same group of sweeps.
-        convergence: how far above the group's least value the loss may be at the label or target, as a share of its range.
-        fading: slope at the label that is allowed, as a share of the steepest (classification only).
+        convergence: how far above the group's least value the loss may be at the label or target, as a share of its
+        range. fading: slope at the label that is allowed, as a share of the steepest (classification only).
     """
 
     monotonicity: float
@@ -146,6 +147,7 @@ class _Section:
 
     def finish(self) -> None:
         """Raise for a key that nobody asked for."""
+
         def keys(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             for key, value in data.items():
                 yield from keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else (f"{prefix}{key}",)
@@ -153,16 +155,24 @@ class _Section:
         for key in keys(self._data):
             if key not in self._asked:
                 near = difflib.get_close_matches(key, self._asked, n=1)
-                raise self._fail(key, "unknown key; " + (f"did you mean {near[0]!r}?" if near else
-                                                         f"keys are {', '.join(sorted(self._asked))}"))
+                raise self._fail(
+                    key,
+                    "unknown key; "
+                    + (f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(sorted(self._asked))}"),
+                )
 
 
 def _is_number(value: Any, low: float, high: float, whole: bool) -> bool:
-    return (isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value) and low <= value <= high)
+    return (
+        isinstance(value, int if whole else (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+    )
 
 
-# --- classification ----------------------------------------------------------------------------------------------------
+# --- classification
+# ----------------------------------------------------------------------------------------------------
 
 
 def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
@@ -175,7 +185,9 @@ def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
     flatness = section.share("flatness")
     columns = [count + (not one_stage) for count in classes]
 
-    def block(name: str, steps: int, columns: int, others: list[float], samples: list[_Sample], held: bool = True) -> Block:
+    def block(
+        name: str, steps: int, columns: int, others: list[float], samples: list[_Sample], held: bool = True
+    ) -> Block:
         return _logit_block(name, one_stage, np.linspace(*span, steps), columns, others, samples, wrong, flatness, held)
 
     yield block("glance", glance, columns[0], [0.0], [(True, 1.0)])
@@ -187,10 +199,19 @@ def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
 _Sample = tuple[bool, float]  # whether it is a positive (of the first class; else background), and its IoU
 
 
-def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int, others: list[float], samples: list[_Sample],
-                 wrong: tuple[float, float], flatness: float, held: bool) -> Block:
-    """Sweeps for each sample: the first takes all logits at once from plainly wrong to plainly right; the others take the
-    label's logit up, or another one's down, while all else stays.
+def _logit_block(
+    name: str,
+    one_stage: bool,
+    position: np.ndarray,
+    columns: int,
+    others: list[float],
+    samples: list[_Sample],
+    wrong: tuple[float, float],
+    flatness: float,
+    held: bool,
+) -> Block:
+    """Sweeps for each sample: the first takes all logits at once from plainly wrong to plainly right; the others take
+    the label's logit up, or another one's down, while all else stays.
     """
     steps = len(position)
     logits, directions, labels, ious, texts = [], [], [], [], []
@@ -223,15 +244,31 @@ def _logit_block(name: str, one_stage: bool, position: np.ndarray, columns: int,
     else:
         values, weights = {"X": x, "Y": y, "Z": iou}, None
         # Of the label over the others. A softmax is put right by either logit: what moves one of them is not flat.
-        margin = np.where((direction != 0).all(-1), np.where(y == 1, x, 0).sum(-1) - np.where(y == 1, -np.inf, x).max(-1), np.inf)
-    return Block(name, shape, values, {"X": direction}, weights, held, settled.ravel(),
-                 (margin <= -wrong[0]) & (margin >= -wrong[1]), flatness, tuple(texts), "logit", np.tile(position, len(texts)))
+        margin = np.where(
+            (direction != 0).all(-1), np.where(y == 1, x, 0).sum(-1) - np.where(y == 1, -np.inf, x).max(-1), np.inf
+        )
+    return Block(
+        name,
+        shape,
+        values,
+        {"X": direction},
+        weights,
+        held,
+        settled.ravel(),
+        (margin <= -wrong[0]) & (margin >= -wrong[1]),
+        flatness,
+        tuple(texts),
+        "logit",
+        np.tile(position, len(texts)),
+    )
 
 
-# --- regression --------------------------------------------------------------------------------------------------------
+# --- regression
+# --------------------------------------------------------------------------------------------------------
 
 _DIAGONAL = "diagonal translation"
-#: Boxes as (centre x, centre y, width, height), in units of the target's width and height; a path runs over t in [0, 1].
+#: Boxes as (centre x, centre y, width, height), in units of the target's width and height; a path runs over t in [0,
+#: 1].
 _Path = Callable[[np.ndarray], np.ndarray]
 
 
@@ -249,11 +286,19 @@ def _box_blocks(section: _Section) -> Iterator[Block]:
     flatness = section.share("flatness")
     yield _box_block("glance", glance, [(middle, aspects[0])], glances, wrong, flatness)
     # A loss in squared pixels, such as U - I, moves large boxes only.
-    yield _box_block("all areas", glance, [(area, aspects[0]) for area in areas], glances, wrong, section.share("balance"),
-                     together=True)
+    yield _box_block(
+        "all areas",
+        glance,
+        [(area, aspects[0]) for area in areas],
+        glances,
+        wrong,
+        section.share("balance"),
+        together=True,
+    )
     for area in areas:
-        yield _box_block(f"paths to {area:g} square pixels", steps, [(area, aspect) for aspect in aspects], paths, wrong,
-                         flatness)
+        yield _box_block(
+            f"paths to {area:g} square pixels", steps, [(area, aspect) for aspect in aspects], paths, wrong, flatness
+        )
     yield _each_area(areas, aspects, paths[_DIAGONAL])
 
 
@@ -264,12 +309,20 @@ def _box_paths(distance: float, scales: list[float], stretches: list[float]) -> 
 
     def corner(size: float) -> _Path:
         """One corner stays on the target's, the opposite one goes straight to its own."""
-        return lambda t: np.stack([(size - 1) / 2 * (1 - t), (size - 1) / 2 * (1 - t), *[1 + (size - 1) * (1 - t)] * 2], -1)
+        return lambda t: np.stack(
+            [(size - 1) / 2 * (1 - t), (size - 1) / 2 * (1 - t), *[1 + (size - 1) * (1 - t)] * 2], -1
+        )
 
     def two_legs(scale: float) -> _Path:
         """First to the same centre, with a size of its own; then to the target's size."""
-        return lambda t: np.stack([distance * (1 + scale) / 2 * np.clip(1 - 2 * t, 0, None), 0 * t,
-                                   *[scale ** np.clip(2 - 2 * t, None, 1)] * 2], -1)
+        return lambda t: np.stack(
+            [
+                distance * (1 + scale) / 2 * np.clip(1 - 2 * t, 0, None),
+                0 * t,
+                *[scale ** np.clip(2 - 2 * t, None, 1)] * 2,
+            ],
+            -1,
+        )
 
     yield _DIAGONAL, path(distance, distance)
     yield "horizontal translation", path(x=distance)
@@ -299,9 +352,17 @@ def areas_of(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.stack([union + AREA_EPSILON, overlap, enclosing + AREA_EPSILON])
 
 
-def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths: Mapping[str, _Path],
-               wrong: tuple[float, float], flatness: float, together: bool = False) -> Block:
-    """The paths to each target. ``together``: slopes are compared between targets, too; the losses' least values are not."""
+def _box_block(
+    name: str,
+    steps: int,
+    targets: list[tuple[float, float]],
+    paths: Mapping[str, _Path],
+    wrong: tuple[float, float],
+    flatness: float,
+    together: bool = False,
+) -> Block:
+    """The paths to each target. ``together``: slopes are compared between targets, too; the losses' least values are
+    not."""
     position, nudge = np.linspace(0, 1, steps), 1e-6
     areas, slopes, texts = [], [], []
     for area, aspect in targets:
@@ -320,26 +381,50 @@ def _box_block(name: str, steps: int, targets: list[tuple[float, float]], paths:
     iou, rising = overlap / union, (slope[1] * area[0] - slope[0] * area[1])[:, 0] > 0
     settled = np.tile((position == 1) & (not together), len(texts))
     shape = (1, len(texts), steps) if together else (len(targets), len(paths), steps)
-    return Block(name, shape, dict(zip("UIE", area.astype(np.float32))), dict(zip("UIE", slope.astype(np.float32))), None, True,
-                 settled, (iou >= wrong[0]) & (iou <= wrong[1]) & rising, flatness, tuple(texts), "share of the path",
-                 np.tile(position, len(texts)))
+    return Block(
+        name,
+        shape,
+        dict(zip("UIE", area.astype(np.float32))),
+        dict(zip("UIE", slope.astype(np.float32))),
+        None,
+        True,
+        settled,
+        (iou >= wrong[0]) & (iou <= wrong[1]) & rising,
+        flatness,
+        tuple(texts),
+        "share of the path",
+        np.tile(position, len(texts)),
+    )
 
 
 def _each_area(areas: list[float], aspects: list[float], path: _Path) -> Block:
-    """The gradient by each area alone must be finite, too: along a path it may be hidden by an area that stands still, where
-    torch multiplies infinity by 0. Only not by an intersection that is empty: what clamps it stops any gradient.
+    """The gradient by each area alone must be finite, too: along a path it may be hidden by an area that stands
+    still, where torch multiplies infinity by 0. Only not by an intersection that is empty: what clamps it stops any
+    gradient.
     """
     points, texts = [], []
     for area in areas:
         for aspect in aspects:
             target = np.array([0, 0, math.sqrt(area * aspect), math.sqrt(area / aspect)])
-            here = areas_of(path(np.array([0, 0.75, 1])) * np.tile(target[2:], 2), target)  # disjoint, overlapping, there
-            points.append(here.T)
+            places = path(np.array([0, 0.75, 1])) * np.tile(target[2:], 2)  # disjoint, overlapping, there
+            points.append(areas_of(places, target).T)
             texts += [f"{name} alone, target of {area:g} square pixels, aspect {aspect:g}" for name in "UIE"]
     shape = (len(points), 3, 3)
     values = np.stack(points)[:, None].repeat(3, 1).reshape(-1, 3).T[..., None].astype(np.float32)
     slopes = np.tile(np.eye(3)[:, None], (shape[0], 1, shape[2], 1)).reshape(-1, 3).T[..., None].astype(np.float32)
     slopes[1] = np.where(values[1] > 0, slopes[1], 0)
     nowhere = np.zeros(values.shape[1], bool)
-    return Block("each area alone", shape, dict(zip("UIE", values)), dict(zip("UIE", slopes)), None, False, nowhere, nowhere, 0,
-                 tuple(texts), "share of the path", np.tile([0, 0.75, 1], len(texts)))
+    return Block(
+        "each area alone",
+        shape,
+        dict(zip("UIE", values)),
+        dict(zip("UIE", slopes)),
+        None,
+        False,
+        nowhere,
+        nowhere,
+        0,
+        tuple(texts),
+        "share of the path",
+        np.tile([0, 0.75, 1], len(texts)),
+    )

@@ -1,8 +1,9 @@
 """Convergence-property verification: is this the shape of a loss?
 
-The properties, in the order in which they are checked, cheapest first. All are judged along sweeps, which run towards the
-label or target (see ``probes``); CSE-Autoloss (ICLR 2021), section 3.3, has monotonicity and convergence.
+The properties, in the order in which they are checked, cheapest first. All are judged along sweeps, which run towards
+the label or target (see ``probes``); CSE-Autoloss (ICLR 2021), section 3.3, has monotonicity and convergence.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -41,7 +42,9 @@ def reduce(values: np.ndarray, wide: np.ndarray, weights: np.ndarray | None) -> 
     return np.ascontiguousarray(total.T)
 
 
-def violations(values: np.ndarray, slopes: np.ndarray, block: Block, tolerances: Tolerances) -> Iterator[tuple[str, np.ndarray]]:
+def violations(
+    values: np.ndarray, slopes: np.ndarray, block: Block, tolerances: Tolerances
+) -> Iterator[tuple[str, np.ndarray]]:
     """Property by property, where candidates miss it.
 
     Args:

@@ -1,4 +1,5 @@
 """Random candidates of a space, generated and screened by the million, on one core or on many."""
+
 from __future__ import annotations
 
 import time
@@ -34,8 +35,14 @@ class Sample:
     seconds: float
 
 
-def sample(space: SearchSpace, count: int, seed: int, depths: tuple[int, int] = (2, 6), batch_size: int = BATCH_SIZE,
-           workers: int | None = None) -> Sample:
+def sample(
+    space: SearchSpace,
+    count: int,
+    seed: int,
+    depths: tuple[int, int] = (2, 6),
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+) -> Sample:
     """Draw and screen ``count`` candidates. The result but for its time is the same for any number of workers.
 
     Args:
@@ -76,7 +83,9 @@ class Sampler:
         """Returns when the sampler can begin."""
 
     def chunk(self, number: int, size: int) -> Chunk:
-        report = self._screener.screen(grow(np.random.default_rng([self._seed, number]), size, self._space, *self._depths))
+        report = self._screener.screen(
+            grow(np.random.default_rng([self._seed, number]), size, self._space, *self._depths)
+        )
         return report.hashes, report.codes, [str(expression) for expression in report.survivors]
 
 

@@ -1,7 +1,7 @@
 """Screening: candidates in, verdicts out, thousands at once."""
+
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,19 +93,24 @@ class ScreenReport:
 
     def fates(self) -> list[tuple[str, str]]:
         """(text, property that fell) of each unique candidate that was rejected."""
-        return [(str(self.population.expression(row)), PROPERTIES[self.codes[row]]) for row in np.flatnonzero(self.codes >= 0)]
+        return [
+            (str(self.population.expression(row)), PROPERTIES[self.codes[row]])
+            for row in np.flatnonzero(self.codes >= 0)
+        ]
 
 
 class Screener:
     """Screens candidates of one space; keeps its probes and buffers between calls, and what it has seen.
 
     Args:
-        batch_size: candidates that share a graph. More of them share more; memory grows with it (see docs/screening.md).
-        seen: what ``Seen.to_json`` wrote, to go on from there.
-        device: a torch device such as ``"cuda"``; None is NumPy on the CPU.
+        batch_size: candidates that share a graph. More of them share more; memory grows with it (see
+        docs/screening.md). seen: what ``Seen.to_json`` wrote, to go on from there. device: a torch device such as
+        ``"cuda"``; None is NumPy on the CPU.
     """
 
-    def __init__(self, space: SearchSpace, batch_size: int = BATCH_SIZE, seen: str | None = None, device: str | None = None) -> None:
+    def __init__(
+        self, space: SearchSpace, batch_size: int = BATCH_SIZE, seen: str | None = None, device: str | None = None
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         self.space, self.batch_size = space, batch_size
@@ -113,13 +118,19 @@ class Screener:
         self.probes = Probes.of(space)
         self.language = Language.of(space)
         self._arrays = Arrays(device)
-        self._inputs = [({name: self._arrays.asarray(array) for name, array in block.values.items()},
-                         {name: self._arrays.asarray(array) for name, array in block.tangents.items()})
-                        for block in self.probes.blocks]
+        self._inputs = [
+            (
+                {name: self._arrays.asarray(array) for name, array in block.values.items()},
+                {name: self._arrays.asarray(array) for name, array in block.tangents.items()},
+            )
+            for block in self.probes.blocks
+        ]
 
     def screen(self, candidates: Population | Iterable[Expression]) -> ScreenReport:
         """Judge each candidate that is not a duplicate, and remember it as seen."""
-        population = candidates if isinstance(candidates, Population) else Population.from_expressions(candidates, self.space)
+        population = (
+            candidates if isinstance(candidates, Population) else Population.from_expressions(candidates, self.space)
+        )
         codes, hashes = np.empty(len(population), np.int8), np.empty(len(population), np.uint64)
         for start in range(0, len(population), self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -131,7 +142,9 @@ class Screener:
         graph = self._graph(expression)
         if graph is None:
             predicted = ", ".join(sorted(self.space.predicted))
-            return Verdict(False, USES_PREDICTION, f"the loss does not depend on the prediction ({predicted} is missing)")
+            return Verdict(
+                False, USES_PREDICTION, f"the loss does not depend on the prediction ({predicted} is missing)"
+            )
         for index, block in enumerate(self.probes.blocks):
             values, slopes = self._losses(graph, index)
             with np.errstate(all="ignore"):
@@ -142,19 +155,24 @@ class Screener:
         return Verdict(True, None, "all properties hold")
 
     def traces(self, expression: Expression) -> list[Trace]:
-        """The loss along every sweep of the largest block that it is held to; empty if it does not use the prediction."""
+        """The loss along every sweep of the largest block that it is held to; empty if it does not use the
+        prediction."""
         graph = self._graph(expression)
         if graph is None:
             return []
-        index = max((i for i, block in enumerate(self.probes.blocks) if block.held), key=lambda i: len(self.probes.blocks[i].positions))
+        index = max(
+            (i for i, block in enumerate(self.probes.blocks) if block.held),
+            key=lambda i: len(self.probes.blocks[i].positions),
+        )
         block, (values, slopes) = self.probes.blocks[index], self._losses(graph, index)
         return [_trace(block, values[:, 0], slopes[:, 0], start) for start in range(0, len(values), block.shape[2])]
 
     def _graph(self, expression: Expression) -> Graph | None:
         population = Population.from_expressions([expression], self.space)
-        return Graph.of_population(population, self.language) if self._uses_prediction(population)[0] else None
+        return Graph.of_population(population, self.language) if self.uses_prediction(population)[0] else None
 
-    def _uses_prediction(self, population: Population) -> np.ndarray:
+    def uses_prediction(self, population: Population) -> np.ndarray:
+        """(n,) bool: whether a variable that depends on the prediction occurs."""
         uses = np.zeros(len(population), bool)
         for name in self.space.predicted:
             for column in population.programs.T:
@@ -162,18 +180,22 @@ class Screener:
         return uses
 
     def _batch(self, population: Population) -> tuple[np.ndarray, np.ndarray]:
-        uses = self._uses_prediction(population)
+        uses = self.uses_prediction(population)
         codes, hashes = np.empty(len(population), np.int8), np.empty(len(population), np.uint64)
         columns = Columns.of(population, np.flatnonzero(~uses))  # need not be understood, only be told apart
         hashes[columns.rows] = columns.hashes(self.language.keys)
-        codes[columns.rows] = np.where(self.seen.add(hashes[columns.rows]), PROPERTIES.index(USES_PREDICTION), DUPLICATE)
+        codes[columns.rows] = np.where(
+            self.seen.add(hashes[columns.rows]), PROPERTIES.index(USES_PREDICTION), DUPLICATE
+        )
         columns = Columns.of(population, np.flatnonzero(uses))
         forest = Forest.of(columns, self.language)
-        hashes[columns.rows] = forest.hashes[:len(forest)]
-        verdicts = np.where(self.seen.add(forest.hashes[:len(forest)]), np.int8(ACCEPTED), np.int8(DUPLICATE))
+        hashes[columns.rows] = forest.hashes[: len(forest)]
+        verdicts = np.where(self.seen.add(forest.hashes[: len(forest)]), np.int8(ACCEPTED), np.int8(DUPLICATE))
         for index, block in enumerate(self.probes.blocks):
             for trees in self._parts(columns, np.flatnonzero(verdicts == ACCEPTED), block):
-                verdicts[trees] = first_failures(*self._losses(Graph.of(forest, trees), index), block, self.probes.tolerances)
+                verdicts[trees] = first_failures(
+                    *self._losses(Graph.of(forest, trees), index), block, self.probes.tolerances
+                )
         codes[columns.rows] = verdicts
         return codes, hashes
 
@@ -182,7 +204,9 @@ class Screener:
         if not len(trees):
             return []
         size = 4 * len(block.positions) * block.columns
-        return np.split(trees, np.flatnonzero(np.diff(np.cumsum(columns.lengths.take(trees)) * size // BLOCK_BYTES)) + 1)
+        return np.split(
+            trees, np.flatnonzero(np.diff(np.cumsum(columns.lengths.take(trees)) * size // BLOCK_BYTES)) + 1
+        )
 
     def _losses(self, graph: Graph, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(points, trees) losses and slopes of the graph's trees on a block."""
@@ -190,22 +214,30 @@ class Screener:
         values, tangents = graph.evaluate(*self._inputs[index], arrays)
         roots = arrays.indices(graph.roots)
         with np.errstate(all="ignore"):
-            return (reduce(arrays.numpy(arrays.gather(values, roots)), graph.wide, weights),
-                    reduce(arrays.numpy(arrays.gather(tangents, roots - graph.fixed)), graph.wide, weights))
+            return (
+                reduce(arrays.numpy(arrays.gather(values, roots)), graph.wide, weights),
+                reduce(arrays.numpy(arrays.gather(tangents, roots - graph.fixed)), graph.wide, weights),
+            )
 
 
 def _trace(block: Block, values: np.ndarray, slopes: np.ndarray, point: int) -> Trace:
     sweep, at = divmod(point, block.shape[2])
     line = slice(sweep * block.shape[2], (sweep + 1) * block.shape[2])
     numbers = (tuple(array[line].tolist()) for array in (block.positions, values, slopes))
-    return Trace(block.sweeps[sweep], block.axis, *numbers, at, {name: array[point].tolist() for name, array in block.values.items()})
+    return Trace(
+        block.sweeps[sweep],
+        block.axis,
+        *numbers,
+        at,
+        {name: array[point].tolist() for name, array in block.values.items()},
+    )
 
 
 _SAYS = {
     "finite-values": "the loss is {value:g}",
     "finite-gradients": "the gradient is {slope:g}",
     "monotonicity": "the loss rises towards the label or target (slope {slope:.3g})",
-    "convergence": "the loss is not least, or still changes, at the label or target (value {value:.6g}, slope {slope:.3g})",
+    "convergence": "the loss is not least or not settled at the label or target (value {value:.6g}, slope {slope:.3g})",
     "not-flat": "there is next to no gradient where the prediction is wrong (slope {slope:.3g})",
 }
 
