@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import time
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cse_autoloss.cluster import Cluster
+from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.config import Config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.journal import Journal
@@ -53,7 +54,12 @@ def start(config: Config, folder: Path, console: Console) -> None:
         "images": checked["images"], "created": time.time(), "versions": versions()})
     images = ", ".join(f"{count} {split}" for split, count in checked["images"].items())
     console.print(f"run {folder}: {len(checked['classes'])} classes; images: {images}", highlight=False, soft_wrap=True)
-    _drive(journal, console)
+    try:
+        _drive(journal, console)
+    except ClusterError:
+        if not Journal.read(folder).trials():  # a run that never began leaves nothing in the way of the next try
+            shutil.rmtree(folder)
+        raise
 
 
 def resume(folder: Path, console: Console) -> None:
