@@ -43,7 +43,7 @@ from detectors.datasets import coco
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
 _START_PARTS = ("backbone.", "neck.", "rpn_head.")  # of the warm-up's weights, what trials start from
-_WARM_PARTS = (*_START_PARTS, "bbox_head.")  # and what is kept: where a one-stage detector has its head
+_MEASURED_ON = "measured_on."  # prefix of a warm dense head among them: whoever loads them for a training passes it over
 _FEWEST = 10  # steps: fewer are no schedule
 _MEASURED_AT_ONCE = 8  # images
 _SILENT = logging.getLogger("detectors.silent")  # mmcv's runner wants a logger; a trial tells by its result
@@ -109,7 +109,9 @@ class DetectorTrainer:
             config, steps = setup.warmup_config(), setup.warmup_steps
             model = worker._model(config, _FIXED_SEED)
             worker._fit(model, config, "train", steps, _FIXED_SEED, _Watch(steps))
-            kept = {name: value.cpu() for name, value in model.state_dict().items() if name.startswith(_WARM_PARTS)}
+            weights = {name: value.cpu() for name, value in model.state_dict().items()}
+            kept = {name: value for name, value in weights.items() if name.startswith(_START_PARTS)}
+            kept |= {_MEASURED_ON + name: value for name, value in weights.items() if name.startswith("bbox_head.")}
             buffer = io.BytesIO()
             torch.save(kept, buffer)
             write_atomically(path, buffer.getvalue())
@@ -196,7 +198,7 @@ class DetectorTrainer:
         deltas can be compared. A new dense head would not do: its boxes are far from everything, and a classification
         loss that weighs a positive by its IoU next to nothing there. It has its warm weights, too.
         """
-        model = self._model(config, _FIXED_SEED, _WARM_PARTS).train()
+        model = self._model(config, _FIXED_SEED, warm_head=True).train()
         batch = next(iter(self._loader(config, "train", _FIXED_SEED)))
         predictions: dict[str, list[torch.Tensor]] = {branch: [] for branch in BRANCHES}
 
@@ -217,13 +219,15 @@ class DetectorTrainer:
             norms[branch] = sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows
         return norms
 
-    def _model(self, config: Config, seed: int, warm: tuple[str, ...] = _START_PARTS) -> nn.Module:
-        """A detector with the warm weights of these parts, all else initialised from the seed."""
+    def _model(self, config: Config, seed: int, warm_head: bool = False) -> nn.Module:
+        """A detector with the warm weights, also those of a dense head if asked; all else initialised from the seed."""
         set_random_seed(seed)
         model = build_detector(config.model)
         with _quiet():
             model.init_weights()
-        weights = {name: value for name, value in self._warm.items() if name.startswith(warm)}
+        weights = {name: value for name, value in self._warm.items() if not name.startswith(_MEASURED_ON)}
+        if warm_head:
+            weights = {name.removeprefix(_MEASURED_ON): value for name, value in self._warm.items()}
         left = model.load_state_dict(weights, strict=False)
         assert not left.unexpected_keys, left.unexpected_keys
         model.CLASSES = self._setup.data.classes

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from mmcv import Config
 from mmdet.core import bbox_overlaps
 from mmdet.models import build_detector, build_head
 from torch import nn
 
-from cse_autoloss.trial import ConfigError, Trial
+from cse_autoloss.trial import ConfigError, Found, Trial
 from detectors import configure
+from detectors.configs import mmdet_config
 from detectors.training import DetectorTrainer
 
 FULL = ["faster_rcnn_r50", "faster_rcnn_r101", "cascade_rcnn_r50", "mask_rcnn_r50", "fcos_r50", "atss_r50"]
@@ -59,14 +61,27 @@ def test_searched_losses_start_as_strong_as_the_defaults_whatever_the_head_puts_
 def test_the_strength_of_a_dense_heads_losses_is_measured_on_its_warm_weights_and_trials_start_without_them():
     tiny = options("fcos_proxy", warmup_steps=10)
     trainer = DetectorTrainer(tiny, DetectorTrainer.prepare(tiny))
-    assert {name.split(".")[0] for name in trainer._warm} == {"backbone", "neck", "bbox_head"}
-    new, kept = (trainer._model(trainer._setup.config, 0, parts) for parts in (("backbone.", "neck."), ("bbox_head.",)))
-    started = trainer._model(trainer._setup.config, 0)
-    name = "bbox_head.conv_cls.weight"
-    assert torch.equal(started.state_dict()[name], new.state_dict()[name])
-    assert torch.equal(kept.state_dict()[name], trainer._warm[name])
-    assert not torch.equal(started.state_dict()[name], kept.state_dict()[name])
-    assert torch.equal(started.state_dict()["backbone.layer4.0.conv1.weight"], trainer._warm["backbone.layer4.0.conv1.weight"])
+    assert {name.split(".")[0] for name in trainer._warm} == {"backbone", "neck", "measured_on"}
+    config = trainer._setup.config
+    started, measured = (trainer._model(config, 0, warm_head).state_dict() for warm_head in (False, True))
+    new = DetectorTrainer(tiny, b"")._model(config, 0).state_dict()
+    head, backbone = "bbox_head.conv_cls.weight", "backbone.layer4.0.conv1.weight"
+    assert torch.equal(started[head], new[head]) and not torch.equal(started[head], measured[head])
+    assert torch.equal(measured[head], trainer._warm[f"measured_on.{head}"])
+    assert torch.equal(started[backbone], measured[backbone]) and torch.equal(started[backbone], trainer._warm[backbone])
+
+
+def test_a_found_loss_goes_into_mmdets_own_one_stage_configs():
+    losses = {"cls": "CSE-Autoloss-B", "reg": "CSE-Autoloss-B"}
+    found = Found(losses, {"cls": "one_stage_cls", "reg": "reg"}, {"cls": 1.0, "reg": 1.0}, {})
+    for name, head in (("fcos/fcos_center_r50_caffe_fpn_gn-head_1x_coco.py", "IoUAwareFCOSHead"),
+                       ("atss/atss_r101_fpn_1x_coco.py", "IoUAwareATSSHead")):
+        text = DetectorTrainer.export(options("fcos_proxy"), found, base=mmdet_config(name))
+        config = Config.fromstring(text, ".py")
+        config.model.backbone.init_cfg = None
+        made = build_detector(config.model).bbox_head
+        assert type(made).__name__ == head and made.cls_out_channels == 80
+        assert str(made.loss_cls.expression) and made.loss_bbox.loss_weight == 1.0
 
 
 # The heads of FCOS and ATSS, called as their detectors call them
@@ -194,10 +209,6 @@ def test_a_full_config_builds_and_has_the_papers_losses_in_iou_aware_heads(name)
 
 
 def test_a_full_config_changes_nothing_else_of_mmdets():
-    from mmcv import Config
-
-    from detectors.configs import mmdet_config
-
     mmdets = {
         "faster_rcnn_r50": "faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py",
         "faster_rcnn_r101": "faster_rcnn/faster_rcnn_r101_fpn_1x_coco.py",
