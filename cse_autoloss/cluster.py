@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +44,13 @@ class TrialWorker:
         return result.to_json()
 
 
+def _knock(address: str) -> None:
+    """Raise OSError at once where nobody listens; Ray itself would go on asking for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
 def _prepare(trainer: str, options: Mapping[str, Any]) -> bytes:
     return load_trainer(trainer).prepare(options)
 
@@ -76,10 +84,11 @@ class Cluster:
         cores = max(os.cpu_count() or 1, math.ceil((section.workers or 1) * section.num_cpus))
         try:
             if self._joined:
+                _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level="error")
             else:
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error")
-        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+        except (OSError, RayError, ValueError, RuntimeError) as error:
             raise ClusterError(f"cluster.address: cannot reach a Ray cluster at {address}: {' '.join(str(error).split())[:300]}") from error
         self._resources = {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus}
         try:

@@ -61,3 +61,8 @@ def test_workers_that_cannot_start_end_the_run_with_their_reason(tmp_path):
 def test_a_cluster_that_holds_no_worker_is_refused():
     with pytest.raises(ClusterError, match="no worker fits: each needs 1 CPUs and 64 GPUs"):
         Cluster(ClusterSection(num_gpus=64), {"trainer": "misbehaving:MisbehavingTrainer"})
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once():
+    with pytest.raises(ClusterError, match="cannot reach a Ray cluster at 127.0.0.1:1"):
+        Cluster(ClusterSection(address="127.0.0.1:1"), {"trainer": "misbehaving:MisbehavingTrainer"})
