@@ -341,7 +341,7 @@ class _Setup:
         self.data = coco.find(self.options.data, self.options.data_seed)
         self.config = config = configure.read_config(self.options.config)
         try:
-            config.merge_from_dict(self.options.cfg_options)
+            config.merge_from_dict(copy.deepcopy(self.options.cfg_options))  # mmcv takes each _delete_ out of what it merges
         except (KeyError, TypeError, IndexError) as error:
             raise ConfigError(f"detector.cfg_options: {' '.join(str(error).split())}") from error
         if config.get("runner", {}).get("type") != "IterBasedRunner":
@@ -368,7 +368,7 @@ class _Setup:
     def warmup_config(self) -> Config:
         """The config that the weights are made with which all trials start from."""
         config = copy.deepcopy(self.config)
-        config.merge_from_dict(dict(self._warmup.get("cfg_options", {})))
+        config.merge_from_dict(copy.deepcopy(dict(self._warmup.get("cfg_options", {}))))
         config.runner.max_iters = self.warmup_steps
         return config
 

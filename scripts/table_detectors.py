@@ -132,8 +132,9 @@ Written by `scripts/table_detectors.py` from `docs/results.jsonl`, one line a tr
 {chr(10).join(lines)}
 
 * mAP: COCO AP in per cent on the val split of the embedded data set, of proxies that train on one CPU core
-  ([detectors.md](detectors.md): ResNet-18, for R101 ResNet-34, at a quarter of its width); mean and, of more than one seed, standard deviation. Nothing was chosen by these numbers. One
-  seed says little: Faster R-CNN's default alone has a standard deviation of 0.6 between seeds.
+  ([detectors.md](detectors.md): ResNet-18, for R101 ResNet-34, at a quarter of its width); mean and, of more than one
+  seed, standard deviation. Nothing was chosen by these numbers. One seed says little: Faster R-CNN's default alone has a
+  standard deviation of 0.6 between seeds.
 * Searched losses are those that the paper found, CSE-Autoloss-A and -B. Their weights are found, not chosen: a searched loss's
   gradients start as strong as the default's. Nothing is tuned.
 * The R-CNNs with ResNet-18 start from the same backbone, neck and RPN, those of the Faster R-CNN proxy's warm-up.

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmcv import Config
+from mmcv.runner import load_checkpoint
 from mmdet.core import bbox_overlaps
 from mmdet.models import build_detector, build_head
 from torch import nn
@@ -16,6 +17,7 @@ from detectors.training import DetectorTrainer
 
 FULL = ["faster_rcnn_r50", "faster_rcnn_r101", "cascade_rcnn_r50", "mask_rcnn_r50", "fcos_r50", "atss_r50"]
 PROXIES = ["faster_rcnn_proxy", "faster_rcnn_r101_proxy", "cascade_rcnn_proxy", "mask_rcnn_proxy", "fcos_proxy", "atss_proxy"]
+FOUND_B = Found(dict(cls="CSE-Autoloss-B", reg="CSE-Autoloss-B"), dict(cls="one_stage_cls", reg="reg"), dict(cls=1.0, reg=1.0), {})
 CLASSES = 4
 
 
@@ -70,13 +72,18 @@ def test_the_strength_of_a_dense_heads_losses_is_measured_on_its_warm_weights_an
     assert torch.equal(measured[head], trainer._warm[f"measured_on.{head}"])
     assert torch.equal(started[backbone], measured[backbone]) and torch.equal(started[backbone], trainer._warm[backbone])
 
+    exported = Config.fromstring(DetectorTrainer.export(tiny, FOUND_B), ".py")
+    model = build_detector(exported.model)
+    model.init_weights()
+    load_checkpoint(model, exported.load_from)
+    loaded = model.state_dict()
+    assert torch.equal(loaded[backbone], measured[backbone]) and not torch.equal(loaded[head], measured[head])
+
 
 def test_a_found_loss_goes_into_mmdets_own_one_stage_configs():
-    losses = {"cls": "CSE-Autoloss-B", "reg": "CSE-Autoloss-B"}
-    found = Found(losses, {"cls": "one_stage_cls", "reg": "reg"}, {"cls": 1.0, "reg": 1.0}, {})
     for name, head in (("fcos/fcos_center_r50_caffe_fpn_gn-head_1x_coco.py", "IoUAwareFCOSHead"),
                        ("atss/atss_r101_fpn_1x_coco.py", "IoUAwareATSSHead")):
-        text = DetectorTrainer.export(options("fcos_proxy"), found, base=mmdet_config(name))
+        text = DetectorTrainer.export(options("fcos_proxy"), FOUND_B, base=mmdet_config(name))
         config = Config.fromstring(text, ".py")
         config.model.backbone.init_cfg = None
         made = build_detector(config.model).bbox_head
