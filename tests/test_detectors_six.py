@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmcv import Config
 from mmcv.runner import load_checkpoint
-from mmdet.core import bbox_overlaps
+from mmdet.core import BitmapMasks, bbox_overlaps
 from mmdet.models import build_detector, build_head
 from torch import nn
 
@@ -213,6 +213,20 @@ def test_a_full_config_builds_and_has_the_papers_losses_in_iou_aware_heads(name)
     config.model.backbone.init_cfg = None
     model = build_detector(config.model)
     assert type(model).__name__.lower().startswith(name.replace("_", "")[:4])
+    losses = losses_of_one_image(model, masks="mask" in name)
+    found = {key.split(".")[-1]: value for key, value in losses.items() if "loss" in key}
+    assert {"loss_cls", "loss_bbox"} <= found.keys() and ("loss_mask" in found) == ("mask" in name)
+    for value in found.values():
+        assert all(torch.isfinite(part).all() for part in (value if isinstance(value, list) else [value]))
+
+
+def losses_of_one_image(model, masks):
+    torch.manual_seed(0)
+    meta = dict(img_shape=(96, 96, 3), pad_shape=(96, 96, 3), ori_shape=(96, 96, 3), scale_factor=1.0, flip=False)
+    extra = {"gt_masks": [BitmapMasks(torch.ones(1, 96, 96, dtype=torch.uint8).numpy(), 96, 96)]} if masks else {}
+    return model.forward_train(
+        torch.randn(1, 3, 96, 96), [meta], [torch.tensor([[10.0, 10.0, 80.0, 70.0]])], [torch.tensor([2])], **extra
+    )
 
 
 def test_a_full_config_changes_nothing_else_of_mmdets():
