@@ -69,7 +69,7 @@ class BudgetSection(Section):
     Attributes:
         trials: proxy trainings of candidates.
         minutes: wall-clock time of this driver, the comparison at the end (as estimated from earlier trainings) included;
-            null for no limit.
+            null for no limit. However slow the machine, at least one found loss is trained.
     """
 
     trials: Positive = 100

@@ -157,7 +157,9 @@ class Search:
     def _spent(self) -> bool:
         if self._journal.count(Fate.TRAINING, Fate.TRAINED, Fate.FAILED) >= self._config.budget.trials:
             return True
-        return self._deadline is not None and time.monotonic() + self._reserve() > self._deadline
+        # However slow the machine, a run ends with a loss of its own.
+        late = self._deadline is not None and time.monotonic() + self._reserve() > self._deadline
+        return late and bool(self._journal.found())
 
     def _reserve(self) -> float:
         """Seconds that a training which starts now and the comparison after it will take, by the trainings so far."""
