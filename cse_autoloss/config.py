@@ -41,7 +41,7 @@ class SearchSection(Section):
         offspring: candidates generated a round for each searched branch, before screening.
         simulations: survivors a round that train on the tiny set (one image of each category).
         promoted: how many of these, the best, go on to the proxy task.
-        batch_size: candidates screened at a time; bounds memory.
+        batch_size: candidates screened at a time, which bounds memory; the screener's own default where null.
     """
 
     branch: Literal["cls", "reg", "both"] = "both"
@@ -56,7 +56,7 @@ class SearchSection(Section):
     offspring: Positive = 20_000
     simulations: Positive = 8
     promoted: Positive = 3
-    batch_size: Positive = 8192
+    batch_size: Positive | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:

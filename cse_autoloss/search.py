@@ -22,6 +22,7 @@ from cse_autoloss.config import Config
 from cse_autoloss.evolution import Member, State
 from cse_autoloss.journal import DEFAULT, KNOWN, Candidate, Fate, Journal, found_label
 from cse_autoloss.screening import Screener
+from cse_autoloss.screening.screener import BATCH_SIZE
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import SearchSpace, load_space
@@ -302,7 +303,7 @@ class Search:
     # --- helpers ---
 
     def _screener(self, branch: str, space: SearchSpace) -> Screener:
-        return Screener(space, batch_size=self._config.search.batch_size, seen=self._journal[f"seen {branch}"])
+        return Screener(space, batch_size=self._config.search.batch_size or BATCH_SIZE, seen=self._journal[f"seen {branch}"])
 
     def _fingerprint(self, losses: Mapping[str, str]) -> dict[str, str]:
         return {branch: fingerprint([self._spaces[branch].expression(text)], self._spaces[branch])[0]
