@@ -165,7 +165,7 @@ def make(name: str, draw: int, kept: int) -> None:
 
 @main.command()
 @click.option(
-    "--each", default=3, show_default=True, help="Losses of each kind (good or not, accepted or not) and space."
+    "--each", default=2, show_default=True, help="Losses of each kind (good or not, accepted or not) and space."
 )
 def detector(each: int) -> None:
     """Train a tiny detector with a sample of the two-stage sets, and write its mAP to detector.csv."""
@@ -188,10 +188,10 @@ def detector(each: int) -> None:
 
 
 def _sample(name: str, space: SearchSpace, each: int) -> Iterator[tuple[dict[str, str], bool]]:
-    """Known losses, and the first few of each kind; each with its verdict."""
+    """A known loss, and the first few of each kind; each with its verdict."""
     screener, left = Screener(space), {(good, accepted): each for good in "01" for accepted in (False, True)}
-    for loss in space.losses.values():
-        yield {"expression": str(loss.expression), "score": "", "good": ""}, True
+    known = next(iter(space.losses.values()))
+    yield {"expression": str(known.expression), "score": "", "good": "1"}, True
     for row in _read(name):
         kind = (row["good"], screener.verify(Expression.parse(row["expression"], space)).accepted)
         if left[kind]:

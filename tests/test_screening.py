@@ -104,15 +104,18 @@ def test_gradients_of_the_shared_graph_are_those_of_torch(space, seed):
     found = gradients(
         Graph.of_population(population, Language.of(space)), batch, batch.initial, Arrays(dtype="float64")
     )
+    compared = []
     for expression, gradient in zip(population.expressions(), found):
         expected = torch_gradient(expression, space, batch)
-        settled = np.isfinite(expected) & np.isfinite(gradient) & (abs(expected) < 1e12)
-        assert gradient[settled] == pytest.approx(
-            expected[settled], rel=1e-4, abs=1e-6 * max(1, abs(expected[settled]).max(initial=0))
-        )
+        if expected is not None and np.isfinite(expected).all():
+            finite = np.isfinite(gradient)  # Sqrt(Relu(X)) is 0 / 0 in forward mode where X is negative
+            assert gradient[finite] == pytest.approx(expected[finite], rel=1e-4, abs=1e-6 * max(1, abs(expected).max()))
+            compared.append(finite.mean())
+    assert len(compared) > 10 and np.mean(compared) > 0.8
 
 
 def torch_gradient(expression, space, batch):
+    """None where a value is undefined, or so large that its last bits decide."""
     predictions = torch.tensor(batch.initial, requires_grad=True)
     if space is REG:
         size = torch.tensor(batch.targets)
@@ -133,14 +136,21 @@ def torch_gradient(expression, space, batch):
             "Q": labels * ious,
         }
     constant = (1,) * variables[next(iter(space.variables))].dim()
-    value = expression.fold(
-        lambda name: variables[name] if name in variables else torch.full(constant, float(name), dtype=torch.float64),
-        lambda primitive, args: primitive.torch(*args),
-    )
+    largest = [0.0]
+
+    def node(primitive, args):
+        value = primitive.torch(*args)
+        largest.append(float(value.detach().abs().max()))
+        return value
+
+    def leaf(name):
+        return variables[name] if name in variables else torch.full(constant, float(name), dtype=torch.float64)
+
+    value = expression.fold(leaf, node)
     if space is ONE:
         value = value * (0.25 * variables["PY"] + 0.75 * variables["NY"])
     (gradient,) = torch.autograd.grad((value + 0 * predictions.sum()).sum(), predictions)
-    return gradient.numpy()
+    return gradient.numpy() if max(largest) < 1e12 and not np.isnan(largest).any() else None
 
 
 @spaces
