@@ -11,7 +11,7 @@ from mmdet.models import build_detector, build_head
 from torch import nn
 
 from cse_autoloss.trial import ConfigError, Found, Trial
-from detectors import configure
+from detectors import configure, export
 from detectors.configs import mmdet_config
 from detectors.training import DetectorTrainer
 
@@ -72,7 +72,9 @@ def test_the_strength_of_a_dense_heads_losses_is_measured_on_its_warm_weights_an
     assert torch.equal(measured[head], trainer._warm[f"measured_on.{head}"])
     assert torch.equal(started[backbone], measured[backbone]) and torch.equal(started[backbone], trainer._warm[backbone])
 
-    exported = Config.fromstring(DetectorTrainer.export(tiny, FOUND_B), ".py")
+    setup = trainer._setup
+    text = export.proxy_config(copy.deepcopy(config), setup.data, FOUND_B, str(setup.warmup_path()))
+    exported = Config.fromstring(text, ".py")
     model = build_detector(exported.model)
     model.init_weights()
     load_checkpoint(model, exported.load_from)
@@ -83,8 +85,7 @@ def test_the_strength_of_a_dense_heads_losses_is_measured_on_its_warm_weights_an
 def test_a_found_loss_goes_into_mmdets_own_one_stage_configs():
     for name, head in (("fcos/fcos_center_r50_caffe_fpn_gn-head_1x_coco.py", "IoUAwareFCOSHead"),
                        ("atss/atss_r101_fpn_1x_coco.py", "IoUAwareATSSHead")):
-        text = DetectorTrainer.export(options("fcos_proxy"), FOUND_B, base=mmdet_config(name))
-        config = Config.fromstring(text, ".py")
+        config = Config.fromstring(export.user_config(Config.fromfile(mmdet_config(name)), FOUND_B), ".py")
         config.model.backbone.init_cfg = None
         made = build_detector(config.model).bbox_head
         assert type(made).__name__ == head and made.cls_out_channels == 80
