@@ -64,7 +64,7 @@ def test_the_strength_of_a_dense_heads_losses_is_measured_on_its_warm_weights_an
     tiny = options("fcos_proxy", warmup_steps=10)
     trainer = DetectorTrainer(tiny, DetectorTrainer.prepare(tiny))
     assert {name.split(".")[0] for name in trainer._warm} == {"backbone", "neck", "measured_on"}
-    config = trainer._setup.config
+    config = copy.deepcopy(trainer._setup.config)  # mmdet writes into the configs that it builds from
     started, measured = (trainer._model(config, 0, warm_head).state_dict() for warm_head in (False, True))
     new = DetectorTrainer(tiny, b"")._model(config, 0).state_dict()
     head, backbone = "bbox_head.conv_cls.weight", "backbone.layer4.0.conv1.weight"
@@ -72,8 +72,7 @@ def test_the_strength_of_a_dense_heads_losses_is_measured_on_its_warm_weights_an
     assert torch.equal(measured[head], trainer._warm[f"measured_on.{head}"])
     assert torch.equal(started[backbone], measured[backbone]) and torch.equal(started[backbone], trainer._warm[backbone])
 
-    setup = trainer._setup
-    text = export.proxy_config(copy.deepcopy(config), setup.data, FOUND_B, str(setup.warmup_path()))
+    text = export.proxy_config(config, trainer._setup.data, FOUND_B, str(trainer._setup.warmup_path()))
     exported = Config.fromstring(text, ".py")
     model = build_detector(exported.model)
     model.init_weights()
