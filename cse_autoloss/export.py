@@ -53,8 +53,8 @@ def export_run(journal: Journal, output: Path, rank: int = 1, base: str | None =
     """
     config = parse_config(journal["config"])
     loss = found(journal, rank)
-    text = load_trainer(config.detector["trainer"]).export(config.detector, loss, base, target)
-    files = {output: text}
+    texts = load_trainer(config.detector["trainer"]).export(config.detector, loss, base, target, output.stem)
+    files = {output.with_name(name): text for name, text in texts.items()}
     for branch, expression in loss.losses.items():
         space = load_space(loss.spaces[branch])
         files[output.with_name(f"{output.stem}_{branch}.py")] = standalone_module(

@@ -143,12 +143,18 @@ class Trainer(Protocol):
         """
 
     @staticmethod
-    def export(options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2") -> str:
-        """The text of a self-contained training configuration with the found losses.
+    def export(options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2",
+               name: str = "found") -> dict[str, str]:
+        """The files of a training configuration with the found losses.
 
         Args:
             base: path of the user's own configuration to put the losses into; the run's detector where None.
             target: ``"mmdet2"`` or ``"mmdet3"``: the version of MMDetection it is written for.
+            name: of the configuration's file, without ``.py``. ``NAME_cls.py`` and ``NAME_reg.py`` will stand beside it:
+                the losses as plain PyTorch modules.
+
+        Returns:
+            File name to text: ``NAME.py``, and what it imports beside those.
 
         Raises:
             ConfigError: if the detector's heads cannot take the losses; names what can.

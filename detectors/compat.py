@@ -1,6 +1,6 @@
 """What mmdet 2.28 and mmcv-full 1.7, the last of their line, need to run beside today's torch and NumPy.
 
-Three narrow mends, made once by ``import detectors``. Each touches only the mmcv or mmdet module that it names; nothing
+Narrow mends, made once by ``import detectors``. Each touches only the mmcv or mmdet module that it names; nothing
 that another library could see is changed.
 
 * torchvision. ``mmcv/runner/checkpoint.py`` imports it at its top, for checkpoints named ``torchvision://...`` alone.
@@ -10,6 +10,9 @@ that another library could see is changed.
 * NumPy. Three modules of mmdet write ``np.int``, which NumPy dropped in 1.24. They see a NumPy that still has it.
 * ``torch.nn.parallel.DistributedDataParallel``. mmcv's subclass reads ``_use_replicated_tensor_module``, which torch
   dropped in 2.1. It gets it back with the value that it had for everyone: False.
+* ``torch.nn.parallel._functions._get_stream``. mmcv hands it a GPU's number; since 2.1 torch wants a ``torch.device``.
+* Processes on CPUs. mmdet puts seeds on a GPU to tell them to other processes, and wraps a model of theirs for a GPU
+  alone. Where there is no GPU, seeds stay on the CPU and the wrapper is mmcv's with a batch unpacked as on one CPU.
 
 mmdet's own ``tools/train.py`` imports ``mmcv.runner`` before it reads a config, and with it torchvision. A config's
 ``custom_imports`` is too late for that one line, so where torchvision is not installed such a script is run as
@@ -18,11 +21,12 @@ mmdet's own ``tools/train.py`` imports ``mmcv.runner`` before it reads a config,
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 import types
+from typing import Any
 
 import numpy
+import torch
 
 _USERS_OF_NP_INT = (
     "mmdet.datasets.custom",
@@ -42,6 +46,9 @@ def apply() -> None:
         old_numpy = _NumpyWithInt("numpy")
         for name in _USERS_OF_NP_INT:
             importlib.import_module(name).np = old_numpy
+    _give_streams_by_number()
+    if not torch.cuda.is_available():
+        _allow_processes_on_cpus()
 
 
 class _NumpyWithInt(types.ModuleType):
@@ -63,10 +70,62 @@ class _NoTorchvision(types.ModuleType):
 
 
 def _import_mmcv_runner() -> None:
-    if "mmcv.runner" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+    if "mmcv.runner" in sys.modules or _torchvision_works():
         return
     sys.modules["torchvision"] = _NoTorchvision("torchvision")
     try:
         importlib.import_module("mmcv.runner")
     finally:
         del sys.modules["torchvision"]
+
+
+def _torchvision_works() -> bool:
+    """Whether it can be imported: one that was built for another torch is installed and yet fails, in many ways."""
+    try:
+        importlib.import_module("torchvision")
+    except Exception:  # ImportError, RuntimeError (operator torchvision::nms does not exist), OSError of the linker
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        return False
+    return True
+
+
+def _give_streams_by_number() -> None:
+    from mmcv.parallel import _functions
+
+    if _functions._get_stream.__module__ != __name__:
+        given = _functions._get_stream
+
+        def get_stream(device: int | torch.device) -> Any:
+            return given(torch.device("cuda", device) if isinstance(device, int) else device)
+
+        _functions._get_stream = get_stream
+
+
+def _allow_processes_on_cpus() -> None:
+    from mmcv.parallel import MMDistributedDataParallel
+    from mmcv.parallel.scatter_gather import scatter_kwargs
+    from mmdet.apis import train
+    from mmdet.core.utils import dist_utils
+    from torch import nn
+
+    class OnCPU(MMDistributedDataParallel):
+        """mmcv's wrapper unpacks a batch's containers for a GPU alone; here they are unpacked for the CPU first."""
+
+        def train_step(self, *inputs: Any, **kwargs: Any) -> Any:
+            inputs, kwargs = scatter_kwargs(inputs, kwargs, [-1])
+            return super().train_step(*inputs[0], **kwargs[0])
+
+        def val_step(self, *inputs: Any, **kwargs: Any) -> Any:
+            inputs, kwargs = scatter_kwargs(inputs, kwargs, [-1])
+            return super().val_step(*inputs[0], **kwargs[0])
+
+        def _run_ddp_forward(self, *inputs: Any, **kwargs: Any) -> Any:
+            inputs, kwargs = scatter_kwargs(inputs, kwargs, [-1])
+            return super()._run_ddp_forward(*inputs[0], **kwargs[0])
+
+    def build_ddp(model: nn.Module, device: str, device_ids: list[int], **kwargs: Any) -> MMDistributedDataParallel:
+        return OnCPU(model, **kwargs)
+
+    dist_utils.sync_random_seed.__defaults__ = (None, "cpu")
+    train.build_ddp = build_ddp

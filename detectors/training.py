@@ -36,7 +36,7 @@ from torch import nn
 
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
 from cse_autoloss.version import __version__
-from detectors import configure, export
+from detectors import configure, export, mmdet3
 from detectors.cache import cache_dir, digest, write_atomically
 from detectors.datasets import coco
 
@@ -57,7 +57,7 @@ class Options(BaseModel):
     Attributes:
         trainer: the class that reads this; the engine's key.
         config: a name in ``detectors/configs`` or the path of an mmdet config.
-        data: ``embedded`` or ``coco:/path``.
+        data: ``embedded``, ``coco:/path`` or ``voc:/path``.
         data_seed: of the embedded data set.
         steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's ``runner.max_iters`` and ``data.samples_per_gpu`` unless given.
         verify_steps, warmup_steps: of the verify task and of the warm-up that all trials start from; the config's
@@ -118,14 +118,17 @@ class DetectorTrainer:
         return path.read_bytes()
 
     @staticmethod
-    def export(options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2") -> str:
-        if target != "mmdet2":
-            raise ConfigError(f"--target {target}: configs are written for mmdet2")
+    def export(
+        options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2", name: str = "found"
+    ) -> dict[str, str]:
+        if target == "mmdet3":
+            return mmdet3.files(base, configure.read_config(options.get("config", Options().config)), found, name)
         if base is not None:
-            return export.user_config(configure.read_config(base), found)
+            return {f"{name}.py": export.user_config(configure.read_config(base), found)}
         setup = _Setup(options)
         weights = setup.warmup_path()
-        return export.proxy_config(setup.config, setup.data, found, str(weights) if weights.is_file() else None)
+        start = str(weights) if weights.is_file() else None
+        return {f"{name}.py": export.proxy_config(setup.config, setup.data, found, start)}
 
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
         self._setup = _Setup(options)
@@ -223,7 +226,7 @@ class DetectorTrainer:
         """A detector with the warm weights, also those of a dense head if asked; all else initialised from the seed."""
         set_random_seed(seed)
         model = build_detector(config.model)
-        with _quiet():
+        with quiet():
             model.init_weights()
         weights = {name: value for name, value in self._warm.items() if not name.startswith(_MEASURED_ON)}
         if warm_head:
@@ -279,7 +282,7 @@ class DetectorTrainer:
             watch.check_time()
             found = parallel(return_loss=False, rescale=True, **batch)
             results += [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # (boxes, masks)
-        with _quiet():
+        with quiet():
             values = dataset.evaluate(results, metric="bbox", logger="silent")
         # Without a single detection mmdet returns nothing at all, and the AP is 0.
         metrics = [(name, float(values.get(f"bbox_{name}", 0.0))) for name in _METRICS]
@@ -299,7 +302,7 @@ class DetectorTrainer:
         if (split, training) not in self._datasets:
             files = self._setup.data.splits[split]
             pipeline = self._setup.config.data["train" if training else "val"].pipeline
-            with _quiet():
+            with quiet():
                 self._datasets[split, training] = build_dataset(
                     dict(
                         type="CocoDataset",
@@ -448,7 +451,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Without what pycocotools prints and mmcv and mmdet log about each data set, measurement and weight."""
     logger = mmcv.utils.get_logger("mmcv")
     level = logger.level

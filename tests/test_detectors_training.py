@@ -141,7 +141,7 @@ def test_the_verify_task_learns_its_few_images(trainer):
 def test_an_exported_config_trains_with_mmdets_own_script(tmp_path):
     found = Found(A, {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 0.5, "reg": 4.0}, {"mAP on val": 0.3})
     path = tmp_path / "found.py"
-    path.write_text(DetectorTrainer.export(OPTIONS, found))
+    path.write_text(DetectorTrainer.export(OPTIONS, found)["found.py"])
     assert "0.3" in path.read_text() and "proxy" not in Config.fromfile(str(path))
     script = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
     command = [sys.executable, "-m", "detectors", str(script), str(path), "--work-dir", str(tmp_path / "work"),
@@ -157,7 +157,7 @@ def test_a_found_loss_goes_into_a_users_own_config(tmp_path):
     base = Path(mmdet.__file__).parent / ".mim" / "configs" / "faster_rcnn" / "faster_rcnn_r50_fpn_1x_coco.py"
     found = Found(A, {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 1.0, "reg": 10.0}, {})
     path = tmp_path / "mine.py"
-    path.write_text(DetectorTrainer.export(OPTIONS, found, base=str(base)))
+    path.write_text(DetectorTrainer.export(OPTIONS, found, base=str(base))["found.py"])
     config = Config.fromfile(str(path))
     head = config.model.roi_head.bbox_head
     assert head.type == "IoUAwareShared2FCBBoxHead" and head.reg_decoded_bbox and head.loss_bbox.loss_weight == 10.0

@@ -7,6 +7,8 @@
     annotations/instances_val2017.json     val2017/
     annotations/instances_test2017.json    test2017/     (may be absent)
 
+``voc:/path`` is a folder in PASCAL VOC's format (:mod:`detectors.datasets.voc`), taken as the COCO files that it becomes.
+
 Splits that a folder does not have are derived from those that it has. Without an annotated test split, val is halved
 (every second image, by image id): one half is the fitness, the other the test that the search never sees. ``verify``,
 one image of each category, is taken from train. Derived annotations are kept in the user's cache; a user's folder is
@@ -25,7 +27,7 @@ from typing import Any
 
 from cse_autoloss.trial import ConfigError
 from detectors.cache import cache_dir, digest, write_atomically
-from detectors.datasets import shapes
+from detectors.datasets import shapes, voc
 
 
 _SPLITS = ("train", "val", "test", "verify")
@@ -62,7 +64,7 @@ def find(name: str, seed: int = 0) -> DataSet:
     """The data set of that name, checked.
 
     Args:
-        name: ``embedded`` or ``coco:/path``.
+        name: ``embedded``, ``coco:/path`` or ``voc:/path``.
         seed: of the embedded data set; ignored by others.
 
     Raises:
@@ -71,12 +73,13 @@ def find(name: str, seed: int = 0) -> DataSet:
     if name == "embedded":
         return _read(name, _embedded(seed))
     kind, colon, path = name.partition(":")
-    if kind != "coco" or not path:
-        raise ConfigError(f"detector.data: {name!r} is neither 'embedded' nor of the form 'coco:/path/to/folder'")
+    if kind not in ("coco", "voc") or not path:
+        raise ConfigError(f"detector.data: {name!r} is neither 'embedded' nor of the form 'coco:/path' or 'voc:/path'")
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
-        raise ConfigError(f"detector.data: {folder} is no folder; it should hold annotations/, train2017/ and val2017/")
-    return _read(name, folder)
+        right = "ImageSets/, Annotations/ and JPEGImages/" if kind == "voc" else "annotations/, train2017/ and val2017/"
+        raise ConfigError(f"detector.data: {folder} is no folder; it should hold {right}")
+    return _read(name, voc.as_coco(folder) if kind == "voc" else folder)
 
 
 def _embedded(seed: int) -> Path:

@@ -1,0 +1,293 @@
+"""Training a detector with any losses, as mmdet's own ``tools/train.py`` does it, in one process or in many.
+
+What differs from mmdet's script: losses by name or expression, data sets by name, processes on CPUs, the start of a
+proxy from the weights that a search's trials start from, and that what is wrong is said before anything starts.
+"""
+from __future__ import annotations
+
+import os
+import runpy
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv import Config
+from mmcv.runner import get_dist_info
+from mmdet.apis import init_random_seed, set_random_seed, train_detector
+from mmdet.datasets import CocoDataset, build_dataset
+from mmdet.models import build_detector
+from mmdet.utils import (
+    collect_env,
+    get_device,
+    get_root_logger,
+    replace_cfg_vals,
+    setup_multi_processes,
+    update_data_root,
+)
+from torch import distributed
+
+from cse_autoloss.errors import UserError
+from cse_autoloss.space import load_space
+from cse_autoloss.trial import ConfigError
+from detectors import configure
+from detectors.cache import write_atomically
+from detectors.datasets import coco
+from detectors.training import DetectorTrainer
+
+DEFAULT = "default"  # names the loss that a detector has without any search
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is to be trained.
+
+    Attributes:
+        config: a name in ``detectors/configs`` or the path of an mmdet config.
+        losses: branch to an expression, a known loss's name, or ``default``; an absent branch keeps the config's loss.
+        data: ``embedded``, ``coco:/path`` or ``voc:/path``; where None, the config's own data (a proxy's: ``embedded``).
+        cfg_options: changes of the config, dotted key to value, made last.
+        work_dir: where logs and checkpoints go; ``work_dirs/CONFIG`` where None.
+        resume_from: a checkpoint to go on from, with its optimiser and step.
+        seed: of weights, the order of images, their augmentation and the sampling of boxes.
+        launcher: ``none``, or ``pytorch`` for the processes that torchrun has started.
+        validate: measure on the val split as the config's ``evaluation`` says.
+    """
+
+    config: str
+    losses: Mapping[str, str] = field(default_factory=dict)
+    data: str | None = None
+    cfg_options: Mapping[str, Any] = field(default_factory=dict)
+    work_dir: Path | None = None
+    resume_from: Path | None = None
+    seed: int = 0
+    launcher: str = "none"
+    validate: bool = True
+
+
+def train(training: Training) -> Path:
+    """Train; write logs, checkpoints and the config to the work folder.
+
+    Returns:
+        The work folder.
+
+    Raises:
+        ConfigError: one line, before anything is trained or written, for what is wrong with config, losses or data.
+    """
+    config = read(training)
+    setup_multi_processes(config)
+    torch.backends.cudnn.benchmark = config.get("cudnn_benchmark", False)
+    _start_as_trials_do(training, config)  # before there are other processes, which have no part in it
+    joined = join_processes(training.launcher)
+    config.gpu_ids = range(get_dist_info()[1]) if joined else [0]
+    config.device = get_device()
+    try:
+        seed = init_random_seed(training.seed, config.device)
+        set_random_seed(seed)
+        model, dataset = _build(training, config)
+        if joined:
+            distributed.barrier()  # until the first process has written what all start from
+        work_dir = Path(config.work_dir)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        config.pop("proxy", None)
+        config.seed = seed
+        config.dump(str(work_dir / f"{Path(training.config).stem}.py"))
+        timestamp = time.strftime("%Y%m%d_%H%M%S")
+        logger = get_root_logger(str(work_dir / f"{timestamp}.log"), config.log_level)
+        environment = "\n".join(f"{key}: {value}" for key, value in collect_env().items())
+        logger.info(f"Environment info:\n{environment}\nDistributed training: {joined}\nConfig:\n{config.pretty_text}")
+        if config.checkpoint_config is not None:
+            config.checkpoint_config.meta = dict(CLASSES=dataset.CLASSES)
+        train_detector(
+            model,
+            [dataset],
+            config,
+            distributed=joined,
+            validate=training.validate,
+            timestamp=timestamp,
+            meta=dict(env_info=environment, config=config.pretty_text, seed=seed, exp_name=Path(training.config).name),
+        )
+    finally:
+        if joined:
+            distributed.destroy_process_group()
+    return work_dir
+
+
+def read(training: Training) -> Config:
+    """The config that will be trained: losses and data in their places, then the user's own changes.
+
+    Raises:
+        ConfigError: one line for what is wrong.
+    """
+    config = configure.read_config(training.config)
+    _set_losses(config, training.losses)
+    data = training.data or ("embedded" if "proxy" in config else None)
+    if data:
+        _set_data(config, coco.find(data))
+    try:
+        config.merge_from_dict(dict(training.cfg_options))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"--cfg-options: {' '.join(str(error).split())}") from error
+    config = replace_cfg_vals(config)
+    update_data_root(config)
+    _check_files(config, training)
+    if "proxy" in config:
+        _set_intervals(config, training.cfg_options)
+    if training.resume_from:
+        if not training.resume_from.is_file():
+            raise ConfigError(f"--resume-from: {training.resume_from}: no such checkpoint")
+        config.resume_from = str(training.resume_from)
+    config.work_dir = str(training.work_dir or config.get("work_dir") or Path("work_dirs", Path(training.config).stem))
+    return config
+
+
+def join_processes(launcher: str) -> bool:
+    """Join the processes that torchrun has started, each with a GPU of its own, or all on CPUs where there is no GPU.
+
+    Returns:
+        Whether there are any to join.
+
+    Raises:
+        ConfigError: torchrun has not started this process, or this process has no GPU.
+    """
+    if launcher == "none":
+        return False
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
+        raise ConfigError("--launcher pytorch: this process was not started by torchrun; use scripts/dist_train.sh CONFIG N")
+    if torch.cuda.is_available():
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ConfigError(f"--launcher pytorch: {torch.cuda.device_count()} GPUs here, and none for process {local}")
+        torch.cuda.set_device(local)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return True
+
+
+def _set_losses(config: Config, losses: Mapping[str, str]) -> None:
+    spaces = configure.spaces(config.model)
+    weights = configure.searched_weights(config.model)
+    searched = {}
+    for branch, text in losses.items():
+        if text == DEFAULT:
+            _set_default(config, branch)
+            continue
+        try:
+            load_space(spaces[branch]).expression(text)
+        except UserError as error:
+            raise ConfigError(f"--loss-{branch}: {error}") from None
+        searched[branch] = dict(
+            type="SearchedLoss", expression=text, space=spaces[branch], loss_weight=weights[branch]
+        )
+    if searched:
+        configure.set_losses(config.model, searched)
+        imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
+        imports["imports"] = list(dict.fromkeys([*imports["imports"], "detectors"]))
+        config.custom_imports = imports
+
+
+def _set_default(config: Config, branch: str) -> None:
+    """In place of a searched loss the one that the config would have inherited."""
+    key = configure.LOSS_KEYS[branch]
+    heads = configure.heads(config.model)
+    if all(head[key]["type"] != "SearchedLoss" for head in heads):
+        return
+    for inherited in _inherited(Path(config.filename)):
+        own = configure.heads(inherited.model)
+        if all(head[key]["type"] != "SearchedLoss" for head in own):
+            for head, other in zip(heads, own, strict=True):
+                head[key] = other[key]
+                if branch == "reg":
+                    head["reg_decoded_bbox"] = other.get("reg_decoded_bbox", False)
+            return
+    raise ConfigError(
+        f"--loss-{branch} default: {config.filename} holds a searched loss and inherits no other; "
+        "give the config that it was made from"
+    )
+
+
+def _inherited(path: Path) -> Iterator[Config]:
+    """The configs with a model that a config's file inherits, nearest first. Such files are programs: it is run."""
+    bases = runpy.run_path(str(path)).get("_base_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        base = path.parent / base
+        config = Config.fromfile(str(base))
+        if "model" in config:
+            yield config
+            yield from _inherited(base)
+
+
+def _set_data(config: Config, data: coco.DataSet) -> None:
+    for split in _SPLITS:
+        part = config.data[split]
+        while "dataset" in part:  # RepeatDataset and the like
+            part = part["dataset"]
+        if "pipeline" not in part:
+            raise ConfigError(f"--data: data.{split} of {config.filename} has no pipeline that would read {data.name}")
+        files = data.splits[split]
+        pipeline = part["pipeline"]
+        part.clear()
+        part.update(
+            type="CocoDataset",
+            ann_file=files.ann_file,
+            img_prefix=files.img_prefix,
+            classes=list(data.classes),
+            pipeline=pipeline,
+        )
+    configure.set_num_classes(config.model, len(data.classes))
+    if config.get("evaluation", {}).get("metric") == "mAP":  # of a VOC config; the data is in COCO format now
+        config.evaluation.metric = "bbox"
+
+
+def _check_files(config: Config, training: Training) -> None:
+    for split in _SPLITS[: 1 + training.validate]:
+        part = config.data[split]
+        while "dataset" in part:
+            part = part["dataset"]
+        names = part.get("ann_file") or []
+        for name in [names] if isinstance(names, str) else names:
+            path = Path(part.get("data_root") or "", name)
+            if not path.is_file():
+                raise ConfigError(f"{path}: no such file (data.{split}.ann_file); give --data embedded or --data coco:/path")
+
+
+def _set_intervals(config: Config, given: Mapping[str, Any]) -> None:
+    """A proxy's schedule is a few hundred steps: five measurements, the last after the last step, where not set."""
+    steps = config.runner.max_iters
+    every = next(steps // parts for parts in (5, 4, 3, 2, 1) if steps % parts == 0)
+    intervals = {"evaluation": every, "checkpoint_config": every, "log_config": max(1, steps // 50)}
+    for section, interval in intervals.items():
+        if f"{section}.interval" not in given:
+            config[section].interval = interval
+
+
+def _build(training: Training, config: Config) -> tuple[torch.nn.Module, CocoDataset]:
+    try:
+        model = build_detector(config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg"))
+        model.init_weights()
+        dataset = build_dataset(config.data.train)
+    except Exception as error:  # a config can name anything: what comes of it is the config's
+        lines = str(error).split("\n")
+        raise ConfigError(f"{training.config}: {type(error).__name__}: {lines[0][:300]}") from error
+    if len(dataset) == 0:
+        raise ConfigError(f"{training.config}: data.train has no image with an object")
+    model.CLASSES = dataset.CLASSES
+    return model, dataset
+
+
+def _start_as_trials_do(training: Training, config: Config) -> None:
+    """Where a config has a ``proxy.warmup``, start from its weights, as every trial of a search does.
+
+    The first process makes them, or finds them in the user's cache; a ``load_from`` or ``resume_from`` goes before.
+    """
+    if not config.get("proxy", {}).get("warmup", {}).get("steps") or config.get("load_from") or config.get("resume_from"):
+        return
+    config.load_from = str(Path(config.work_dir, "start.pth"))
+    if os.environ.get("RANK", "0") == "0":
+        shape = {key: value for key, value in training.cfg_options.items() if key.startswith(("model.", "proxy."))}
+        prepared = DetectorTrainer.prepare(
+            {"config": training.config, "data": training.data or "embedded", "cfg_options": shape}
+        )
+        write_atomically(Path(config.load_from), prepared)
