@@ -165,7 +165,7 @@ def make(name: str, draw: int, kept: int) -> None:
 
 @main.command()
 @click.option(
-    "--each", default=2, show_default=True, help="Losses of each kind (good or not, accepted or not) and space."
+    "--each", default=1, show_default=True, help="Losses of each kind (good or not, accepted or not) and space."
 )
 def detector(each: int) -> None:
     """Train a tiny detector with a sample of the two-stage sets, and write its mAP to detector.csv."""
