@@ -66,7 +66,7 @@ class _WithGradient(torch.autograd.Function):
 def _filled(part: Any, like: Tensor) -> Tensor:
     """A derivative as a tensor of its leaf's shape; it is a number where it is constant."""
     if isinstance(part, Tensor) and part.shape == like.shape:
-        return part
+        return part.to(like.dtype)
     return torch.as_tensor(part, dtype=like.dtype, device=like.device).expand_as(like)
 
 

@@ -409,3 +409,11 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         boxes(torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"weight: expected shape \(3,\) or \(3, 4\)"):
         boxes(torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(2))
+
+
+@pytest.mark.parametrize("text", ["Relu(X)", "Mul(NY,Softplus(X))", "Focal"])
+def test_double_precision_logits_have_double_precision_gradients(text):
+    logits = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = build_loss(text, "one_stage_cls")(logits, torch.tensor([0, 1, 2, 3, 3]))
+    loss.backward()
+    assert logits.grad.dtype == loss.dtype == torch.float64
