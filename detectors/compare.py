@@ -69,18 +69,18 @@ def compare(first: Path, second: Path, output: Path, images: int = 6, score: flo
     if list(models[0].CLASSES) != list(models[1].CLASSES):
         raise ConfigError(f"{first} and {second}: trained on different classes; they have no picture in common")
     shown = _choose(dataset, images)
-    figure = Figure(figsize=(12, 3.4 + 2.5 * math.ceil(len(shown) / 2)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[3.4, 2.5 * math.ceil(len(shown) / 2)])
+    rows = math.ceil(len(shown) / 2)  # two images in each, three pictures of an image
+    figure = Figure(figsize=(12, 3.2 + 2.1 * rows), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[3.2, 2.1 * rows])
     _draw_curves(upper.subplots(1, 2), both)
-    cells = lower.subplots(math.ceil(len(shown) / 2), 6, squeeze=False).ravel()
-    for cell in cells:
-        cell.set_axis_off()
-    for place, index in enumerate(shown):
-        row = cells[3 * place : 3 * place + 3]
-        _draw_image(row, dataset, index, models, score)
-        if place < 2:
-            for cell, title in zip(row, ("ground truth", *_names(both)), strict=True):
-                cell.set_title(title, fontsize=9)
+    for half, part in enumerate(lower.subfigures(1, 2, wspace=0.03)):
+        cells = part.subplots(rows, 3, squeeze=False)
+        for cell in cells.ravel():
+            cell.set_axis_off()
+        for row, index in zip(cells, shown[half::2], strict=False):
+            _draw_image(row, dataset, index, models, score)
+        for cell, title in zip(cells[0], ("ground truth", *_names(both)), strict=True):
+            cell.set_title(title, fontsize=9)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=130)
     return both
@@ -179,5 +179,5 @@ def _draw_boxes(cell: Axes, image: np.ndarray, boxes: np.ndarray, labels: np.nda
     for (left, top, right, bottom, *scores), label in zip(boxes, labels, strict=True):
         colour = _CLASS_COLOURS[label % len(_CLASS_COLOURS)]
         cell.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2))
-        cell.text(left, top, " ".join([classes[label], *(f"{score:.2f}" for score in scores)]), fontsize=5, color="white",
+        cell.text(left, max(top, image.shape[0] * 0.05), " ".join([classes[label], *(f"{score:.2f}" for score in scores)]), fontsize=5, color="white",
                   verticalalignment="bottom", bbox=dict(facecolor=colour, edgecolor="none", pad=0.6), clip_on=True)

@@ -11,8 +11,9 @@ that another library could see is changed.
 * ``torch.nn.parallel.DistributedDataParallel``. mmcv's subclass reads ``_use_replicated_tensor_module``, which torch
   dropped in 2.1. It gets it back with the value that it had for everyone: False.
 * ``torch.nn.parallel._functions._get_stream``. mmcv hands it a GPU's number; since 2.1 torch wants a ``torch.device``.
-* Processes on CPUs. mmdet puts seeds on a GPU to tell them to other processes, and wraps a model of theirs for a GPU
-  alone. Where there is no GPU, seeds stay on the CPU and the wrapper is mmcv's with a batch unpacked as on one CPU.
+* Training on CPUs. mmcv's runner of steps goes on from a checkpoint by way of a GPU; mmdet puts seeds on one to tell them
+  to other processes, and wraps a model of theirs for one alone. Where there is no GPU, checkpoints and seeds stay on the
+  CPU, and the wrapper is mmcv's with a batch unpacked as on one CPU.
 
 mmdet's own ``tools/train.py`` imports ``mmcv.runner`` before it reads a config, and with it torchvision. A config's
 ``custom_imports`` is too late for that one line, so where torchvision is not installed such a script is run as
@@ -48,7 +49,7 @@ def apply() -> None:
             importlib.import_module(name).np = old_numpy
     _give_streams_by_number()
     if not torch.cuda.is_available():
-        _allow_processes_on_cpus()
+        _train_on_cpus()
 
 
 class _NumpyWithInt(types.ModuleType):
@@ -102,9 +103,10 @@ def _give_streams_by_number() -> None:
         _functions._get_stream = get_stream
 
 
-def _allow_processes_on_cpus() -> None:
+def _train_on_cpus() -> None:
     from mmcv.parallel import MMDistributedDataParallel
     from mmcv.parallel.scatter_gather import scatter_kwargs
+    from mmcv.runner import IterBasedRunner
     from mmdet.apis import train
     from mmdet.core.utils import dist_utils
     from torch import nn
@@ -127,5 +129,6 @@ def _allow_processes_on_cpus() -> None:
     def build_ddp(model: nn.Module, device: str, device_ids: list[int], **kwargs: Any) -> MMDistributedDataParallel:
         return OnCPU(model, **kwargs)
 
+    IterBasedRunner.resume.__defaults__ = (True, "cpu")
     dist_utils.sync_random_seed.__defaults__ = (None, "cpu")
     train.build_ddp = build_ddp

@@ -1,0 +1,113 @@
+"""PASCAL VOC from disk: read as mmdet reads it, kept as COCO files, what is wrong said in one line."""
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+import detectors  # noqa: F401 - before mmdet: makes the mends
+from mmdet.datasets import VOCDataset
+from pycocotools.coco import COCO
+
+from cse_autoloss.trial import ConfigError
+from detectors.datasets import coco
+
+SPLITS = {"train": ["000001", "000002", "000003"], "val": ["000004", "000005"], "test": ["000006", "000007"]}
+# image to (class, xmin, ymin, xmax, ymax, difficult), pixels counted from 1; 000003 has no object
+OBJECTS = {
+    "000001": [("dog", 1, 1, 40, 30, 0), ("cat", 11, 21, 50, 60, 1)],
+    "000002": [("person", 5, 6, 30, 50, 0)],
+    "000003": [],
+    "000004": [("cat", 3, 3, 20, 20, 0)],
+    "000005": [("dog", 8, 9, 30, 31, 0), ("person", 1, 1, 64, 48, 0)],
+    "000006": [("cat", 2, 2, 60, 40, 0)],
+    "000007": [("dog", 2, 2, 60, 40, 0)],
+}
+
+
+@pytest.fixture
+def year(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    year = tmp_path / "VOCdevkit" / "VOC2007"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (year / name).mkdir(parents=True)
+    for split, names in SPLITS.items():
+        (year / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    for name, objects in OBJECTS.items():
+        cv2.imwrite(str(year / "JPEGImages" / f"{name}.jpg"), np.zeros((48, 64, 3), np.uint8))
+        write(year, name, objects)
+    return year
+
+
+def write(year, name, objects):
+    root = ElementTree.Element("annotation")
+    size = ElementTree.SubElement(root, "size")
+    for key, value in (("width", 64), ("height", 48), ("depth", 3)):
+        ElementTree.SubElement(size, key).text = str(value)
+    for label, *box, difficult in objects:
+        element = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(element, "name").text = label
+        ElementTree.SubElement(element, "difficult").text = str(difficult)
+        bounds = ElementTree.SubElement(element, "bndbox")
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            ElementTree.SubElement(bounds, key).text = str(value)
+    ElementTree.ElementTree(root).write(year / "Annotations" / f"{name}.xml")
+
+
+def test_boxes_classes_and_splits_are_those_that_mmdet_reads(year):
+    data = coco.find(f"voc:{year.parent}")
+    assert data.classes == ("cat", "dog", "person")
+    assert {name: split.images for name, split in data.splits.items()} == {"train": 3, "val": 2, "test": 2, "verify": 2}
+    theirs = VOCDataset(ann_file=str(year / "ImageSets/Main/train.txt"), img_prefix=f"{year}/", pipeline=[], test_mode=True,
+                        classes=data.classes)
+    ours = COCO(data.splits["train"].ann_file)
+    for index, image in enumerate(ours.dataset["images"]):
+        expected = theirs.get_ann_info(index)
+        for crowd, key in ((0, "bboxes"), (1, "bboxes_ignore")):
+            boxes = [ours.anns[i]["bbox"] for i in ours.getAnnIds(image["id"], iscrowd=crowd)]
+            boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes]).reshape(-1, 4)
+            assert np.array_equal(boxes, np.reshape(expected[key], (-1, 4)))
+        assert Path(image["file_name"]).is_file()
+
+
+def test_a_single_years_folder_is_the_same_data(year):
+    one, all_years = coco.find(f"voc:{year}"), coco.find(f"voc:{year.parent}")
+    assert one.digest == all_years.digest and one.splits == all_years.splits
+
+
+def test_a_test_split_without_annotations_counts_as_none(year):
+    for name in SPLITS["test"]:
+        (year / "Annotations" / f"{name}.xml").unlink()
+    data = coco.find(f"voc:{year}")
+    assert (data.splits["val"].images, data.splits["test"].images) == (1, 1), "val is halved"
+
+
+def no_size(year):
+    path = year / "Annotations" / "000002.xml"
+    path.write_text(path.read_text().replace("size", "sighs"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda year: (year / "JPEGImages" / "000004.jpg").unlink(), "000004.jpg: no such image"),
+        (lambda year: (year / "Annotations" / "000002.xml").unlink(), "000002.xml: no such file"),
+        (lambda year: (year / "Annotations" / "000002.xml").write_text("<annotation"), "000002.xml: not a VOC annotation"),
+        (no_size, "000002.xml: not a VOC annotation"),
+        (lambda year: write(year, "000002", [("", 1, 1, 5, 5, 0)]), "an object without name"),
+        (lambda year: (year / "ImageSets" / "Main" / "val.txt").unlink(), "val.txt: no image"),
+        (lambda year: (year / "ImageSets" / "Main").rename(year / "ImageSets" / "Layout"), "holds no ImageSets/Main"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_file(year, spoil, message):
+    spoil(year)
+    with pytest.raises(ConfigError, match=message) as caught:
+        coco.find(f"voc:{year}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_box_without_area_is_left_out_with_a_warning(year):
+    write(year, "000002", [("person", 5, 6, 30, 50, 0), ("dog", 7, 7, 7, 20, 0)])
+    with pytest.warns(UserWarning, match="1 boxes without area"):
+        data = coco.find(f"voc:{year}")
+    assert len(COCO(data.splits["train"].ann_file).anns) == 3
