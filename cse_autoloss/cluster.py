@@ -1,7 +1,8 @@
 """Trials on Ray: long-lived workers, dispatch as workers become free, time limits, replacement of workers that die.
 
 A worker is an actor that has imported the detection library and holds the data, so a trial pays for its training only.
-Text (JSON) goes to workers and comes back.
+Text (JSON) goes to workers and comes back. A worker may be several processes that train each trial together: the actor that
+the cluster talks to, and others that it starts and that end with it.
 """
 from __future__ import annotations
 
@@ -28,20 +29,74 @@ class ClusterError(RuntimeError):
 
 @ray.remote
 class TrialWorker:
-    def __init__(self, trainer: str, options: Mapping[str, Any], prepared: bytes) -> None:
+    """Trains trials, alone or as the first of several processes.
+
+    Args:
+        processes: how many. This actor starts the others, and Ray ends them when it ends. (A placement group that it made
+            would outlive it, and keep their room.)
+        resources: of each process, as for an actor's ``options``.
+    """
+
+    def __init__(self, trainer: str, options: Mapping[str, Any], prepared: bytes, processes: int = 1,
+                 resources: Mapping[str, float] | None = None) -> None:
+        self._others: list[Any] = []
+        if processes > 1:
+            address = f"tcp://{ray.util.get_node_ip_address()}:{_free_port()}"
+            self._others = [_Other.options(**resources).remote(trainer, options, prepared, (address, rank, processes))
+                            for rank in range(1, processes)]
+            _join(address, 0, processes)
         self._trainer = load_trainer(trainer)(options, prepared)
 
     def ready(self) -> None:
         """Returns when the worker can take trials."""
+        ray.get([other.ready.remote() for other in self._others])
 
     def train(self, trial_json: str) -> str:
-        trial = Trial.from_json(trial_json)
-        started = time.monotonic()
+        theirs = [other.train.remote(trial_json) for other in self._others]
+        result = _train(self._trainer, trial_json)
         try:
-            result = self._trainer.train(trial)
-        except Exception as error:  # a trial that raises is a failed result; the worker goes on
-            result = TrialResult.failed(trial, f"{type(error).__name__}: {error}", time.monotonic() - started)
-        return result.to_json()
+            ray.get(theirs)
+        except RayActorError:  # the group is broken for good: the cluster starts another worker
+            ray.actor.exit_actor()
+        return result
+
+
+@ray.remote
+class _Other:
+    """One more process of a worker. It trains what the first does; that one's result counts."""
+
+    def __init__(self, trainer: str, options: Mapping[str, Any], prepared: bytes, place: tuple[str, int, int]) -> None:
+        _join(*place)
+        self._trainer = load_trainer(trainer)(options, prepared)
+
+    def ready(self) -> None:
+        """Returns when the process can take trials."""
+
+    def train(self, trial_json: str) -> None:
+        _train(self._trainer, trial_json)
+
+
+def _train(trainer: Any, trial_json: str) -> str:
+    trial = Trial.from_json(trial_json)
+    started = time.monotonic()
+    try:
+        result = trainer.train(trial)
+    except Exception as error:  # a trial that raises is a failed result; the worker goes on
+        result = TrialResult.failed(trial, f"{type(error).__name__}: {error}", time.monotonic() - started)
+    return result.to_json()
+
+
+def _join(address: str, rank: int, processes: int) -> None:
+    import torch
+
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", init_method=address, rank=rank,
+                                         world_size=processes)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def _knock(address: str) -> None:
@@ -81,7 +136,7 @@ class Cluster:
         self._section, self._options, self._trainer = section, options, options["trainer"]
         address = section.address or os.environ.get("RAY_ADDRESS")
         self._joined = address is not None
-        cores = max(os.cpu_count() or 1, math.ceil((section.workers or 1) * section.num_cpus))
+        cores = max(os.cpu_count() or 1, math.ceil((section.workers or 1) * section.processes * section.num_cpus))
         try:
             if self._joined:
                 _knock(address)
@@ -93,6 +148,9 @@ class Cluster:
         self._resources = {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus}
         try:
             self.size = section.workers or self._capacity()
+            if section.processes > 1 and self.size > self._capacity():  # they would wait for room that others of them hold
+                raise ClusterError(f"cluster.workers: {self.size} workers of {section.processes} processes each do not fit; "
+                                   f"{self._capacity()} would")
         except ClusterError:
             self.close()
             raise
@@ -209,16 +267,17 @@ class Cluster:
         self._idle.append(worker)
 
     def _start_worker(self) -> None:
-        worker = TrialWorker.options(**self._resources).remote(self._trainer, self._options, self._prepared)
+        worker = TrialWorker.options(**self._resources).remote(
+            self._trainer, self._options, self._prepared, self._section.processes, self._resources)
         self._starting[worker.ready.remote()] = worker
 
     def _capacity(self) -> int:
         """Workers that fit into the cluster as it is now."""
         total = ray.cluster_resources()
-        fits = [total.get(kind, 0) // need for kind, need in
-                (("CPU", self._section.num_cpus), ("GPU", self._section.num_gpus)) if need]
+        cpus, gpus = (self._section.processes * need for need in (self._section.num_cpus, self._section.num_gpus))
+        fits = [total.get(kind, 0) // need for kind, need in (("CPU", cpus), ("GPU", gpus)) if need]
         if not min(fits):
-            raise ClusterError(f"cluster: no worker fits: each needs {self._section.num_cpus:g} CPUs and {self._section.num_gpus:g} "
+            raise ClusterError(f"cluster: no worker fits: each needs {cpus:g} CPUs and {gpus:g} "
                                f"GPUs; the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}")
         return int(min(fits))
 

@@ -107,13 +107,15 @@ class ClusterSection(Section):
     Attributes:
         address: of a Ray cluster to join (``auto``, ``host:6379``, ``ray://host:10001``), or null to start one here.
         workers: long-lived trial workers, or null for as many as the cluster's CPUs and GPUs hold.
-        num_cpus, num_gpus: of each worker.
+        processes: that share each trial, its images and gradients (torch.distributed).
+        num_cpus, num_gpus: of each process.
         time_limit: seconds that a trial may take.
         retries: how often a trial is run again whose worker died.
     """
 
     address: str | None = None
     workers: Positive | None = None
+    processes: Positive = 1
     num_cpus: Annotated[float, Field(gt=0)] = 1
     num_gpus: Annotated[float, Field(ge=0)] = 0
     time_limit: Seconds = 600

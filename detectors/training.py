@@ -25,14 +25,16 @@ import cv2
 import mmcv
 import torch
 from mmcv import Config
-from mmcv.parallel import MMDataParallel
-from mmcv.runner import IterBasedRunner, build_optimizer, build_runner
+from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
+from mmcv.runner import IterBasedRunner, build_optimizer, build_runner, get_dist_info
 from mmcv.runner.iter_based_runner import IterLoader
 from mmdet.apis import set_random_seed
+from mmdet.apis import train as mmdet_train
+from mmdet.core import reduce_mean
 from mmdet.datasets import CocoDataset, build_dataloader, build_dataset, replace_ImageToTensor
 from mmdet.models import build_detector
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
+from torch import distributed, nn
 
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
 from cse_autoloss.version import __version__
@@ -132,6 +134,10 @@ class DetectorTrainer:
 
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
         self._setup = _Setup(options)
+        self._processes = get_dist_info()[1]
+        images = self._setup.config.data.samples_per_gpu
+        if images % self._processes:
+            raise ConfigError(f"detector.batch_size: {images} images cannot be shared evenly by {self._processes} processes")
         self._device = torch.device(self._setup.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self._device.type == "cpu":
             torch.set_num_threads(1)  # a worker is a core: more workers beat more threads at this size
@@ -219,7 +225,7 @@ class DetectorTrainer:
             gradients = torch.autograd.grad(total, predictions[branch], retain_graph=True, allow_unused=True)
             gradients = [gradient for gradient in gradients if gradient is not None]
             rows = sum(prediction.numel() // prediction.shape[1] for prediction in predictions[branch])
-            norms[branch] = sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows
+            norms[branch] = _mean_of_processes(sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows)
         return norms
 
     def _model(self, config: Config, seed: int, warm_head: bool = False) -> nn.Module:
@@ -255,7 +261,7 @@ class DetectorTrainer:
         set_random_seed(seed)
         runner: IterBasedRunner = build_runner(
             config.runner,
-            dict(model=self._parallel(model), optimizer=build_optimizer(model, config.optimizer), logger=_SILENT),
+            dict(model=self._together(model), optimizer=build_optimizer(model, config.optimizer), logger=_SILENT),
         )
         runner.register_lr_hook(config.lr_config)
         runner.register_optimizer_hook(config.optimizer_config)
@@ -276,12 +282,16 @@ class DetectorTrainer:
         model.eval()
         parallel = self._parallel(model)
         dataset = self._dataset(split, training=False)
-        loader = build_dataloader(dataset, _MEASURED_AT_ONCE, 0, dist=False, shuffle=False)
+        loader = build_dataloader(dataset, _MEASURED_AT_ONCE, 0, dist=self._processes > 1, shuffle=False)
         results = []
         for batch in loader:
             watch.check_time()
             found = parallel(return_loss=False, rescale=True, **batch)
             results += [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # (boxes, masks)
+        if self._processes > 1:  # images were dealt in turn, and some twice where they could not be dealt evenly
+            parts: list[Any] = [None] * self._processes
+            distributed.all_gather_object(parts, results)
+            results = [result for turn in zip(*parts, strict=True) for result in turn][: len(dataset)]
         with quiet():
             values = dataset.evaluate(results, metric="bbox", logger="silent")
         # Without a single detection mmdet returns nothing at all, and the AP is 0.
@@ -291,7 +301,7 @@ class DetectorTrainer:
     def _loader(self, config: Config, split: str, seed: int) -> torch.utils.data.DataLoader:
         return build_dataloader(
             self._dataset(split, training=True),
-            config.data.samples_per_gpu,
+            config.data.samples_per_gpu // self._processes,
             0,  # no loading processes: the images are in memory already
             dist=False,
             seed=seed,
@@ -315,6 +325,12 @@ class DetectorTrainer:
                 )
         return self._datasets[split, training]
 
+    def _together(self, model: nn.Module) -> MMDataParallel | MMDistributedDataParallel:
+        """The model for a training in all processes of the trial, which share its images and average its gradients."""
+        if self._processes == 1:
+            return self._parallel(model)
+        return mmdet_train.build_ddp(model, self._device.type, device_ids=[0], broadcast_buffers=False)
+
     def _parallel(self, model: nn.Module) -> MMDataParallel:
         wrapped = MMDataParallel(model, device_ids=[0] if self._device.type == "cuda" else None)
         if self._device.type == "cpu":
@@ -330,6 +346,7 @@ class DetectorTrainer:
             "data_digest": self._setup.data.digest,
             "weights_digest": self._prepared_digest,
             "batch_size": self._setup.config.data.samples_per_gpu,
+            "processes": self._processes,
             "seed": trial.seed,
             "device": torch.cuda.get_device_name() if self._device.type == "cuda" else f"cpu ({platform.processor()})",
             "host": platform.node(),
@@ -411,7 +428,7 @@ class _Watch:
         self.check_time()
 
     def check_time(self) -> None:
-        if self._deadline and time.monotonic() > self._deadline:
+        if self._deadline and _mean_of_processes(float(time.monotonic() > self._deadline)):  # given up by all or none
             raise _GivenUp(f"time limit reached after {self.curve[-1][0] if self.curve else 0} of {self._steps} steps")
 
 
@@ -427,6 +444,12 @@ def _options(options: Mapping[str, Any]) -> Options:
             raise ConfigError(f"detector.{key}: unknown key; {right}") from None
         message = first["msg"].replace("Input should be", "should be")
         raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None
+
+
+def _mean_of_processes(value: float) -> float:
+    """Over the processes that train a trial together; the value itself where there is one."""
+    on_gpu = distributed.is_initialized() and distributed.get_backend() == "nccl"
+    return reduce_mean(torch.tensor(value, dtype=torch.float64, device="cuda" if on_gpu else "cpu")).item()
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:

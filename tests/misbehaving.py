@@ -3,11 +3,13 @@ import os
 import time
 from pathlib import Path
 
+import torch
+
 from cse_autoloss.trial import TrialResult
 
 
 class MisbehavingTrainer:
-    RAISES, DIES, DIES_ONCE, HANGS = 1, 2, 3, 4
+    RAISES, DIES, DIES_ONCE, HANGS, SECOND_DIES_ONCE = 1, 2, 3, 4, 5
 
     def __init__(self, options, prepared):
         assert prepared == b"weights"
@@ -26,6 +28,11 @@ class MisbehavingTrainer:
             time.sleep(600)
         if trial.seed == self.DIES or trial.seed == self.DIES_ONCE and (self._folder / trial.key).stat().st_size == 1:
             os._exit(1)
+        if trial.seed == self.SECOND_DIES_ONCE and torch.distributed.get_rank() == 1:
+            died = self._folder / f"{trial.key}-died"
+            if not died.exists():
+                died.touch()
+                os._exit(1)
         time.sleep(0.2)
         return TrialResult(trial.key, mAP=0.5, seconds=0.2, provenance={"process": os.getpid()})
 

@@ -50,6 +50,25 @@ def test_workers_live_on_from_trial_to_trial(cluster):
     assert 1 <= len(processes) <= 2 and os.getpid() not in processes
 
 
+def test_a_worker_of_two_processes_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "GRACE", 0.5)
+    section = ClusterSection(workers=1, num_cpus=os.cpu_count() / 2, processes=2, retries=2)  # room for no other beside it
+    with Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer", "folder": str(tmp_path)}) as cluster:
+        cluster.prepare()
+        results = results_of(cluster, [Trial("good-1"), Trial("one-dies", seed=M.SECOND_DIES_ONCE),
+                                       Trial("hangs", seed=M.HANGS, time_limit=1.0), Trial("good-2")])
+    assert results.pop("hangs").failure == "outlived its time limit of 1 s"
+    assert {key: result.mAP for key, result in results.items()} == {"good-1": 0.5, "one-dies": 0.5, "good-2": 0.5}
+    assert (tmp_path / "good-1").read_text() == "xx", "both processes have trained it"
+    assert results["good-1"].provenance["process"] != results["good-2"].provenance["process"], "the first process ended, too"
+
+
+def test_workers_of_several_processes_that_do_not_fit_are_refused():
+    section = ClusterSection(workers=1, processes=2, num_gpus=8)
+    with pytest.raises(ClusterError, match="no worker fits: each needs 2 CPUs and 16 GPUs"):
+        Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer"})
+
+
 def test_workers_that_cannot_start_end_the_run_with_their_reason(tmp_path):
     section = ClusterSection(workers=1, retries=0)
     with Cluster(section, {"trainer": "misbehaving:BrokenTrainer", "folder": str(tmp_path)}) as cluster:
