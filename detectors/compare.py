@@ -147,7 +147,8 @@ def _draw_curves(axes: Sequence[Axes], both: Sequence[WorkDir]) -> None:
             left.plot(*zip(*curves.loss, strict=True), color=colour, label=name)
         if curves.mAP:
             best = max(value for _, value in curves.mAP)
-            right.plot(*zip(*curves.mAP, strict=True), color=colour, marker="o", markersize=4, label=f"{name}: {best:.3f} at best")
+            right.plot(*zip(*curves.mAP, strict=True), color=colour, marker="o", markersize=4,
+                       label=f"{name}: {best:.3f} at best")
     for axis, title in ((left, "training loss (each its own: values of different losses do not compare)"),
                         (right, "mAP of boxes on val")):
         axis.set_title(title, fontsize=9)
@@ -179,5 +180,5 @@ def _draw_boxes(cell: Axes, image: np.ndarray, boxes: np.ndarray, labels: np.nda
     for (left, top, right, bottom, *scores), label in zip(boxes, labels, strict=True):
         colour = _CLASS_COLOURS[label % len(_CLASS_COLOURS)]
         cell.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2))
-        cell.text(left, max(top, image.shape[0] * 0.05), " ".join([classes[label], *(f"{score:.2f}" for score in scores)]), fontsize=5, color="white",
-                  verticalalignment="bottom", bbox=dict(facecolor=colour, edgecolor="none", pad=0.6), clip_on=True)
+        cell.text(left, max(top, image.shape[0] * 0.05), " ".join([classes[label], *(f"{score:.2f}" for score in scores)]),
+                  fontsize=5, color="white", verticalalignment="bottom", bbox=dict(facecolor=colour, edgecolor="none", pad=0.6), clip_on=True)

@@ -7,7 +7,6 @@ import ast
 import importlib.util
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,8 +23,8 @@ from cse_autoloss.trial import ConfigError, Found
 from detectors import configure
 from detectors.training import DetectorTrainer
 
-A = Found({"cls": "CSE-Autoloss-A", "reg": "CSE-Autoloss-A"}, {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 0.5, "reg": 8.0}, {})
-B = Found({"cls": "CSE-Autoloss-B", "reg": "CSE-Autoloss-B"}, {"cls": "one_stage_cls", "reg": "reg"}, {"cls": 2.0, "reg": 0.5}, {})
+A = Found(dict.fromkeys(("cls", "reg"), "CSE-Autoloss-A"), {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 0.5, "reg": 8.0}, {})
+B = Found(dict.fromkeys(("cls", "reg"), "CSE-Autoloss-B"), {"cls": "one_stage_cls", "reg": "reg"}, {"cls": 2.0, "reg": 0.5}, {})
 # As MMDetection 3.3's configs/_base_/models/faster-rcnn_r50_fpn.py has it, without what no export looks at.
 THEIRS = """
 model = dict(type='FasterRCNN', backbone=dict(type='ResNet', depth=50), roi_head=dict(

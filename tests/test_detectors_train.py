@@ -1,6 +1,9 @@
 """`cse-search train`: any config, any losses, mmdet's own training; what is wrong is said before anything starts."""
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +149,11 @@ def test_what_is_wrong_is_one_line_before_anything_starts(arguments, message, tm
 
 def test_without_a_launcher_there_are_no_processes_to_join():
     assert join_processes("none") is False
+
+
+def test_a_torchvision_that_is_installed_and_broken_is_as_good_as_none(tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    done = subprocess.run([sys.executable, "-c", "import detectors, mmcv.runner; print('works')"], text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}, cwd=tmp_path)
+    assert done.stdout == "works\n", done.stderr[-1000:]
