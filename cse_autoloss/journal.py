@@ -238,6 +238,17 @@ class Journal:
         self._database.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL, ?, NULL)",
                                (trial.key, kind, candidate, label, trial.to_json(), time.time()))
 
+    def restart_trial(self, key: str) -> None:
+        """A trial that was in flight when the run was stopped begins anew: its time is not the pause's."""
+        self._database.execute("UPDATE trials SET started = ? WHERE key = ?", (time.time(), key))
+
+    def durations(self, *kinds: str, last: int) -> list[float]:
+        """Seconds from start to finish of the trials of these kinds that were started last and are finished."""
+        rows = self._database.execute(
+            f"SELECT finished - started FROM trials WHERE kind IN ({','.join('?' * len(kinds))}) AND result IS NOT NULL "
+            "ORDER BY rowid DESC LIMIT ?", (*kinds, last))
+        return [seconds for (seconds,) in rows]
+
     def finish_trial(self, result: TrialResult) -> None:
         self._database.execute("UPDATE trials SET result = ?, mAP = ?, failure = ?, finished = ? WHERE key = ?",
                                (result.to_json(), result.mAP, result.failure, time.time(), result.key))

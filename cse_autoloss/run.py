@@ -85,10 +85,10 @@ def versions() -> dict[str, str]:
 def _drive(journal: Journal, console: Console) -> None:
     started = time.monotonic()
     config = parse_config(journal["config"])
-    with journal.step():
-        journal["driver started"] = time.time()
     try:
         if read_status(journal).phase != "finished":
+            with journal.step():
+                journal["driver started"] = time.time()
             with Cluster(config.cluster, config.detector) as cluster, watching(journal, console) as watch:
                 Search(config, journal["spaces"], journal, cluster, watch).run()
         status = read_status(journal)

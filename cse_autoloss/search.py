@@ -67,6 +67,8 @@ class Search:
         self._watch([])
         self._cluster.prepare()
         for row in self._journal.trials(finished=False):  # in flight when the run was last stopped
+            with self._journal.step():
+                self._journal.restart_trial(row.trial.key)
             self._cluster.submit(row.trial)
         self._tune()
         if not self._journal["searched"]:
@@ -164,10 +166,9 @@ class Search:
 
     def _reserve(self) -> float:
         """Seconds that a training which starts now and the comparison after it will take, by the trainings so far."""
-        done = [row.finished - row.started for kind in ("tune", "proxy") for row in self._journal.trials(kind, finished=True)]
         final = self._config.final
         waves = 1 + math.ceil(final.seeds * (2 + final.candidates) / self._cluster.size)
-        return waves * statistics.mean(done[-10:]) * MEASURING_TEST
+        return waves * statistics.mean(self._journal.durations("tune", "proxy", last=10)) * MEASURING_TEST
 
     def _launch(self, kind: str, candidate: Candidate, fate: str, **options: Any) -> Trial:
         trial = self._trial(f"{kind}-{candidate.id}", candidate.losses, **options)

@@ -36,7 +36,8 @@ class Status:
         simulated, trained, failed: counts of candidates (choices of losses for all searched branches).
         trials: (done, allowed) proxy trainings.
         running: keys of the trials that run, with their seconds so far.
-        trials_per_hour: proxy trainings, by the wall-clock of the search so far.
+        trials_per_hour: proxy trainings, by the wall-clock of the driver that is at it (or was, last), or None before its
+            first.
         seconds_left: estimate until the proxy trainings are done, or None before the first ones.
         baseline: mAP on val of the tuned default loss, and its loss-weight scales and learning-rate scale.
         best: the fittest found candidate: id, losses, fitness.
@@ -71,9 +72,10 @@ def read_status(journal: Journal) -> Status:
     counts = Counter(candidate.fate for candidate in journal.candidates())
     comparison = read_comparison(journal)
     rate = left = None
-    if done:
-        elapsed = max(row.finished for row in done) - min(row.started for row in proxies)
-        rate = 3600 * len(done) / max(elapsed, 1e-9)
+    # A run may have stood still between two drivers: the rate is this driver's.
+    since = max(journal["driver started"] or 0, min((row.started for row in proxies), default=0))
+    if recent := [row for row in done if row.finished > since]:
+        rate = 3600 * len(recent) / (max(row.finished for row in recent) - since)
         left = 0.0 if journal["searched"] else max(config.budget.trials - len(done), 0) / rate * 3600
         if config.budget.minutes and not journal["searched"]:
             left = max(0.0, min(left, journal["driver started"] + 60 * config.budget.minutes - now))

@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from cse_autoloss.journal import Fate, Journal
+from cse_autoloss.status import read_status
 from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
 
@@ -69,3 +70,32 @@ def test_a_driver_killed_between_two_steps_loses_neither_the_first_nor_half_of_t
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")])
     assert done.returncode == -signal.SIGKILL
     assert Journal.resume(tmp_path / "run")["round"] == 1
+
+
+def test_a_pause_between_two_drivers_counts_neither_as_training_nor_as_searching(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    journal = Journal.create(tmp_path / "run", {"config": {}, "driver started": 1000.0})
+
+    def start(key):
+        with journal.step():
+            journal.start_trial("proxy", Trial(key), journal.add_candidate({}, {}, "offspring", 1, Fate.TRAINING))
+
+    def finish(key, seconds):
+        clock[0] += seconds
+        with journal.step():
+            journal.finish_trial(TrialResult(key, 0.3))
+
+    start("proxy-1")
+    finish("proxy-1", 20)
+    assert read_status(journal).trials_per_hour == pytest.approx(180)
+    start("proxy-2")
+    clock[0] += 36_000  # killed, and resumed ten hours later
+    with journal.step():
+        journal["driver started"] = clock[0]
+        journal.restart_trial("proxy-2")
+    assert read_status(journal).trials_per_hour is None
+    finish("proxy-2", 30)
+    assert read_status(journal).trials_per_hour == pytest.approx(120)
+    assert journal.durations("proxy", last=10) == pytest.approx([30, 20])
+    assert journal.durations("proxy", last=1) == pytest.approx([30])
