@@ -134,6 +134,12 @@ class Cluster:
 
     def __init__(self, section: ClusterSection, options: Mapping[str, Any]) -> None:
         self._section, self._options, self._trainer = section, options, options["trainer"]
+        self._prepared: Any = None
+        self._starting: dict[Any, Any] = {}  # ready ref -> worker
+        self._idle: list[Any] = []
+        self._running: dict[Any, Running] = {}  # result ref -> what runs
+        self._again: list[tuple[Trial, int]] = []  # trials whose worker died, with their next attempt
+        self._failed_starts = 0
         address = section.address or os.environ.get("RAY_ADDRESS")
         self._joined = address is not None
         cores = max(os.cpu_count() or 1, math.ceil((section.workers or 1) * section.processes * section.num_cpus))
@@ -154,12 +160,6 @@ class Cluster:
         except ClusterError:
             self.close()
             raise
-        self._prepared: Any = None
-        self._starting: dict[Any, Any] = {}  # ready ref -> worker
-        self._idle: list[Any] = []
-        self._running: dict[Any, Running] = {}  # result ref -> what runs
-        self._again: list[tuple[Trial, int]] = []  # trials whose worker died, with their next attempt
-        self._failed_starts = 0
 
     def __enter__(self) -> Cluster:
         return self
@@ -168,8 +168,7 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        for worker in [*getattr(self, "_starting", {}).values(), *getattr(self, "_idle", ()),
-                       *(running.worker for running in getattr(self, "_running", {}).values())]:
+        for worker in [*self._starting.values(), *self._idle, *(running.worker for running in self._running.values())]:
             ray.kill(worker)
         ray.shutdown()
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from cse_autoloss.config import parse_config
 from cse_autoloss.journal import Candidate, Journal, found_label
-from cse_autoloss.standalone import standalone_module
 from cse_autoloss.space import load_space
+from cse_autoloss.standalone import CLASS_NAMES, standalone_module
 from cse_autoloss.status import read_comparison
 from cse_autoloss.trial import ConfigError, Found, load_trainer
-
-CLASSES = {"cls": "ClassificationLoss", "reg": "RegressionLoss"}
 
 
 def ranking(journal: Journal) -> list[Candidate]:
@@ -58,7 +56,7 @@ def export_run(journal: Journal, output: Path, rank: int = 1, base: str | None =
     for branch, expression in loss.losses.items():
         space = load_space(loss.spaces[branch])
         files[output.with_name(f"{output.stem}_{branch}.py")] = standalone_module(
-            space.expression(expression), space, CLASSES[branch], loss.loss_weights[branch])
+            space.expression(expression), space, CLASS_NAMES[branch], loss.loss_weights[branch])
     for path, content in files.items():
         write_text(path, content)
     return list(files)

@@ -23,6 +23,8 @@ from cse_autoloss.space import INPUTS, SearchSpace
 _INFIX = {torch.add: "({} + {})", torch.sub: "({} - {})", torch.mul: "({} * {})", torch.neg: "(-{})"}
 _LINE = 100  # a longer statement is cut in two
 
+#: Branch to what its loss's class is called in an exported file.
+CLASS_NAMES = {"cls": "ClassificationLoss", "reg": "RegressionLoss"}
 _PARTS = {
     "two_stage": (variables.two_stage_variables, variables.two_stage_loss),
     "one_stage": (variables.one_stage_variables, variables.one_stage_loss),

@@ -10,11 +10,11 @@ from typing import Any
 
 from mmcv import Config
 
+from cse_autoloss.standalone import CLASS_NAMES
 from cse_autoloss.trial import ConfigError, Found
 from detectors import configure
 from detectors.export import header
 
-_CLASSES = {"cls": "ClassificationLoss", "reg": "RegressionLoss"}  # in NAME_cls.py and NAME_reg.py
 # A detector's type to its config here, whose heads are those of MMDetection 3's, and to MMDetection 3's own config.
 _OWN = {
     "FasterRCNN": ("faster_rcnn_r50", "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"),
@@ -55,7 +55,7 @@ def files(base: str | None, run: Config, found: Found, name: str) -> dict[str, s
             raise ConfigError(f"--config {base}: the {branch} loss was found for {found.spaces[branch]}, this detector's is "
                               f"{spaces[branch]}")
     configure.set_losses(model, {
-        branch: dict(type=f"Found{_CLASSES[branch]}", loss_weight=round(found.loss_weights[branch], 6))
+        branch: dict(type=f"Found{CLASS_NAMES[branch]}", loss_weight=round(found.loss_weights[branch], 6))
         for branch in found.losses
     })
     return {
@@ -91,10 +91,10 @@ def _config(inherited: str, model: Mapping[str, Any], imports: list[str], found:
 def _module(name: str, found: Found) -> str:
     """The heads, which MMDetection 3 alone can import, and the losses of NAME_cls.py and NAME_reg.py in its registry."""
     last_import = "from mmdet.utils import reduce_mean\n"
-    imports = "".join(f"from {name}_{branch} import {_CLASSES[branch]}\n" for branch in found.losses)
+    imports = "".join(f"from {name}_{branch} import {CLASS_NAMES[branch]}\n" for branch in found.losses)
     heads = Path(__file__).with_name("mmdet3_heads.py").read_text(encoding="utf-8")
     return heads.replace(last_import, f"{last_import}{imports}") + "".join(
-        f"\n\n@MODELS.register_module()\nclass Found{_CLASSES[branch]}({_CLASSES[branch]}):\n"
+        f"\n\n@MODELS.register_module()\nclass Found{CLASS_NAMES[branch]}({CLASS_NAMES[branch]}):\n"
         "    def __init__(self, use_sigmoid=None, **options):  # what heads say of the logits, the loss knows\n"
         "        super().__init__(**options)\n"
         for branch in found.losses

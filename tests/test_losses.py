@@ -272,6 +272,7 @@ def test_a_loss_copies_pickles_and_moves(space: str, name: str) -> None:
     torch.save(loss.state_dict(), saved)
     saved.seek(0)
     loss.load_state_dict(torch.load(saved, weights_only=True))
+    # Pickled and read back here alone, as spawn and Ray do with a module that they hand to another process.
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), loss.to("cpu").train()):
         assert torch.equal(other(**arguments), loss(**arguments)) and other.loss_weight == 3.0
 
