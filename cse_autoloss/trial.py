@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -135,8 +135,12 @@ class Trainer(Protocol):
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
         """Import, load the data, stay: every later trial of this worker pays none of that again."""
 
-    def train(self, trial: Trial) -> TrialResult:
-        """Train and measure. Raises nothing for a loss that diverges: that is a failed result with its reason."""
+    def train(self, trial: Trial, progress: Callable[[int, int], None] | None = None) -> TrialResult:
+        """Train and measure. Raises nothing for a loss that diverges: that is a failed result with its reason.
+
+        Args:
+            progress: called with (steps done, steps in all) now and then.
+        """
 
     @staticmethod
     def export(options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2",

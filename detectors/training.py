@@ -16,7 +16,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -147,12 +147,12 @@ class DetectorTrainer:
         self._datasets: dict[tuple[str, bool], CocoDataset] = {}
         self._default_norms: dict[str, float] | None = None
 
-    def train(self, trial: Trial) -> TrialResult:
+    def train(self, trial: Trial, progress: Callable[[int, int], None] | None = None) -> TrialResult:
         started = time.monotonic()
         verify = trial.task == "verify"
         split = "verify" if verify else "train"
         steps = self._setup.verify_steps if verify else self._setup.steps
-        watch = _Watch(steps, trial.time_limit and started + trial.time_limit)
+        watch = _Watch(steps, progress, trial.time_limit and started + trial.time_limit)
         try:
             config, weights = self._with_losses(trial)
             model = self._model(config, trial.seed)
@@ -407,11 +407,14 @@ class _GivenUp(Exception):
 
 
 class _Watch:
-    """Follows a training: records its curve, gives up on divergence and when time is over."""
+    """Follows a training: records its curve, reports progress, gives up on divergence and when time is over."""
 
-    def __init__(self, steps: int, deadline: float | None = None) -> None:
+    def __init__(
+        self, steps: int, progress: Callable[[int, int], None] | None = None, deadline: float | None = None
+    ) -> None:
         self.curve: list[tuple[int, float]] = []
         self._steps = steps
+        self._progress = progress
         self._deadline = deadline
         self._every = max(1, steps // 50)
 
@@ -420,6 +423,8 @@ class _Watch:
             raise _GivenUp(f"diverged at step {step}: loss {loss:g}, gradient norm {gradient_norm:g}")
         if step % self._every == 0 or step == self._steps:
             self.curve.append((step, loss))
+            if self._progress:
+                self._progress(step, self._steps)
         self.check_time()
 
     def check_time(self) -> None:

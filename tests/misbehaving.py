@@ -19,7 +19,7 @@ class MisbehavingTrainer:
     def prepare(options):
         return b"weights"
 
-    def train(self, trial):
+    def train(self, trial, progress=None):
         with open(self._folder / trial.key, "a") as log:
             log.write("x")
         if trial.seed == self.RAISES:
