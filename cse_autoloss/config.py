@@ -89,8 +89,22 @@ class TuningSection(Section):
     lr_scales: list[Annotated[float, Field(gt=0)]] = []
 
 
+class ConfirmSection(Section):
+    """A second look at the fittest found losses: one training's mAP is luck as much as loss.
+
+    They train again on seeds of their own, neither the search's nor the comparison's, and are ranked by the mean of these.
+
+    Attributes:
+        candidates: how many of the fittest; 0 for none, then fitness ranks them.
+        seeds: trainings of each.
+    """
+
+    candidates: Annotated[int, Field(ge=0)] = 5
+    seeds: Positive = 2
+
+
 class FinalSection(Section):
-    """The comparison at the end, on seeds that the search has not used.
+    """The comparison at the end, on seeds that nothing was chosen by.
 
     Attributes:
         candidates: how many of the best found losses take part.
@@ -135,6 +149,7 @@ class Config(Section):
     search: SearchSection = SearchSection()
     budget: BudgetSection = BudgetSection()
     tuning: TuningSection = TuningSection()
+    confirm: ConfirmSection = ConfirmSection()
     final: FinalSection = FinalSection()
     cluster: ClusterSection = ClusterSection()
 

@@ -14,7 +14,7 @@ from cse_autoloss.trial import ConfigError, Found, load_trainer
 
 
 def ranking(journal: Journal) -> list[Candidate]:
-    """Found candidates, best first: those of the final comparison by their mean there, then the others by fitness."""
+    """Found candidates, best first: those of the final comparison by their mean there, then as the search ranked them."""
     means = {row.label: statistics.mean(row.val) for row in read_comparison(journal) if row.val}
     return sorted(journal.found(), key=lambda candidate: -means.get(found_label(candidate), -1.0))
 
@@ -33,6 +33,7 @@ def found(journal: Journal, rank: int = 1) -> Found:
     compared = [entry for entry in read_comparison(journal) if entry.label == found_label(candidate)]
     provenance = {
         "run": str(journal.folder), "candidate": candidate.id, "rank": rank, "mAP on val": candidate.fitness,
+        "mAP on val, confirmed": candidate.confirmed,
         "seed": row.trial.seed, "steps": row.result.steps,
         "mAP on fresh seeds": {"val": list(compared[0].val), "test": list(compared[0].test)} if compared else None,
         **row.result.provenance}

@@ -44,7 +44,7 @@ CREATE INDEX candidates_by_fate ON candidates (fate);
 CREATE INDEX candidates_by_fingerprint ON candidates (fingerprint);
 CREATE TABLE trials (
     key TEXT PRIMARY KEY,
-    kind TEXT,              -- 'tune', 'simulate', 'proxy', 'final'
+    kind TEXT,              -- 'tune', 'simulate', 'proxy', 'confirm', 'final'
     candidate INTEGER REFERENCES candidates,
     label TEXT,             -- whom a tune or final trial belongs to
     trial TEXT,             -- JSON: Trial
@@ -70,7 +70,10 @@ class Fate:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A choice of losses on its way through the search."""
+    """A choice of losses on its way through the search.
+
+    ``fitness`` is mAP on val after the proxy training, ``confirmed`` its mean over the trainings that confirmed it, so far.
+    """
 
     id: int
     losses: Mapping[str, str]
@@ -81,6 +84,7 @@ class Candidate:
     reason: str | None
     simulated: float | None
     fitness: float | None
+    confirmed: float | None
 
 
 def found_label(candidate: Candidate) -> str:
@@ -215,8 +219,9 @@ class Journal:
         return candidate
 
     def found(self) -> list[Candidate]:
-        """Trained candidates that the search itself found, fittest first."""
-        return self._candidates("fate = ? AND origin NOT LIKE ?", Fate.TRAINED, f"{KNOWN}%", order="fitness DESC, id")
+        """Trained candidates that the search itself found, best first: by ``confirmed`` where they have it, then by fitness."""
+        return self._candidates("fate = ? AND origin NOT LIKE ?", Fate.TRAINED, f"{KNOWN}%",
+                                order="confirmed DESC NULLS LAST, fitness DESC, id")
 
     def candidate_like(self, fingerprint: Mapping[str, str]) -> Candidate | None:
         """The first candidate with the same gradients in every branch, or None."""
@@ -224,8 +229,10 @@ class Journal:
         return found[0] if found else None
 
     def _candidates(self, where: str, *values: Any, order: str = "id") -> list[Candidate]:
-        rows = self._database.execute("SELECT id, losses, fingerprint, origin, round, fate, reason, simulated, fitness "
-                                      f"FROM candidates WHERE {where} ORDER BY {order}", values)
+        confirmed = ("SELECT AVG(COALESCE(mAP, 0)) FROM trials "  # a training that failed counts as 0
+                     "WHERE kind = 'confirm' AND candidate = candidates.id AND result IS NOT NULL")
+        rows = self._database.execute("SELECT id, losses, fingerprint, origin, round, fate, reason, simulated, fitness, "
+                                      f"({confirmed}) AS confirmed FROM candidates WHERE {where} ORDER BY {order}", values)
         return [Candidate(row[0], json.loads(row[1]), json.loads(row[2]), *row[3:]) for row in rows]
 
     def count(self, *fates: str) -> int:

@@ -83,9 +83,12 @@ def _page(journal: Journal, status: Status, exported: list[Path], curves: Mappin
         counts = ", ".join(f"{fate} {count:,}" for fate, count in fates.most_common())
         lines += [f"Where {branch} expressions fell: {counts}", ""]
     lines += ["## Candidates", ""]
-    lines += table(("#", "origin", "round", "tiny set", "val mAP", "formula"), (
-        (c.id, c.origin, c.round, "" if c.simulated is None else f"{c.simulated:.3f}", f"{c.fitness:.3f}", formula(c.losses))
+    lines += table(("#", "origin", "round", "tiny set", "val mAP", "confirmed", "formula"), (
+        (c.id, c.origin, c.round, "" if c.simulated is None else f"{c.simulated:.3f}", f"{c.fitness:.3f}",
+         "" if c.confirmed is None else f"{c.confirmed:.3f}", formula(c.losses))
         for c in _trained(journal)[:SHOWN]))
+    if confirmed := len({row.trial.seed for row in journal.trials("confirm")}):
+        lines += [f"Confirmed: mean mAP on val over {confirmed} seeds that neither the search nor the comparison uses.", ""]
     if failed := journal.candidates(Fate.FAILED):
         lines += ["Failed trainings:", "", *(f"* #{c.id}: {c.reason}" for c in failed[:SHOWN]), ""]
     lines += ["## Provenance", "", *(f"* {name}: {value}" for name, value in _provenance(journal)), ""]

@@ -1,6 +1,6 @@
 """The search: the loop that ties the rooms together.
 
-    prepare -> tune the default loss -> evolve until the budget is spent -> compare on fresh seeds
+    prepare -> tune the default loss -> evolve until the budget is spent -> confirm the fittest -> compare on fresh seeds
 
 The journal is the loop's memory: what is to be done next is read from it, and each step is written to it before the next
 one begins. So a run that was killed goes on where it stood.
@@ -29,7 +29,7 @@ from cse_autoloss.space import SearchSpace, load_space
 from cse_autoloss.trial import Trial, TrialResult
 
 RELEASED = "CSE-Autoloss"  # the known loss of this name in the detector's cls space is compared with at the end
-FINAL_SEEDS = 1000  # seeds of the final comparison start here, away from those of the search
+CONFIRM_SEEDS, FINAL_SEEDS = 1000, 2000  # from the search's seed on: confirmation's and comparison's are nobody else's
 MAX_BARREN_ROUNDS = 50
 MEASURING_TEST = 1.25  # a final trial measures test beside val
 
@@ -73,6 +73,7 @@ class Search:
         self._tune()
         if not self._journal["searched"]:
             self._evolve()
+        self._confirm()
         self._compare()
 
     # --- phases ---
@@ -81,12 +82,12 @@ class Search:
         """Train the default loss at each loss-weight scale, then at each learning rate; the best on val is the baseline."""
         tuning = self._config.tuning
         self._do_all("tune", [
-            (f"scale {cls:g}, {reg:g}", self._trial(f"tune-{cls:g}-{reg:g}", {}, scale={"cls": cls, "reg": reg}))
+            (f"scale {cls:g}, {reg:g}", None, self._trial(f"tune-{cls:g}-{reg:g}", {}, scale={"cls": cls, "reg": reg}))
             for cls, reg in tuning.scales])
         best = self._best_tuned()
         self._tuned = {"scale": best.scale, "lr_scale": 1.0}
         if tuning.lr_scales:
-            self._do_all("tune", [(f"learning rate {lr:g}", self._trial(f"tune-lr-{lr:g}", {}, lr_scale=lr))
+            self._do_all("tune", [(f"learning rate {lr:g}", None, self._trial(f"tune-lr-{lr:g}", {}, lr_scale=lr))
                                   for lr in tuning.lr_scales])
             best = self._best_tuned()
         self._tuned = {"scale": best.scale, "lr_scale": best.lr_scale}
@@ -120,17 +121,28 @@ class Search:
         with self._journal.step():
             self._journal["searched"] = True
 
+    def _confirm(self) -> None:
+        """The fittest by one training train again on seeds of their own; the best by their mean take part in the comparison."""
+        settings, found = self._config.confirm, self._journal.found()
+        fittest = sorted(found, key=lambda candidate: -candidate.fitness)[: settings.candidates]
+        self._do_all("confirm", [
+            (found_label(candidate), candidate.id, self._trial(
+                f"confirm-{candidate.id}-{seed}", candidate.losses, seed=self._config.seed + CONFIRM_SEEDS + seed))
+            for seed in range(settings.seeds) for candidate in fittest])
+
     def _compare(self) -> None:
         """Default, released and best found, each trained on the same fresh seeds, measured on val and test."""
-        entries: dict[str, Mapping[str, str]] = {DEFAULT: {}}
+        entries: dict[str, tuple[int | None, Mapping[str, str]]] = {DEFAULT: (None, {})}
         released = next((name for name in load_space(self._origins["cls"]).losses if name.startswith(RELEASED)), None)
         if all(released in space.losses for space in self._spaces.values()):
-            entries[released] = {branch: str(space.losses[released].expression) for branch, space in self._spaces.items()}
+            entries[released] = None, {branch: str(space.losses[released].expression)
+                                       for branch, space in self._spaces.items()}
         for candidate in self._journal.found()[: self._config.final.candidates]:
-            entries[found_label(candidate)] = candidate.losses
+            entries[found_label(candidate)] = candidate.id, candidate.losses
         self._do_all("final", [
-            (label, self._trial(f"final-{label}-{seed}", losses, evaluate=("val", "test"), seed=FINAL_SEEDS + seed))
-            for seed in range(self._config.final.seeds) for label, losses in entries.items()])
+            (label, candidate, self._trial(f"final-{label}-{seed}", losses, evaluate=("val", "test"),
+                                           seed=self._config.seed + FINAL_SEEDS + seed))
+            for seed in range(self._config.final.seeds) for label, (candidate, losses) in entries.items()])
         with self._journal.step():
             self._journal["compared"] = True
 
@@ -165,9 +177,10 @@ class Search:
         return late and bool(self._journal.found())
 
     def _reserve(self) -> float:
-        """Seconds that a training which starts now and the comparison after it will take, by the trainings so far."""
-        final = self._config.final
-        waves = 1 + math.ceil(final.seeds * (2 + final.candidates) / self._cluster.size)
+        """Seconds that a training which starts now and what comes after the search will take, by the trainings so far."""
+        confirm, final = self._config.confirm, self._config.final
+        trainings = confirm.seeds * confirm.candidates, final.seeds * (2 + final.candidates)
+        waves = 1 + sum(math.ceil(count / self._cluster.size) for count in trainings)
         return waves * statistics.mean(self._journal.durations("tune", "proxy", last=10)) * MEASURING_TEST
 
     def _launch(self, kind: str, candidate: Candidate, fate: str, **options: Any) -> Trial:
@@ -266,15 +279,15 @@ class Search:
         settings = {"seed": self._config.seed, "time_limit": self._config.cluster.time_limit, **self._tuned, **options}
         return Trial(key, dict(losses), {branch: self._origins[branch] for branch in losses}, **settings)
 
-    def _do_all(self, kind: str, trials: Iterable[tuple[str, Trial]]) -> None:
-        """Train all that the journal does not hold yet, given as (label, trial); wait until none of the kind is running."""
+    def _do_all(self, kind: str, trials: Iterable[tuple[str, int | None, Trial]]) -> None:
+        """Train all that the journal does not hold yet, given as (label, candidate, trial); wait until all have finished."""
         known = {row.trial.key for row in self._journal.trials(kind)}
-        queue = [(label, trial) for label, trial in trials if trial.key not in known]
+        queue = [entry for entry in trials if entry[-1].key not in known]
         while queue or self._journal.trials(kind, finished=False):
             while queue and self._cluster.free > 0:
-                label, trial = queue.pop(0)
+                label, candidate, trial = queue.pop(0)
                 with self._journal.step():
-                    self._journal.start_trial(kind, trial, label=label)
+                    self._journal.start_trial(kind, trial, candidate, label)
                 self._cluster.submit(trial)
             self._collect()
 

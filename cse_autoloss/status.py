@@ -30,7 +30,7 @@ class Status:
     """How a run stands.
 
     Attributes:
-        phase: preparing, tuning, searching, comparing, or finished.
+        phase: preparing, tuning, searching, confirming, comparing, or finished.
         funnel: branch to counts of expressions: generated, unique, verified, optimised (they optimise predictions), distinct
             (with gradients that no earlier candidate has).
         simulated, trained, failed: counts of candidates (choices of losses for all searched branches).
@@ -40,7 +40,7 @@ class Status:
             first.
         seconds_left: estimate until the proxy trainings are done, or None before the first ones.
         baseline: mAP on val of the tuned default loss, and its loss-weight scales and learning-rate scale.
-        best: the fittest found candidate: id, losses, fitness.
+        best: of the found candidates: id, losses, mAP (of its confirmation's mean, where it has been confirmed).
         comparison: the final table, as far as it has come.
     """
 
@@ -81,7 +81,7 @@ def read_status(journal: Journal) -> Status:
             left = max(0.0, min(left, journal["driver started"] + 60 * config.budget.minutes - now))
     tuned = journal["tuned"]
     if journal["searched"]:
-        phase = "finished" if journal["compared"] else "comparing"
+        phase = "finished" if journal["compared"] else "comparing" if journal.trials("final") else "confirming"
     else:
         phase = "searching" if tuned else "tuning" if journal.trials("tune") else "preparing"
     best = next(iter(journal.found()), None)
@@ -92,7 +92,8 @@ def read_status(journal: Journal) -> Status:
         running=tuple((row.trial.key, now - row.started) for row in journal.trials(finished=False)),
         trials_per_hour=rate, seconds_left=left,
         baseline={"mAP": max(row.result.mAP or 0 for row in journal.trials("tune", finished=True)), **tuned} if tuned else None,
-        best={"id": best.id, "losses": dict(best.losses), "mAP": best.fitness} if best else None,
+        best={"id": best.id, "losses": dict(best.losses), "mAP": best.fitness if best.confirmed is None else best.confirmed}
+        if best else None,
         comparison=comparison)
 
 

@@ -99,3 +99,24 @@ def test_a_pause_between_two_drivers_counts_neither_as_training_nor_as_searching
     assert read_status(journal).trials_per_hour == pytest.approx(120)
     assert journal.durations("proxy", last=10) == pytest.approx([30, 20])
     assert journal.durations("proxy", last=1) == pytest.approx([30])
+
+
+def test_found_losses_are_ranked_by_their_confirmation_in_which_a_failure_counts_nothing(tmp_path):
+    journal = Journal.create(tmp_path / "run", {})
+
+    def confirm(candidate, seed, mAP):
+        trial = Trial(f"confirm-{candidate}-{seed}", seed=seed)
+        journal.start_trial("confirm", trial, candidate)
+        if mAP is not None:
+            journal.finish_trial(TrialResult(trial.key, mAP or None, failure=None if mAP else "diverged at step 3"))
+
+    with journal.step():
+        lucky, steady, fragile, unconfirmed = (
+            journal.add_candidate({"reg": text}, {"reg": text}, "offspring", 1, Fate.TRAINED, fitness=fitness)
+            for text, fitness in (("U", 0.4), ("I", 0.3), ("E", 0.35), ("1", 0.2)))
+        for candidate, values in ((lucky, (0.2, 0.22)), (steady, (0.3, 0.32)), (fragile, (0.36, 0.0))):
+            for seed, value in enumerate(values):
+                confirm(candidate, seed, value)
+        confirm(steady, 2, None)  # still running: it says nothing yet
+    assert [candidate.id for candidate in journal.found()] == [steady, lucky, fragile, unconfirmed]
+    assert [candidate.confirmed for candidate in journal.found()] == pytest.approx([0.31, 0.21, 0.18, None])

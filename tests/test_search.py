@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cse_autoloss.export import found as found_by_rank
-from cse_autoloss.journal import Journal
+from cse_autoloss.journal import Journal, found_label
 from cse_autoloss.trial import ConfigError
 from detectors.configure import read_config
 
@@ -19,6 +19,7 @@ detector: {trainer: "detectors.training:DetectorTrainer", config: faster_rcnn_pr
            steps: 20, verify_steps: 10, warmup_steps: 20}
 search: {branch: both, known: 1, population: 4, tournament: 2, offspring: 4000, simulations: 2, promoted: 1}
 budget: {trials: 3}
+confirm: {candidates: 2, seeds: 1}
 tuning: {scales: [[1, 1]]}
 final: {candidates: 1, seeds: 1}
 cluster: {workers: 2, num_cpus: 0.5, time_limit: 120}
@@ -86,18 +87,30 @@ def test_every_stage_was_real(finished):
     journal = Journal.read(folder)
     for row in journal.trials(finished=True):
         assert row.result.failure or row.result.provenance["torch"], "each mAP stands beside what it was measured with"
-    assert {"tune", "simulate", "proxy", "final"} == {row.kind for row in journal.trials(finished=True)}
+    assert {"tune", "simulate", "proxy", "confirm", "final"} == {row.kind for row in journal.trials(finished=True)}
     fates = dict(journal.expressions("reg"))
     assert "passed" in fates.values() and len(set(fates.values())) > 2
 
 
-def test_the_comparison_is_on_seeds_that_the_search_has_not_used(finished):
+def test_the_comparison_is_on_seeds_that_nothing_was_chosen_by(finished):
     journal = Journal.read(finished[0])
-    used = {row.trial.seed for kind in ("tune", "simulate", "proxy") for row in journal.trials(kind)}
+    used = {row.trial.seed for kind in ("tune", "simulate", "proxy", "confirm") for row in journal.trials(kind)}
     final = journal.trials("final")
     assert used.isdisjoint(row.trial.seed for row in final)
     assert {"default", "CSE-Autoloss-A"} < {row.label for row in final}
     assert all({"val/mAP", "test/mAP"} <= set(row.result.metrics) for row in final if not row.result.failure)
+
+
+def test_the_fittest_are_confirmed_on_seeds_of_their_own_and_ranked_by_that(finished):
+    journal = Journal.read(finished[0])
+    searched = {row.trial.seed for kind in ("tune", "simulate", "proxy") for row in journal.trials(kind)}
+    confirming = journal.trials("confirm")
+    assert confirming and searched.isdisjoint(row.trial.seed for row in confirming)
+    found = journal.found()
+    means = [candidate.confirmed for candidate in found]
+    assert {row.candidate for row in confirming} == {candidate.id for candidate in found[:2]}
+    assert means == sorted(means, reverse=True)
+    assert {row.label for row in journal.trials("final")} >= {found_label(found[0])}
 
 
 def test_the_report_and_the_exported_files_stand_on_their_own(finished):
