@@ -25,8 +25,11 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
 
 
-def read_config(name: str) -> Config:
+def read_config(name: str, option: str = "detector.config") -> Config:
     """A config that comes with the package, by name, or any mmdet config, by path.
+
+    Args:
+        option: where the user gave the name; messages begin with it.
 
     Raises:
         ConfigError: there is no such config, or it does not read.
@@ -35,11 +38,11 @@ def read_config(name: str) -> Config:
     if not path.is_file():
         near = difflib.get_close_matches(name, config_names(), n=1)
         right = f"did you mean {near[0]!r}?" if near else f"names are {', '.join(config_names())}; or give a path"
-        raise ConfigError(f"detector.config: no config {name!r}; {right}")
+        raise ConfigError(f"{option}: no config {name!r}; {right}")
     try:
         return Config.fromfile(str(path))
     except Exception as error:  # a config is a program: anything can come out of it
-        raise ConfigError(f"detector.config: {path} does not read: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{option}: {path} does not read: {type(error).__name__}: {error}") from error
 
 
 def heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -50,13 +53,13 @@ def heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     found = model["roi_head"]["bbox_head"] if "roi_head" in model else model.get("bbox_head")
     if found is None:
-        raise ConfigError("detector.config: its model has neither roi_head nor bbox_head, where box losses stand")
+        raise ConfigError("the config's model has neither roi_head nor bbox_head, where box losses stand")
     found = found if isinstance(found, list) else [found]
     known = {**IOU_AWARE_HEADS, **{name: name for name in IOU_AWARE_HEADS.values()}}
     for head in found:
         if head["type"] not in known:
             raise ConfigError(
-                f"detector.config: no IoU-aware form of the head {head['type']!r}; heads that work: "
+                f"the config's head {head['type']!r} has no IoU-aware form; heads that work: "
                 f"{', '.join(IOU_AWARE_HEADS)}"
             )
     return found

@@ -122,7 +122,7 @@ def read(training: Training) -> Config:
     Raises:
         ConfigError: one line for what is wrong.
     """
-    config = configure.read_config(training.config)
+    config = configure.read_config(training.config, "CONFIG")
     _set_losses(config, training.losses)
     data = training.data or ("embedded" if "proxy" in config else None)
     if data:

@@ -44,8 +44,9 @@ from detectors.datasets import coco
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
-_START_PARTS = ("backbone.", "neck.", "rpn_head.")  # of the warm-up's weights, what trials start from
-_MEASURED_ON = "measured_on."  # prefix of a warm dense head among them: whoever loads them for a training passes it over
+# Of the warm-up's weights, what trials start from: all but the layers that put out what the losses see, and R-CNN heads.
+_START_PARTS = ("backbone.", "neck.", "rpn_head.", "bbox_head.cls_convs.", "bbox_head.reg_convs.")
+_MEASURED_ON = "measured_on."  # prefix of a dense head's other layers: whoever loads them for a training passes them over
 _FEWEST = 10  # steps: fewer are no schedule
 _MEASURED_AT_ONCE = 8  # images
 _SILENT = logging.getLogger("detectors.silent")  # mmcv's runner wants a logger; a trial tells by its result
@@ -61,7 +62,8 @@ class Options(BaseModel):
         config: a name in ``detectors/configs`` or the path of an mmdet config.
         data: ``embedded``, ``coco:/path`` or ``voc:/path``.
         data_seed: of the embedded data set.
-        steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's ``runner.max_iters`` and ``data.samples_per_gpu`` unless given.
+        steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's ``runner.max_iters`` and
+            ``data.samples_per_gpu`` unless given.
         verify_steps, warmup_steps: of the verify task and of the warm-up that all trials start from; the config's
             ``proxy.verify_steps`` and ``proxy.warmup.steps`` unless given. No warm-up at 0: weights as the config says.
         device: ``cpu`` or ``cuda``; a GPU where there is one unless given.
@@ -96,9 +98,10 @@ class DetectorTrainer:
 
     @staticmethod
     def prepare(options: Mapping[str, Any]) -> bytes:
-        """Backbone, neck and RPN after a training with the default losses, or nothing if ``warmup_steps`` is 0.
+        """What trials start from, after a training with the default losses, or nothing if ``warmup_steps`` is 0.
 
-        Beside them a one-stage detector's head, from which no trial starts: the strength of losses is measured on it.
+        Backbone, neck, RPN, the towers of a one-stage head. Beside them the last layers of such a head, from which no trial
+        starts: the strength of losses is measured on them.
 
         Kept in the user's cache under a digest of all that they come from: options, config, data, code, versions.
         """
@@ -113,7 +116,8 @@ class DetectorTrainer:
             worker._fit(model, config, "train", steps, _FIXED_SEED, _Watch(steps))
             weights = {name: value.cpu() for name, value in model.state_dict().items()}
             kept = {name: value for name, value in weights.items() if name.startswith(_START_PARTS)}
-            kept |= {_MEASURED_ON + name: value for name, value in weights.items() if name.startswith("bbox_head.")}
+            head = {name: value for name, value in weights.items() if name.startswith("bbox_head.") and name not in kept}
+            kept |= {_MEASURED_ON + name: value for name, value in head.items()}
             buffer = io.BytesIO()
             torch.save(kept, buffer)
             write_atomically(path, buffer.getvalue())
@@ -126,7 +130,7 @@ class DetectorTrainer:
         if target == "mmdet3":
             return mmdet3.files(base, configure.read_config(options.get("config", Options().config)), found, name)
         if base is not None:
-            return {f"{name}.py": export.user_config(configure.read_config(base), found)}
+            return {f"{name}.py": export.user_config(configure.read_config(base, "--config"), found)}
         setup = _Setup(options)
         weights = setup.warmup_path()
         start = str(weights) if weights.is_file() else None
@@ -205,7 +209,7 @@ class DetectorTrainer:
         On one batch of the train split, from the warm weights and heads that are the same for every trial. The
         gradient is taken in what the heads put out, logits and encoded boxes: there a loss on decoded boxes and one on
         deltas can be compared. A new dense head would not do: its boxes are far from everything, and a classification
-        loss that weighs a positive by its IoU next to nothing there. It has its warm weights, too.
+        loss that weighs a positive by its IoU next to nothing there. Its last layers have their warm weights, too.
         """
         model = self._model(config, _FIXED_SEED, warm_head=True).train()
         batch = next(iter(self._loader(config, "train", _FIXED_SEED)))
@@ -229,7 +233,7 @@ class DetectorTrainer:
         return norms
 
     def _model(self, config: Config, seed: int, warm_head: bool = False) -> nn.Module:
-        """A detector with the warm weights, also those of a dense head if asked; all else initialised from the seed."""
+        """A detector with the warm weights, those of a dense head's last layers if asked; all else initialised from the seed."""
         set_random_seed(seed)
         model = build_detector(config.model)
         with quiet():

@@ -60,17 +60,19 @@ def test_searched_losses_start_as_strong_as_the_defaults_whatever_the_head_puts_
         assert {branch: head[key]["loss_weight"] for branch, key in configure.LOSS_KEYS.items()} == weights
 
 
-def test_the_strength_of_a_dense_heads_losses_is_measured_on_its_warm_weights_and_trials_start_without_them():
+def test_trials_of_dense_heads_start_with_warm_towers_and_new_last_layers_on_whose_warm_weights_losses_are_measured():
     tiny = options("fcos_proxy", warmup_steps=10)
     trainer = DetectorTrainer(tiny, DetectorTrainer.prepare(tiny))
-    assert {name.split(".")[0] for name in trainer._warm} == {"backbone", "neck", "measured_on"}
+    assert {name.split(".")[0] for name in trainer._warm} == {"backbone", "neck", "bbox_head", "measured_on"}
     config = copy.deepcopy(trainer._setup.config)  # mmdet writes into the configs that it builds from
     started, measured = (trainer._model(config, 0, warm_head).state_dict() for warm_head in (False, True))
     new = DetectorTrainer(tiny, b"")._model(config, 0).state_dict()
-    head, backbone = "bbox_head.conv_cls.weight", "backbone.layer4.0.conv1.weight"
+    head, backbone, tower = "bbox_head.conv_cls.weight", "backbone.layer4.0.conv1.weight", "bbox_head.reg_convs.0.conv.weight"
     assert torch.equal(started[head], new[head]) and not torch.equal(started[head], measured[head])
     assert torch.equal(measured[head], trainer._warm[f"measured_on.{head}"])
-    assert torch.equal(started[backbone], measured[backbone]) and torch.equal(started[backbone], trainer._warm[backbone])
+    for name in (backbone, tower):
+        assert torch.equal(started[name], measured[name]) and torch.equal(started[name], trainer._warm[name])
+        assert not torch.equal(started[name], new[name])
 
     text = export.proxy_config(config, trainer._setup.data, FOUND_B, str(trainer._setup.warmup_path()))
     exported = Config.fromstring(text, ".py")
@@ -262,5 +264,5 @@ def test_spaces_and_losses_go_with_the_detector():
     configure.set_losses(model, {"cls": dict(type="SearchedLoss", expression="Focal", space="one_stage_cls")})
     assert model.bbox_head.loss_cls["use_sigmoid"] and model.bbox_head.loss_bbox.type == "GIoULoss"
     model.bbox_head.type = "RetinaHead"
-    with pytest.raises(ConfigError, match="no IoU-aware form of the head 'RetinaHead'.*FCOSHead, ATSSHead"):
+    with pytest.raises(ConfigError, match="the config's head 'RetinaHead' has no IoU-aware form.*FCOSHead, ATSSHead"):
         configure.heads(model)

@@ -165,7 +165,7 @@ def test_a_found_loss_goes_into_a_users_own_config(tmp_path):
     for key in ("optimizer", "lr_config", "data", "runner"):
         assert config[key] == original[key]
     one_stage = base.parents[1] / "sabl" / "sabl_faster_rcnn_r50_fpn_1x_coco.py"
-    with pytest.raises(ConfigError, match="no IoU-aware form of the head 'SABLHead'"):
+    with pytest.raises(ConfigError, match="the config's head 'SABLHead' has no IoU-aware form"):
         DetectorTrainer.export(OPTIONS, found, base=str(one_stage))
 
 
