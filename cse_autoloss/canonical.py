@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from cse_autoloss.expression import MAX_DEPTH, MAX_SIZE, Expression
-from cse_autoloss.primitives import NUMPY, PRIMITIVES, Primitive
+from cse_autoloss.primitives import NUMPY, Primitive
 from cse_autoloss.space import SearchSpace
 
 Program = tuple[str, ...]

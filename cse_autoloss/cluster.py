@@ -150,7 +150,8 @@ class Cluster:
             else:
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error")
         except (OSError, RayError, ValueError, RuntimeError) as error:
-            raise ClusterError(f"cluster.address: cannot reach a Ray cluster at {address}: {' '.join(str(error).split())[:300]}") from error
+            message = " ".join(str(error).split())[:300]
+            raise ClusterError(f"cluster.address: cannot reach a Ray cluster at {address}: {message}") from error
         self._resources = {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus}
         try:
             self.size = section.workers or self._capacity()

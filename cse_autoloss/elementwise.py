@@ -55,7 +55,10 @@ class Formula:
         return self._place(_Node(None, (value,)), (value, value) if math.isfinite(value) else UNBOUNDED)
 
     def apply(self, primitive: Primitive, *args: Term) -> Term:
-        """An elementwise operator, one that has an adjoint, on terms. What it simplifies to has the same value, to the last bit of float32."""
+        """An elementwise operator, one that has an adjoint, on terms.
+
+        What it simplifies to has the same value, to the last bit of float32.
+        """
         if primitive is _NEG:
             return -args[0]
         if all(self.number(arg) is not None for arg in args):
@@ -163,9 +166,11 @@ class Program:
             elif node.primitive is not None and varying.intersection(node.args):
                 varying.add(place)
         self._steps = [(node.primitive and node.primitive.array, node.args) for node in nodes]
-        self._backward = [(place, [(arg, node.primitive.adjoint[i]) for i, arg in enumerate(node.args) if arg in varying], node.args)
-                          for place, node in reversed(list(enumerate(nodes))) if place in varying and node.primitive]
-        self.differentiated = {node.args[0]: place for place, node in enumerate(nodes) if place in varying and not node.primitive}
+        moving = [(place, node) for place, node in enumerate(nodes) if place in varying]
+        self._backward = [
+            (place, [(arg, node.primitive.adjoint[i]) for i, arg in enumerate(node.args) if arg in varying], node.args)
+            for place, node in reversed(moving) if node.primitive]
+        self.differentiated = {node.args[0]: place for place, node in moving if not node.primitive}
 
     def forward(self, leaves: Mapping[str, Tensor]) -> list[Any]:
         """The values of all nodes; the last one is the formula's, but for ``sign``."""

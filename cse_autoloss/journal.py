@@ -195,13 +195,15 @@ class Journal:
 
     def expressions(self, branch: str) -> Iterator[tuple[str, str]]:
         """(text, fate) of every expression that was screened for a branch."""
-        return iter(self._database.execute("SELECT text, fate FROM expressions WHERE branch = ? ORDER BY round, text", (branch,)))
+        rows = self._database.execute("SELECT text, fate FROM expressions WHERE branch = ? ORDER BY round, text", (branch,))
+        return iter(rows)
 
     def add_candidate(self, losses: Mapping[str, str], fingerprint: Mapping[str, str], origin: str, round_number: int,
                       fate: str, reason: str | None = None, fitness: float | None = None) -> int:
         cursor = self._database.execute(
             "INSERT INTO candidates (losses, fingerprint, origin, round, fate, reason, fitness) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (json.dumps(dict(losses)), json.dumps(dict(fingerprint), sort_keys=True), origin, round_number, fate, reason, fitness))
+            (json.dumps(dict(losses)), json.dumps(dict(fingerprint), sort_keys=True), origin, round_number, fate, reason,
+             fitness))
         return int(cursor.lastrowid)
 
     def move(self, candidate: int, fate: str, reason: str | None = None, **numbers: float | None) -> None:

@@ -262,7 +262,8 @@ class OneStageLoss(ExpressionLoss):
         reduction = self._reduction(reduction_override, avg_factor)
         _check_logits(pred, target)
         if weight is not None and weight.shape != target.shape and weight.numel() != pred.numel():
-            raise ValueError(f"weight: expected shape {tuple(target.shape)} or {tuple(pred.shape)}, found {tuple(weight.shape)}")
+            expected = f"{tuple(target.shape)} or {tuple(pred.shape)}"
+            raise ValueError(f"weight: expected shape {expected}, found {tuple(weight.shape)}")
         if self._by_kernel(reduction, pred.numel()):
             rows = ((target >= 0) & (target < pred.shape[1])).nonzero()[:, 0]
             quality = None

@@ -11,7 +11,6 @@ look along it (``Dot`` keeps it, as one column). Values follow the released loss
 from __future__ import annotations
 
 import functools
-import functools
 import itertools
 import math
 from collections.abc import Callable

@@ -16,7 +16,7 @@ import torch
 from cse_autoloss import variables
 from cse_autoloss.canonical import canonical
 from cse_autoloss.expression import Expression
-from cse_autoloss.primitives import PRIMITIVES, Primitive
+from cse_autoloss.primitives import Primitive
 from cse_autoloss.space import INPUTS, SearchSpace
 
 #: How Python writes these functions of torch.

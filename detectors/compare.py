@@ -181,4 +181,5 @@ def _draw_boxes(cell: Axes, image: np.ndarray, boxes: np.ndarray, labels: np.nda
         colour = _CLASS_COLOURS[label % len(_CLASS_COLOURS)]
         cell.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2))
         cell.text(left, max(top, image.shape[0] * 0.05), " ".join([classes[label], *(f"{score:.2f}" for score in scores)]),
-                  fontsize=5, color="white", verticalalignment="bottom", bbox=dict(facecolor=colour, edgecolor="none", pad=0.6), clip_on=True)
+                  fontsize=5, color="white", verticalalignment="bottom", clip_on=True,
+                  bbox=dict(facecolor=colour, edgecolor="none", pad=0.6))

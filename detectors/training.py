@@ -233,7 +233,7 @@ class DetectorTrainer:
         return norms
 
     def _model(self, config: Config, seed: int, warm_head: bool = False) -> nn.Module:
-        """A detector with the warm weights, those of a dense head's last layers if asked; all else initialised from the seed."""
+        """A detector with the warm weights, those of a dense head's last layers if asked; all else made from the seed."""
         set_random_seed(seed)
         model = build_detector(config.model)
         with quiet():

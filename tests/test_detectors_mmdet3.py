@@ -83,7 +83,7 @@ def test_without_a_config_the_full_size_one_of_the_detector_is_inherited(tmp_pat
 @pytest.mark.parametrize(
     ("change", "found", "name", "message"),
     [
-        (("Shared2FCBBoxHead", "DIIHead"), A, "mine", "the config's head 'DIIHead' has no IoU-aware form; heads that work: ConvFC"),
+        (("Shared2FCBBoxHead", "DIIHead"), A, "mine", "head 'DIIHead' has no IoU-aware form; heads that work: ConvFC"),
         (("", ""), B, "mine", "the cls loss was found for one_stage_cls, this detector's is two_stage_cls"),
         (("", ""), A, "my-config", "letters, digits and _ only"),
         (("model =", "_base_ = 'mmdet::x.py'; detector ="), A, "mine", "does not read"),

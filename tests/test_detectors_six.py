@@ -1,5 +1,5 @@
 """Six detectors: the four combinations of searched and default losses train in each; configs are the paper's."""
-import detectors  # isort: skip - before mmdet: makes the mends and registers
+import detectors  # noqa: F401 - before mmdet: makes the mends and registers
 import copy
 
 import pytest
@@ -17,7 +17,8 @@ from detectors.training import DetectorTrainer
 
 FULL = ["faster_rcnn_r50", "faster_rcnn_r101", "cascade_rcnn_r50", "mask_rcnn_r50", "fcos_r50", "atss_r50"]
 PROXIES = ["faster_rcnn_proxy", "faster_rcnn_r101_proxy", "cascade_rcnn_proxy", "mask_rcnn_proxy", "fcos_proxy", "atss_proxy"]
-FOUND_B = Found(dict(cls="CSE-Autoloss-B", reg="CSE-Autoloss-B"), dict(cls="one_stage_cls", reg="reg"), dict(cls=1.0, reg=1.0), {})
+FOUND_B = Found({"cls": "CSE-Autoloss-B", "reg": "CSE-Autoloss-B"}, {"cls": "one_stage_cls", "reg": "reg"},
+                {"cls": 1.0, "reg": 1.0}, {})
 CLASSES = 4
 
 

@@ -154,6 +154,6 @@ def test_without_a_launcher_there_are_no_processes_to_join():
 def test_a_torchvision_that_is_installed_and_broken_is_as_good_as_none(tmp_path):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    done = subprocess.run([sys.executable, "-c", "import detectors, mmcv.runner; print('works')"], text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", "import detectors, mmcv.runner; print('works')"], cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"})
     assert done.stdout == "works\n", done.stderr[-1000:]

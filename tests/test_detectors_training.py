@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import detectors  # isort: skip - before mmdet: makes the mends and registers
+import detectors  # noqa: F401 - before mmdet: makes the mends and registers
 import mmdet
 import pytest
 import torch

@@ -158,7 +158,8 @@ def test_a_spaces_plug_in_brings_an_operator(tmp_path, monkeypatch) -> None:
         "                   lambda sp, x: x**2, r'\\left(#1\\right)^{2}', (2, 0)))\n")
     (tmp_path / "mine.yaml").write_text(
         "name: mine\nbranch: reg\ninputs: boxes\nplugins: [my_operators]\nconstants: [1]\noperators: [Add, Sub, Div, Square]\n"
-        "variables: {U: union, I: intersection}\nlosses:\n  - {name: SquaredIoU, expression: 'Sub(1,Square(Div(I,U)))', source: me}\n")
+        "variables: {U: union, I: intersection}\nlosses:\n"
+        "  - {name: SquaredIoU, expression: 'Sub(1,Square(Div(I,U)))', source: me}\n")
     monkeypatch.syspath_prepend(tmp_path)
     import torch
 

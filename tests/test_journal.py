@@ -14,7 +14,8 @@ from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
 def test_a_trial_and_its_result_come_back_as_they_were(tmp_path):
     journal = Journal.create(tmp_path / "run", {"config": {"seed": 3}})
-    trial = Trial("proxy-1", {"reg": "Sub(1,Div(I,U))"}, {"reg": "reg"}, evaluate=("val", "test"), scale={"reg": 2.0}, time_limit=9.0)
+    trial = Trial("proxy-1", {"reg": "Sub(1,Div(I,U))"}, {"reg": "reg"}, evaluate=("val", "test"), scale={"reg": 2.0},
+                  time_limit=9.0)
     result = TrialResult("proxy-1", 0.25, {"val/mAP": 0.25}, ((10, 1.5),), {"reg": 0.7}, 12.5, 20, None, {"torch": "2.13"})
     with journal.step():
         journal.start_trial("proxy", trial, journal.add_candidate(trial.losses, {"reg": "ab"}, "offspring", 1, Fate.TRAINING))

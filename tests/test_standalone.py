@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_losses import KNOWN, batch, expressions
 
 from cse_autoloss import load_space

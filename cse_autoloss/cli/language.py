@@ -67,7 +67,8 @@ def mmdet_snippet(loss: Expression, space: SearchSpace, loss_weight: float = 1.0
     """The lines of an MMDetection config that use a loss."""
     sigmoid = ", use_sigmoid=True" if space.inputs == "one_stage" else ""
     return (f"custom_imports = dict(imports=['detectors'], allow_failed_imports=False)\n\n"
-            f"loss_{'bbox' if space.branch == 'reg' else 'cls'}=dict(\n    type='SearchedLoss',\n    expression={str(loss)!r},\n"
+            f"loss_{'bbox' if space.branch == 'reg' else 'cls'}=dict(\n    type='SearchedLoss',\n"
+            f"    expression={str(loss)!r},\n"
             f"    space={space.origin!r}{sigmoid}, loss_weight={loss_weight})")
 
 

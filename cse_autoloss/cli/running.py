@@ -89,7 +89,8 @@ def report(folder: Path) -> None:
 @RUN
 @click.option("--rank", type=click.IntRange(min=1), default=1, show_default=True, help="1 is the best that the run found.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The config to write (.py).")
-@click.option("--config", "base", type=click.Path(exists=True, dir_okay=False), help="Your own MMDetection config to put the loss into.")
+@click.option("--config", "base", type=click.Path(exists=True, dir_okay=False),
+              help="Your own MMDetection config to put the loss into.")
 @click.option("--target", type=click.Choice(["mmdet2", "mmdet3"]), default="mmdet2", show_default=True)
 def export(folder: Path, rank: int, output: Path, base: str | None, target: str) -> None:
     """Write a found loss as an MMDetection config, and as a plain PyTorch module beside it."""

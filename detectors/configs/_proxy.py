@@ -55,7 +55,8 @@ custom_imports = dict(imports=["detectors"], allow_failed_imports=False)
 
 # What a trial of a search is beyond a training; read by detectors.training. The warm-up stands in for ImageNet weights:
 # backbone, neck, any RPN and a dense head's towers are trained once with the default losses, nothing frozen. A trial starts
-# from them with new last layers, or R-CNN heads, and like all of mmdet's configs keeps the backbone's first stage and batch statistics as they are.
+# from them with new last layers, or R-CNN heads, and like all of mmdet's configs keeps the backbone's first stage and batch
+# statistics as they are.
 proxy = dict(
     warmup=dict(
         steps=800,
