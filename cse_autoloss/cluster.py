@@ -16,6 +16,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cse_autoloss.config import ClusterSection
 from cse_autoloss.trial import Trial, TrialResult, load_trainer
@@ -32,8 +34,7 @@ class TrialWorker:
     """Trains trials, alone or as the first of several processes.
 
     Args:
-        processes: how many. This actor starts the others, and Ray ends them when it ends. (A placement group that it made
-            would outlive it, and keep their room.)
+        processes: how many. This actor starts the others, in its own placement group, and Ray ends them when it ends.
         resources: of each process, as for an actor's ``options``.
     """
 
@@ -111,6 +112,20 @@ def _prepare(trainer: str, options: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
+class _Worker:
+    """A trial worker, and the placement group in which its processes have their room, all of it or none."""
+
+    actor: Any
+    group: PlacementGroup | None
+
+    def end(self) -> None:
+        """End its processes, those that are left, and give their room back."""
+        ray.kill(self.actor)
+        if self.group:
+            remove_placement_group(self.group)
+
+
+@dataclass(frozen=True)
 class Running:
     """A trial in a worker.
 
@@ -120,7 +135,7 @@ class Running:
     """
 
     trial: Trial
-    worker: Any
+    worker: _Worker
     started: float
     attempt: int
 
@@ -135,8 +150,8 @@ class Cluster:
     def __init__(self, section: ClusterSection, options: Mapping[str, Any]) -> None:
         self._section, self._options, self._trainer = section, options, options["trainer"]
         self._prepared: Any = None
-        self._starting: dict[Any, Any] = {}  # ready ref -> worker
-        self._idle: list[Any] = []
+        self._starting: dict[Any, _Worker] = {}  # ready ref -> worker
+        self._idle: list[_Worker] = []
         self._running: dict[Any, Running] = {}  # result ref -> what runs
         self._again: list[tuple[Trial, int]] = []  # trials whose worker died, with their next attempt
         self._failed_starts = 0
@@ -170,7 +185,7 @@ class Cluster:
 
     def close(self) -> None:
         for worker in [*self._starting.values(), *self._idle, *(running.worker for running in self._running.values())]:
-            ray.kill(worker)
+            worker.end()
         ray.shutdown()
 
     def prepare(self) -> None:
@@ -222,8 +237,7 @@ class Cluster:
             elapsed = time.monotonic() - running.started
             if running.trial.time_limit is not None and elapsed > running.trial.time_limit + GRACE:
                 del self._running[reference]
-                ray.kill(running.worker)
-                self._start_worker()
+                self._replace(running.worker)
                 results.append(TrialResult.failed(
                     running.trial, f"outlived its time limit of {running.trial.time_limit:g} s", elapsed))
         self._dispatch()
@@ -233,7 +247,7 @@ class Cluster:
         while self._idle and self._again:
             worker = self._idle.pop()
             trial, attempt = self._again.pop(0)
-            reference = worker.train.remote(trial.to_json())
+            reference = worker.actor.train.remote(trial.to_json())
             self._running[reference] = Running(trial, worker, time.monotonic(), attempt)
 
     def _settle_trial(self, reference: Any) -> TrialResult | None:
@@ -244,7 +258,7 @@ class Cluster:
             self._idle.append(running.worker)
             return TrialResult.failed(running.trial, _cause(error))
         except RayActorError as error:
-            self._start_worker()
+            self._replace(running.worker)
             if running.attempt <= self._section.retries:
                 self._again.insert(0, (running.trial, running.attempt + 1))
                 return None
@@ -261,15 +275,24 @@ class Cluster:
             self._failed_starts += 1
             if self._failed_starts > self._section.retries:
                 raise ClusterError(f"trial workers do not start: {_cause(error)}") from error
-            self._start_worker()
+            self._replace(worker)
             return
         self._failed_starts = 0
         self._idle.append(worker)
 
+    def _replace(self, worker: _Worker) -> None:
+        worker.end()
+        self._start_worker()
+
     def _start_worker(self) -> None:
-        worker = TrialWorker.options(**self._resources).remote(
-            self._trainer, self._options, self._prepared, self._section.processes, self._resources)
-        self._starting[worker.ready.remote()] = worker
+        processes, options, group = self._section.processes, dict(self._resources), None
+        if processes > 1:
+            room = {"CPU": self._section.num_cpus, "GPU": self._section.num_gpus}
+            group = placement_group([{kind: need for kind, need in room.items() if need}] * processes, strategy="PACK")
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        actor = TrialWorker.options(**options).remote(
+            self._trainer, self._options, self._prepared, processes, self._resources)
+        self._starting[actor.ready.remote()] = _Worker(actor, group)
 
     def _capacity(self) -> int:
         """Workers that fit into the cluster as it is now."""
