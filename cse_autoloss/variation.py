@@ -274,8 +274,8 @@ def _graft(
     lengths = population.lengths - sizes + donor_sizes
     column = np.arange(lengths.max(initial=1))[:, None]
     rows = np.arange(len(population))
-    # Reading beyond a program's end happens only where the result is padding.
-    own = np.minimum(np.where(column < spots, column, column - donor_sizes + sizes), population.programs.shape[1] - 1)
+    # Reading outside a program happens only where the result is the donor's or padding.
+    own = np.clip(np.where(column < spots, column, column - donor_sizes + sizes), 0, population.programs.shape[1] - 1)
     other = np.clip(column - spots + starts, 0, donors.programs.shape[1] - 1)
     inside = (column >= spots) & (column < spots + donor_sizes)
     programs = np.where(inside, donors.programs[rows, other], population.programs[rows, own])

@@ -109,6 +109,8 @@ def test_mutation_changes_most_trees_and_crossover_mixes(space):
     children = {str(child) for child in crossover(rng, tree, leaf, space).expressions()}
     name = next(iter(space.variables))
     assert children == {name, f"Neg({name})", f"Neg(Neg({name}))", f"Neg(Neg(Neg({name})))"}
+    grown = {str(child) for child in crossover(rng, leaf, tree, space).expressions()}  # longer than any mother
+    assert grown == {"1", "Neg(1)", "Neg(Neg(1))", "Neg(Neg(Neg(1)))"}
 
 
 def test_impossible_arguments_are_refused():
