@@ -188,20 +188,25 @@ class Cluster:
             worker.end()
         ray.shutdown()
 
-    def prepare(self) -> None:
-        """Make (or fetch from the cache) what all trials start from, on a worker node; then start the workers.
+    def prepare(self, prepared: bytes | None = None) -> bytes:
+        """Start the workers, with what all trials start from; unless given, a worker node makes it, or has it in its cache.
+
+        Returns:
+            What the trials start from.
 
         Raises:
             ClusterError: if the preparation fails.
         """
-        task = ray.remote(_prepare).options(max_retries=self._section.retries, **self._resources)
-        try:
-            # Kept by this driver rather than by the node that made it, which may go away.
-            self._prepared = ray.put(ray.get(task.remote(self._trainer, self._options)))
-        except RayError as error:
-            raise ClusterError(f"the preparation of initial weights failed: {_cause(error)}") from error
+        if prepared is None:
+            task = ray.remote(_prepare).options(max_retries=self._section.retries, **self._resources)
+            try:
+                prepared = ray.get(task.remote(self._trainer, self._options))
+            except RayError as error:
+                raise ClusterError(f"the preparation of initial weights failed: {_cause(error)}") from error
+        self._prepared = ray.put(prepared)  # by this driver: the node that made it may go away
         for _ in range(self.size):
             self._start_worker()
+        return prepared
 
     @property
     def free(self) -> int:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cse_autoloss.trial import BRANCHES, ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
+RESUMABLE = ("budget", "confirm", "final", "cluster")  # sections that a run may be resumed with changes in
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -173,6 +174,21 @@ def read_config(path: str | Path | None = None, preset: str | None = None, setti
             raise ConfigError(f"--preset: no preset {preset!r}; presets are {', '.join(preset_names())}")
     data = _read_yaml(Path(path)) if path is not None else {}
     for setting in settings:
+        _apply(setting, data)
+    return parse_config(data)
+
+
+def change_config(config: Config, settings: Sequence[str]) -> Config:
+    """A run's configuration with ``key.path=value`` settings that a run may be resumed with.
+
+    Raises:
+        ConfigError: for a setting that would make its new trainings incomparable with those it has; or as ``read_config``.
+    """
+    data = config.model_dump(mode="json")
+    for setting in settings:
+        if setting.partition(".")[0] not in RESUMABLE:
+            raise ConfigError(f"--set {setting}: a run goes on with what it began with; what may change is in "
+                              f"{', '.join(RESUMABLE)}")
         _apply(setting, data)
     return parse_config(data)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
-FILE, LOCK = "journal.sqlite", "driver.lock"
+FILE, LOCK, PREPARED = "journal.sqlite", "driver.lock", "prepared"
 DEFAULT = "default"  # label of the trials of the detector's own losses
 KNOWN = "known: "  # how the origin of a candidate begins that the search did not find itself
 
@@ -176,6 +176,18 @@ class Journal:
             self._database.rollback()
             raise
         self._database.commit()
+
+    @property
+    def prepared(self) -> bytes | None:
+        """What the run's trials start from, once it is known: a resumed run's start from it too, whatever has changed since."""
+        path = self.folder / PREPARED
+        return path.read_bytes() if path.is_file() else None
+
+    @prepared.setter
+    def prepared(self, data: bytes) -> None:
+        draft = self.folder / f"{PREPARED}.new"
+        draft.write_bytes(data)
+        draft.replace(self.folder / PREPARED)
 
     # --- meta ---
 

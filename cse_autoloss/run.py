@@ -4,6 +4,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from cse_autoloss.cluster import Cluster, ClusterError
-from cse_autoloss.config import Config, parse_config
+from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.journal import Journal
 from cse_autoloss.report import write_report
@@ -62,10 +63,15 @@ def start(config: Config, folder: Path, console: Console) -> None:
         raise
 
 
-def resume(folder: Path, console: Console) -> None:
-    """Go on with a run that was stopped or killed."""
+def resume(folder: Path, console: Console, settings: Sequence[str] = ()) -> None:
+    """Go on with a run that was stopped or killed, or, with ``settings`` such as ``budget.trials=500``, that had finished."""
     journal = Journal.resume(folder)
-    check(parse_config(journal["config"]))
+    config = change_config(parse_config(journal["config"]), settings)
+    check(config)
+    if settings:
+        with journal.step():
+            journal["config"] = config.model_dump(mode="json")
+            journal["searched"] = journal["compared"] = False
     done = journal.trials(finished=True)
     console.print(f"resuming {folder}: {len(done)} trainings are done and stay done", highlight=False, soft_wrap=True)
     _drive(journal, console)

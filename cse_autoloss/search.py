@@ -65,7 +65,7 @@ class Search:
             SearchError: if the default loss does not train, or no candidate ever survives.
         """
         self._watch([])
-        self._cluster.prepare()
+        self._journal.prepared = self._cluster.prepare(self._journal.prepared)
         for row in self._journal.trials(finished=False):  # in flight when the run was last stopped
             with self._journal.step():
                 self._journal.restart_trial(row.trial.key)

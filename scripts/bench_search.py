@@ -50,7 +50,7 @@ def measure(journal: Journal, config: Config, count: int, path: Path) -> list[Tr
     queue = [trial for trial in trials(journal, config, count) if trial.key not in done]
     if queue:
         with Cluster(config.cluster, config.detector) as cluster:
-            cluster.prepare()
+            cluster.prepare(journal.prepared)
             running = len(queue)
             while running:
                 while queue and cluster.free > 0:

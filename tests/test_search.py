@@ -11,6 +11,7 @@ import pytest
 from cse_autoloss.export import found as found_by_rank
 from cse_autoloss.journal import Journal, found_label
 from cse_autoloss.trial import ConfigError
+from detectors.cache import digest
 from detectors.configure import read_config
 
 CSE_SEARCH = [sys.executable, "-m", "cse_autoloss.cli"]
@@ -129,6 +130,27 @@ def test_the_report_and_the_exported_files_stand_on_their_own(finished):
     config = read_config(str(folder / "best.py"))
     head = config.model.roi_head.bbox_head
     assert {"cls": head.loss_cls.type, "reg": head.loss_bbox.type}.items() >= dict.fromkeys(best, "SearchedLoss").items()
+
+
+def test_every_training_starts_from_the_weights_that_the_run_keeps(finished):
+    journal = Journal.read(finished[0])
+    used = {row.result.provenance["weights_digest"] for row in journal.trials(finished=True) if not row.result.failure}
+    assert used == {digest(journal.prepared)}
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(finished):
+    folder, *_ = finished
+    refused = cse_search("resume", folder, "--set", "search.population=9")
+    assert refused.returncode == 2 and "what may change is in budget, confirm, final, cluster" in refused.stderr
+    before = {row.trial.key: row for row in Journal.read(folder).trials()}
+    done = cse_search("resume", folder, "--set", "budget.trials=4", "--set", "confirm.candidates=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    journal = Journal.read(folder)
+    after = {row.trial.key: row for row in journal.trials(finished=True)}
+    assert {key: after[key] for key in before} == before
+    new = [row for key, row in after.items() if key not in before]
+    assert [row.kind for row in new].count("proxy") == 1 and {row.kind for row in new} <= {"simulate", "proxy", "final"}
+    assert json.loads(cse_search("status", folder, "--json").stdout)["phase"] == "finished"
 
 
 def test_a_wrong_setting_stops_before_anything_starts(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from cse_autoloss.config import preset_names, read_config
+from cse_autoloss.config import RESUMABLE, preset_names, read_config
 from cse_autoloss.journal import Journal
 
 RUN = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
@@ -40,11 +40,13 @@ def run(config: Path | None, preset: str | None, settings: tuple[str, ...], out:
 
 @click.command()
 @RUN
-def resume(folder: Path) -> None:
-    """Go on with RUN after it was stopped or killed."""
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help=f"Change a key of {', '.join(RESUMABLE)}: budget.trials=500. Repeatable.")
+def resume(folder: Path, settings: tuple[str, ...]) -> None:
+    """Go on with RUN after it was stopped or killed; or after it finished, with more to do."""
     from cse_autoloss.run import resume as resume_run
 
-    _drive(lambda: resume_run(folder, Console()))
+    _drive(lambda: resume_run(folder, Console(), settings))
 
 
 def _drive(action: Callable[[], None]) -> None:
