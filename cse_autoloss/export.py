@@ -38,7 +38,8 @@ def found(journal: Journal, rank: int = 1) -> Found:
         "mAP on fresh seeds": {"val": list(compared[0].val), "test": list(compared[0].test)} if compared else None,
         **row.result.provenance}
     return Found(candidate.losses, {branch: journal["spaces"][branch] for branch in candidate.losses},
-                 {branch: row.result.loss_weights[branch] for branch in candidate.losses}, provenance)
+                 {branch: row.result.loss_weights[branch] for branch in candidate.losses}, provenance,
+                 str(journal.prepared_path.resolve()) if journal.prepared else None)
 
 
 def export_run(journal: Journal, output: Path, rank: int = 1, base: str | None = None, target: str = "mmdet2") -> list[Path]:

@@ -180,14 +180,18 @@ class Journal:
     @property
     def prepared(self) -> bytes | None:
         """What the run's trials start from, once it is known: a resumed run's start from it too, whatever has changed since."""
-        path = self.folder / PREPARED
-        return path.read_bytes() if path.is_file() else None
+        return self.prepared_path.read_bytes() if self.prepared_path.is_file() else None
 
     @prepared.setter
     def prepared(self, data: bytes) -> None:
         draft = self.folder / f"{PREPARED}.new"
         draft.write_bytes(data)
-        draft.replace(self.folder / PREPARED)
+        draft.replace(self.prepared_path)
+
+    @property
+    def prepared_path(self) -> Path:
+        """Where :attr:`prepared` is kept."""
+        return self.folder / PREPARED
 
     # --- meta ---
 

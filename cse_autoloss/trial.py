@@ -106,12 +106,14 @@ class Found:
         spaces: branch to the space that it is written in.
         loss_weights: branch to the loss weight that it was trained with.
         provenance: run, candidate, mAP with its seeds and budget, versions.
+        prepared: path of what its trials started from (:meth:`Trainer.prepare`), or None.
     """
 
     losses: Mapping[str, str]
     spaces: Mapping[str, str]
     loss_weights: Mapping[str, float]
     provenance: Mapping[str, Any]
+    prepared: str | None = None
 
 
 class Trainer(Protocol):

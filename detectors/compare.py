@@ -166,7 +166,8 @@ def _draw_image(cells: Sequence[Axes], dataset: CocoDataset, index: int, models:
     truth = dataset.get_ann_info(index)
     _draw_boxes(cells[0], image, truth["bboxes"], truth["labels"], dataset.CLASSES)
     for cell, model in zip(cells[1:], models, strict=True):
-        found = inference_detector(model, str(path))
+        with quiet():
+            found = inference_detector(model, str(path))
         found = found[0] if isinstance(found, tuple) else found  # (boxes, masks)
         labels = np.repeat(np.arange(len(found)), [len(boxes) for boxes in found])
         boxes = np.concatenate(found)

@@ -25,13 +25,12 @@ def searched_losses(found: Found) -> dict[str, dict[str, Any]]:
     }
 
 
-def proxy_config(config: Config, data: DataSet, found: Found, weights: str | None) -> str:
-    """The config that the search trained, with the found losses, as text.
+def proxy_config(config: Config, data: DataSet, found: Found) -> str:
+    """The config that the search trained, with the found losses and the weights that its trials started from, as text.
 
     Args:
         config: the detector's; changed in place.
         data: train, val and test splits are written into the config.
-        weights: path of the weights that the search's trials started from, or None.
     """
     config.pop("proxy", None)
     configure.set_losses(config.model, searched_losses(found))
@@ -43,7 +42,7 @@ def proxy_config(config: Config, data: DataSet, found: Found, weights: str | Non
     steps = config.runner.max_iters
     config.evaluation = dict(interval=steps, metric="bbox")
     config.checkpoint_config = dict(interval=steps, by_epoch=False)
-    config.load_from = weights
+    config.load_from = found.prepared
     config.custom_imports = dict(imports=["detectors"], allow_failed_imports=False)
     return header(found) + config.pretty_text
 

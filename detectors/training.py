@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import io
-import json
 import logging
 import math
 import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -33,55 +29,22 @@ from mmdet.apis import train as mmdet_train
 from mmdet.core import reduce_mean
 from mmdet.datasets import CocoDataset, build_dataloader, build_dataset, replace_ImageToTensor
 from mmdet.models import build_detector
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import distributed, nn
 
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
-from cse_autoloss.version import __version__
 from detectors import configure, export, mmdet3
-from detectors.cache import cache_dir, digest, write_atomically
-from detectors.datasets import coco
+from detectors.cache import digest, write_atomically
+from detectors.setup import Options, Setup, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
 # Of the warm-up's weights, what trials start from: all but the layers that put out what the losses see, and R-CNN heads.
 _START_PARTS = ("backbone.", "neck.", "rpn_head.", "bbox_head.cls_convs.", "bbox_head.reg_convs.")
 _MEASURED_ON = "measured_on."  # prefix of a dense head's other layers: whoever loads them for a training passes them over
-_FEWEST = 10  # steps: fewer are no schedule
 _MEASURED_AT_ONCE = 8  # images
 _SILENT = logging.getLogger("detectors.silent")  # mmcv's runner wants a logger; a trial tells by its result
 _SILENT.setLevel(logging.CRITICAL)
 _SILENT.propagate = False
-
-
-class Options(BaseModel):
-    """The ``detector`` section of a run's configuration.
-
-    Attributes:
-        trainer: the class that reads this; the engine's key.
-        config: a name in ``detectors/configs`` or the path of an mmdet config.
-        data: ``embedded``, ``coco:/path`` or ``voc:/path``.
-        data_seed: of the embedded data set.
-        steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's ``runner.max_iters`` and
-            ``data.samples_per_gpu`` unless given.
-        verify_steps, warmup_steps: of the verify task and of the warm-up that all trials start from; the config's
-            ``proxy.verify_steps`` and ``proxy.warmup.steps`` unless given. No warm-up at 0: weights as the config says.
-        device: ``cpu`` or ``cuda``; a GPU where there is one unless given.
-        cfg_options: changes of the config, dotted key to value, as in mmdet's ``--cfg-options``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    trainer: str = "detectors.training:DetectorTrainer"
-    config: str = "faster_rcnn_proxy"
-    data: str = "embedded"
-    data_seed: int = Field(0, ge=0)
-    steps: int | None = Field(None, ge=_FEWEST)
-    batch_size: int | None = Field(None, gt=0)
-    verify_steps: int | None = Field(None, ge=_FEWEST)
-    warmup_steps: int | None = Field(None, ge=0)
-    device: str | None = Field(None, pattern="^(cpu|cuda)$")
-    cfg_options: dict[str, Any] = {}
 
 
 class DetectorTrainer:
@@ -89,7 +52,7 @@ class DetectorTrainer:
 
     @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:
-        setup = _Setup(options)
+        setup = Setup(options)
         return {
             "spaces": configure.spaces(setup.config.model),
             "classes": list(setup.data.classes),
@@ -105,7 +68,7 @@ class DetectorTrainer:
 
         Kept in the user's cache under a digest of all that they come from: options, config, data, code, versions.
         """
-        setup = _Setup(options)
+        setup = Setup(options)
         if setup.warmup_steps == 0:
             return b""
         path = setup.warmup_path()
@@ -131,18 +94,16 @@ class DetectorTrainer:
             return mmdet3.files(base, configure.read_config(options.get("config", Options().config)), found, name)
         if base is not None:
             return {f"{name}.py": export.user_config(configure.read_config(base, "--config"), found)}
-        setup = _Setup(options)
-        weights = setup.warmup_path()
-        start = str(weights) if weights.is_file() else None
-        return {f"{name}.py": export.proxy_config(setup.config, setup.data, found, start)}
+        setup = Setup(options)
+        return {f"{name}.py": export.proxy_config(setup.config, setup.data, found)}
 
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
-        self._setup = _Setup(options)
+        self._setup = Setup(options)
         self._processes = get_dist_info()[1]
         images = self._setup.config.data.samples_per_gpu
         if images % self._processes:
             raise ConfigError(f"detector.batch_size: {images} images cannot be shared evenly by {self._processes} processes")
-        self._device = torch.device(self._setup.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = self._setup.device
         if self._device.type == "cpu":
             torch.set_num_threads(1)  # a worker is a core: more workers beat more threads at this size
             cv2.setNumThreads(0)
@@ -343,7 +304,7 @@ class DetectorTrainer:
 
     def _provenance(self, trial: Trial) -> dict[str, Any]:
         return {
-            **_versions(),
+            **versions(),
             "config": self._setup.options.config,
             "config_digest": self._setup.config_digest,
             "data": self._setup.data.name,
@@ -355,55 +316,6 @@ class DetectorTrainer:
             "device": torch.cuda.get_device_name() if self._device.type == "cuda" else f"cpu ({platform.processor()})",
             "host": platform.node(),
         }
-
-
-class _Setup:
-    """Options, config and data, read and checked; what one of them leaves open, the next decides."""
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = _options(options)
-        self.data = coco.find(self.options.data, self.options.data_seed)
-        self.config = config = configure.read_config(self.options.config)
-        try:
-            config.merge_from_dict(copy.deepcopy(self.options.cfg_options))  # mmcv takes each _delete_ out of what it merges
-        except (KeyError, TypeError, IndexError) as error:
-            raise ConfigError(f"detector.cfg_options: {' '.join(str(error).split())}") from error
-        if config.get("runner", {}).get("type") != "IterBasedRunner":
-            raise ConfigError(
-                "detector.config: a trial is measured in steps; the config should have "
-                "runner=dict(type='IterBasedRunner', max_iters=...) and an lr_config with by_epoch=False"
-            )
-        configure.set_losses(config.model, {})
-        configure.set_num_classes(config.model, len(self.data.classes))
-        if self.options.steps:
-            config.runner.max_iters = self.options.steps
-        if self.options.batch_size:
-            config.data.samples_per_gpu = self.options.batch_size
-        self.steps = config.runner.max_iters
-        proxy = config.get("proxy", {})
-        self.verify_steps = self.options.verify_steps or proxy.get("verify_steps") or max(_FEWEST, self.steps // 4)
-        self._warmup = proxy.get("warmup", {})
-        given = self.options.warmup_steps
-        self.warmup_steps = self._warmup.get("steps", 0) if given is None else given
-        if 0 < self.warmup_steps < _FEWEST:
-            raise ConfigError(f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found {self.warmup_steps}")
-        self.config_digest = digest(config.pretty_text)
-
-    def warmup_config(self) -> Config:
-        """The config that the weights are made with which all trials start from."""
-        config = copy.deepcopy(self.config)
-        config.merge_from_dict(copy.deepcopy(dict(self._warmup.get("cfg_options", {}))))
-        config.runner.max_iters = self.warmup_steps
-        return config
-
-    def warmup_path(self) -> Path:
-        """Where the warm weights are, or will be, in the user's cache."""
-        here = Path(__file__).parent
-        sources = (Path(__file__), *sorted([*here.glob("heads/*.py"), *here.glob("datasets/*.py")]))
-        code = [path.read_bytes() for path in sources]
-        made_by = json.dumps([self.options.device, _versions()])
-        name = digest(self.warmup_config().pretty_text, self.data.digest, made_by, *code)
-        return cache_dir() / "warmup" / f"{name}.pt"
 
 
 class _GivenUp(Exception):
@@ -436,20 +348,6 @@ class _Watch:
             raise _GivenUp(f"time limit reached after {self.curve[-1][0] if self.curve else 0} of {self._steps} steps")
 
 
-def _options(options: Mapping[str, Any]) -> Options:
-    try:
-        return Options.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, Options.model_fields, n=1)
-            right = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(Options.model_fields)}"
-            raise ConfigError(f"detector.{key}: unknown key; {right}") from None
-        message = first["msg"].replace("Input should be", "should be")
-        raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None
-
-
 def _mean_of_processes(value: float) -> float:
     """Over the processes that train a trial together; the value itself where there is one."""
     on_gpu = distributed.is_initialized() and distributed.get_backend() == "nccl"
@@ -466,15 +364,6 @@ def _in_memory(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {**step, "type": "LoadImageFromMemory"} if step["type"] == "LoadImageFromFile" else dict(step)
         for step in pipeline
     ]
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "cse_autoloss": __version__,
-        "torch": torch.__version__,
-        "mmcv-full": mmcv.__version__,
-        **{name: version(name) for name in ("mmdet", "numpy", "pycocotools")},
-    }
 
 
 @contextlib.contextmanager

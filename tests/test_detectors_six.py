@@ -1,6 +1,7 @@
 """Six detectors: the four combinations of searched and default losses train in each; configs are the paper's."""
 import detectors  # noqa: F401 - before mmdet: makes the mends and registers
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_trials_of_dense_heads_start_with_warm_towers_and_new_last_layers_on_who
         assert torch.equal(started[name], measured[name]) and torch.equal(started[name], trainer._warm[name])
         assert not torch.equal(started[name], new[name])
 
-    text = export.proxy_config(config, trainer._setup.data, FOUND_B, str(trainer._setup.warmup_path()))
+    text = export.proxy_config(config, trainer._setup.data, replace(FOUND_B, prepared=str(trainer._setup.warmup_path())))
     exported = Config.fromstring(text, ".py")
     model = build_detector(exported.model)
     model.init_weights()

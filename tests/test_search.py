@@ -129,6 +129,7 @@ def test_the_report_and_the_exported_files_stand_on_their_own(finished):
         spec.loader.exec_module(module)
     config = read_config(str(folder / "best.py"))
     head = config.model.roi_head.bbox_head
+    assert config.load_from == str(folder / "prepared")
     assert {"cls": head.loss_cls.type, "reg": head.loss_bbox.type}.items() >= dict.fromkeys(best, "SearchedLoss").items()
 
 
