@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group
@@ -17,6 +16,7 @@ from cse_autoloss.journal import Journal
 from cse_autoloss.status import STAGES, Compared, Status, read_status
 
 PLAIN_EVERY = 15.0  # seconds between plain lines
+GAIN = "test, over default"  # heads the column of gains with the same seed
 
 
 def duration(seconds: float) -> str:
@@ -94,12 +94,16 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
     table.add_column("losses")
     table.add_column("val", justify="right")
     table.add_column("test", justify="right")
+    table.add_column(GAIN, justify="right")
     for row in rows:
         table.add_row(row.label, *(spread(split) if split else f"failed: {row.failures[0] if row.failures else 'running'}"
-                                   for split in (row.val, row.test)))
+                                   for split in (row.val, row.test)), spread(row.gain, "+"))
     return table
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and, of more than one, standard deviation; empty of none. With ``sign`` "+", a positive mean has its sign."""
+    if not values:
+        return ""
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
+    return f"{statistics.mean(values):{sign}.3f}{deviation}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cse_autoloss.config import parse_config
-from cse_autoloss.display import duration, spread
+from cse_autoloss.display import GAIN, duration, spread
 from cse_autoloss.drawing import plot
 from cse_autoloss.export import export_run, found, write_text
 from cse_autoloss.journal import KNOWN, Candidate, Fate, Journal
@@ -55,8 +55,8 @@ def _page(journal: Journal, status: Status, exported: list[Path], curves: Mappin
              f"started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; {status.phase}.", ""]
     lines += ["## Result", "", f"mAP (COCO, IoU 0.50:0.95), mean ± standard deviation over {config.final.seeds} fresh seeds. "
               "Selection saw val only; test was never seen by the search.", ""]
-    lines += table(("losses", "val", "test", "formula"), (
-        (row.label, spread(row.val) if row.val else "failed", spread(row.test) if row.test else "failed", formula(row.losses))
+    lines += table(("losses", "val", "test", GAIN, "formula"), (
+        (row.label, spread(row.val) or "failed", spread(row.test) or "failed", spread(row.gain, "+"), formula(row.losses))
         for row in status.comparison))
     if status.baseline:
         scale = status.baseline["scale"]

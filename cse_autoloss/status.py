@@ -16,12 +16,18 @@ STAGES = ("generated", "unique", "verified", "optimised", "distinct")
 
 @dataclass(frozen=True)
 class Compared:
-    """One row of the final comparison: mAP on val and test, a number a seed."""
+    """One row of the final comparison.
+
+    Attributes:
+        val, test: mAP, a number a seed.
+        gain: mAP on test over the default losses' with the same seed, a number a seed that both have.
+    """
 
     label: str
     losses: Mapping[str, str]
     val: tuple[float, ...]
     test: tuple[float, ...]
+    gain: tuple[float, ...]
     failures: tuple[str, ...]
 
 
@@ -100,12 +106,20 @@ def read_status(journal: Journal) -> Status:
 def read_comparison(journal: Journal) -> tuple[Compared, ...]:
     """The final table: default first, then the released loss, then what was found, best mean mAP on val first."""
     groups: dict[str, list[Any]] = {}
+    measured: dict[str, dict[int, Mapping[str, float]]] = {}  # label to seed to metrics
     for row in journal.trials("final"):
         groups.setdefault(row.label, []).append(row)
+        if row.result and row.result.mAP is not None:
+            measured.setdefault(row.label, {})[row.trial.seed] = row.result.metrics
+    default = measured.get(DEFAULT, {})
+
+    def values(label: str, split: str) -> tuple[float, ...]:
+        return tuple(metrics[f"{split}/mAP"] for metrics in measured.get(label, {}).values())
+
     table = [Compared(
-        label, dict(rows[0].trial.losses),
-        val=tuple(row.result.metrics["val/mAP"] for row in rows if row.result and row.result.mAP is not None),
-        test=tuple(row.result.metrics["test/mAP"] for row in rows if row.result and row.result.mAP is not None),
+        label, dict(rows[0].trial.losses), values(label, "val"), values(label, "test"),
+        gain=tuple(metrics["test/mAP"] - default[seed]["test/mAP"]
+                   for seed, metrics in measured.get(label, {}).items() if seed in default and label != DEFAULT),
         failures=tuple(row.result.failure for row in rows if row.result and row.result.failure))
         for label, rows in groups.items()]
 

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from cse_autoloss.journal import Fate, Journal
-from cse_autoloss.status import read_status
+from cse_autoloss.status import read_comparison, read_status
 from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
 
@@ -121,3 +121,18 @@ def test_found_losses_are_ranked_by_their_confirmation_in_which_a_failure_counts
         confirm(steady, 2, None)  # still running: it says nothing yet
     assert [candidate.id for candidate in journal.found()] == [steady, lucky, fragile, unconfirmed]
     assert [candidate.confirmed for candidate in journal.found()] == pytest.approx([0.31, 0.21, 0.18, None])
+
+
+def test_a_gain_is_over_the_default_with_the_same_seed(tmp_path):
+    journal = Journal.create(tmp_path / "run", {})
+    test = {"default": {5: 0.30, 6: 0.34, 7: None}, "found #1": {5: 0.31, 6: None, 7: 0.36}}
+    with journal.step():
+        for label, seeds in test.items():
+            for seed, value in seeds.items():
+                trial = Trial(f"final-{label}-{seed}", seed=seed, evaluate=("val", "test"))
+                journal.start_trial("final", trial, label=label)
+                metrics = {"val/mAP": 0.5, "test/mAP": value} if value else {}
+                journal.finish_trial(TrialResult(trial.key, value and 0.5, metrics, failure=None if value else "diverged"))
+    default, found = read_comparison(journal)
+    assert (default.test, default.gain) == ((0.30, 0.34), ())
+    assert (found.test, found.failures) == ((0.31, 0.36), ("diverged",)) and found.gain == pytest.approx((0.01,))

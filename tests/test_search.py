@@ -117,7 +117,7 @@ def test_the_fittest_are_confirmed_on_seeds_of_their_own_and_ranked_by_that(fini
 def test_the_report_and_the_exported_files_stand_on_their_own(finished):
     folder, *_ = finished
     page = (folder / "report.md").read_text()
-    assert "CSE-Autoloss-A" in page and "## Provenance" in page
+    assert "CSE-Autoloss-A" in page and "test, over default" in page and "## Provenance" in page
     assert (folder / "progress.png").stat().st_size > 10_000
     best = found_by_rank(Journal.read(folder)).losses
     for branch in best:
