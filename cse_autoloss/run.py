@@ -66,12 +66,15 @@ def start(config: Config, folder: Path, console: Console) -> None:
 def resume(folder: Path, console: Console, settings: Sequence[str] = ()) -> None:
     """Go on with a run that was stopped or killed, or, with ``settings`` such as ``budget.trials=500``, that had finished."""
     journal = Journal.resume(folder)
-    config = change_config(parse_config(journal["config"]), settings)
+    before = parse_config(journal["config"])
+    config = change_config(before, settings)
     check(config)
-    if settings:
-        with journal.step():
-            journal["config"] = config.model_dump(mode="json")
-            journal["searched"] = journal["compared"] = False
+    with journal.step():
+        journal["config"] = config.model_dump(mode="json")
+        if config.budget != before.budget:
+            journal["searched"] = False
+        if config != before:
+            journal["compared"] = False
     done = journal.trials(finished=True)
     console.print(f"resuming {folder}: {len(done)} trainings are done and stay done", highlight=False, soft_wrap=True)
     _drive(journal, console)

@@ -153,6 +153,11 @@ def test_a_finished_run_goes_on_with_a_larger_budget(finished):
     assert [row.kind for row in new].count("proxy") == 1 and {row.kind for row in new} <= {"simulate", "proxy", "final"}
     assert json.loads(cse_search("status", folder, "--json").stdout)["phase"] == "finished"
 
+    assert cse_search("resume", folder, "--set", "final.seeds=2").returncode == 0
+    rows = [row for row in Journal.read(folder).trials(finished=True) if row.trial.key not in after]
+    assert {row.kind for row in rows} == {"final"}, "more seeds need no more searching"
+    assert len({row.label for row in rows}) == len(rows) >= 3
+
 
 def test_a_wrong_setting_stops_before_anything_starts(tmp_path):
     for setting, message in (("detector.stpes=5", "detector.stpes: unknown key; did you mean 'steps'?"),
