@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -47,10 +48,18 @@ def training(folder, base, images, processes):
     return config, path
 
 
+def norm(gradients):
+    """The Euclidean norm of a whole model's gradients."""
+    return torch.linalg.vector_norm(torch.cat([gradient.double().flatten() for gradient in gradients.values()])).item()
+
+
 @pytest.mark.parametrize(
-    ("base", "name", "images"), [("faster_rcnn_proxy", "CSE-Autoloss-A", 4), ("atss_proxy", "CSE-Autoloss-B", 2)])
+    ("base", "name", "images"), [("faster_rcnn_proxy", "CSE-Autoloss-A", 4), ("atss_proxy", "CSE-Autoloss-B", 4)])
 def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path, base, name, images):
-    """In float32 over ten steps of SGD; what differs is the order of sums."""
+    """In float32 over ten steps of SGD; what differs is the order of sums.
+
+    Gradients are compared as one vector: rounding can switch a ReLU whose input is within it of 0, for one position of a step.
+    """
     losses = {"cls": name, "reg": name}
     config, path = training(tmp_path, base, images, processes=1)
     train(Training(str(config), losses, work_dir=tmp_path / "one", validate=False))
@@ -63,14 +72,13 @@ def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path, base, name
     assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(path, weights_only=True)
     assert len(one) == len(two) == STEPS
-    largest = [0.0, 0.0]
+    losses, gradients = [], []
     for (losses_1, gradients_1), (losses_2, gradients_2) in zip(one, two, strict=True):
         assert losses_1.keys() == losses_2.keys() and gradients_1.keys() == gradients_2.keys()
-        differences = [abs(losses_1[key] - losses_2[key]) / max(1, abs(losses_1[key])) for key in losses_1]
-        largest[0] = max(largest[0], *differences)
-        scale = max(gradient.abs().max().item() for gradient in gradients_1.values())
-        differences = [(gradients_1[key] - gradients_2[key]).abs().max().item() / scale for key in gradients_1]
-        largest[1] = max(largest[1], *differences)
-    print(f"{base}: {STEPS} steps, largest relative difference of a loss {largest[0]:.1e}, of a gradient {largest[1]:.1e}")
-    assert largest[0] < 1e-4 and largest[1] < 1e-4
+        losses += [abs(losses_1[key] - losses_2[key]) / max(1, abs(losses_1[key])) for key in losses_1]
+        difference = {key: gradients_1[key] - gradients_2[key] for key in gradients_1}
+        gradients.append(norm(difference) / norm(gradients_1))
+    print(f"{base}: {STEPS} steps, largest relative difference of a loss {max(losses):.1e}, of the gradient "
+          f"{max(gradients):.1e} (median {median(gradients):.1e})")
+    assert max(losses) < 1e-4 and max(gradients) < 1e-4 and median(gradients) < 1e-5
     assert one[0][0]["loss"] != one[-1][0]["loss"], "ten different steps"
