@@ -110,10 +110,13 @@ class FinalSection(Section):
     Attributes:
         candidates: how many of the best found losses take part.
         seeds: trainings of each; the default loss and the released one take part with as many.
+        others: what else takes part: a name for the table, to branch, to a known loss's name or an expression. A branch
+            that is left out has the detector's default.
     """
 
     candidates: Positive = 2
     seeds: Positive = 3
+    others: dict[str, Annotated[dict[Literal["cls", "reg"], str], Field(min_length=1)]] = {}
 
 
 class ClusterSection(Section):
@@ -238,7 +241,7 @@ def _apply(setting: str, data: dict[str, Any]) -> None:
 
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")  # pydantic's mark of a mapping's key
     if first["type"] == "extra_forbidden":
         section: Any = Config
         for part in first["loc"][:-1]:

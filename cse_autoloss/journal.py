@@ -22,6 +22,7 @@ from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
 FILE, LOCK, PREPARED = "journal.sqlite", "driver.lock", "prepared"
 DEFAULT = "default"  # label of the trials of the detector's own losses
+FOUND = "found"  # how the label begins of a candidate that the search did find
 KNOWN = "known: "  # how the origin of a candidate begins that the search did not find itself
 
 _SCHEMA = """
@@ -89,7 +90,7 @@ class Candidate:
 
 def found_label(candidate: Candidate) -> str:
     """What a found candidate is called in tables."""
-    return f"found #{candidate.id}"
+    return f"{FOUND} #{candidate.id}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.journal import Journal
 from cse_autoloss.report import write_report
-from cse_autoloss.search import Search
+from cse_autoloss.search import Search, compared_besides
 from cse_autoloss.space import load_space
 from cse_autoloss.status import read_status
 from cse_autoloss.trial import ConfigError, load_trainer
@@ -44,6 +44,7 @@ def check(config: Config) -> dict[str, Any]:
             raise ConfigError(f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this detector's "
                               f"losses need {own.inputs}, as {own.name} has")
         spaces[branch] = space.origin
+    compared_besides(config, spaces)
     return {**checked, "spaces": spaces}
 
 
@@ -69,6 +70,9 @@ def resume(folder: Path, console: Console, settings: Sequence[str] = ()) -> None
     before = parse_config(journal["config"])
     config = change_config(before, settings)
     check(config)
+    for label, losses in compared_besides(config, journal["spaces"]).items():
+        if any(row.label == label and row.trial.losses != losses for row in journal.trials("final")):
+            raise ConfigError(f"final.others.{label}: this run has compared other losses by that name; choose another")
     with journal.step():
         journal["config"] = config.model_dump(mode="json")
         if config.budget != before.budget:

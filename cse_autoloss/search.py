@@ -20,13 +20,14 @@ from cse_autoloss.canonical import canonical
 from cse_autoloss.cluster import Cluster
 from cse_autoloss.config import Config
 from cse_autoloss.evolution import Member, State
-from cse_autoloss.journal import DEFAULT, KNOWN, Candidate, Fate, Journal, found_label
+from cse_autoloss.expression import ExpressionError
+from cse_autoloss.journal import DEFAULT, FOUND, KNOWN, Candidate, Fate, Journal, found_label
 from cse_autoloss.screening import Screener
 from cse_autoloss.screening.screener import BATCH_SIZE
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import SearchSpace, load_space
-from cse_autoloss.trial import Trial, TrialResult
+from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
 RELEASED = "CSE-Autoloss"  # the known loss of this name in the detector's cls space is compared with at the end
 CONFIRM_SEEDS, FINAL_SEEDS = 1000, 2000  # from the search's seed on: confirmation's and comparison's are nobody else's
@@ -131,12 +132,14 @@ class Search:
             for seed in range(settings.seeds) for candidate in fittest])
 
     def _compare(self) -> None:
-        """Default, released and best found, each trained on the same fresh seeds, measured on val and test."""
+        """Default, released, those asked for and best found, each trained on the same fresh seeds, measured on val and test."""
         entries: dict[str, tuple[int | None, Mapping[str, str]]] = {DEFAULT: (None, {})}
         released = next((name for name in load_space(self._origins["cls"]).losses if name.startswith(RELEASED)), None)
         if all(released in space.losses for space in self._spaces.values()):
             entries[released] = None, {branch: str(space.losses[released].expression)
                                        for branch, space in self._spaces.items()}
+        for label, losses in compared_besides(self._config, self._origins).items():
+            entries[label] = None, losses
         for candidate in self._journal.found()[: self._config.final.candidates]:
             entries[found_label(candidate)] = candidate.id, candidate.losses
         self._do_all("final", [
@@ -179,7 +182,7 @@ class Search:
     def _reserve(self) -> float:
         """Seconds that a training which starts now and what comes after the search will take, by the trainings so far."""
         confirm, final = self._config.confirm, self._config.final
-        trainings = confirm.seeds * confirm.candidates, final.seeds * (2 + final.candidates)
+        trainings = confirm.seeds * confirm.candidates, final.seeds * (2 + len(final.others) + final.candidates)
         waves = 1 + sum(math.ceil(count / self._cluster.size) for count in trainings)
         return waves * statistics.mean(self._journal.durations("tune", "proxy", last=10)) * MEASURING_TEST
 
@@ -329,6 +332,26 @@ class Search:
 
     def _funnel(self) -> dict[str, dict[str, int]]:
         return self._journal["funnel"] or {}
+
+
+def compared_besides(config: Config, spaces: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """``final.others`` with expressions in the place of names.
+
+    Raises:
+        ConfigError: for a name that stands for something else, or text that is no loss.
+    """
+    for label in config.final.others:
+        if label.startswith((DEFAULT, RELEASED, FOUND)):
+            raise ConfigError(f"final.others.{label}: names that start with {DEFAULT}, {RELEASED} or {FOUND} stand for what "
+                              "takes part anyway; choose another")
+    resolved: dict[str, dict[str, str]] = {}
+    for label, losses in config.final.others.items():
+        for branch, text in losses.items():
+            try:
+                resolved.setdefault(label, {})[branch] = str(load_space(spaces[branch]).expression(text))
+            except ExpressionError as error:
+                raise ConfigError(f"final.others.{label}.{branch}: {error}") from None
+    return resolved
 
 
 def _known(spaces: Mapping[str, SearchSpace]) -> list[tuple[str, dict[str, str]]]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cse_autoloss.config import parse_config
-from cse_autoloss.journal import DEFAULT, Fate, Journal
+from cse_autoloss.journal import DEFAULT, FOUND, Fate, Journal
 
 STAGES = ("generated", "unique", "verified", "optimised", "distinct")
 
@@ -104,7 +104,7 @@ def read_status(journal: Journal) -> Status:
 
 
 def read_comparison(journal: Journal) -> tuple[Compared, ...]:
-    """The final table: default first, then the released loss, then what was found, best mean mAP on val first."""
+    """The final table: default first, then losses that were not searched, then what was found, best mean on val first."""
     groups: dict[str, list[Any]] = {}
     measured: dict[str, dict[int, Mapping[str, float]]] = {}  # label to seed to metrics
     for row in journal.trials("final"):
@@ -124,7 +124,7 @@ def read_comparison(journal: Journal) -> tuple[Compared, ...]:
         for label, rows in groups.items()]
 
     def place(row: Compared) -> tuple[int, float]:
-        return (0 if row.label == DEFAULT else 2 if row.label.startswith("found") else 1,
+        return (0 if row.label == DEFAULT else 2 if row.label.startswith(FOUND) else 1,
                 -statistics.mean(row.val) if row.val else 0.0)
 
     return tuple(sorted(table, key=place))

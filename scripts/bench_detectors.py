@@ -73,7 +73,8 @@ def turn(name: str, losses: str, options: argparse.Namespace) -> dict[str, float
             step.update(img_scale=(options.size, options.size))
     set_random_seed(0)
     model = build_detector(config.model)
-    model.init_weights()
+    with quiet():
+        model.init_weights()
     on_gpu = torch.cuda.is_available()
     wrapped = MMDataParallel(model.cuda() if on_gpu else model, device_ids=[0] if on_gpu else None).train()
     optimizer = build_optimizer(model, {**config.optimizer, "lr": 1e-4})

@@ -22,6 +22,8 @@ def test_every_preset_is_valid_and_round_trips(name):
     ("search.spaces.mask=reg", "search.spaces.mask"),
     ("search=3", "search: "),
     ("tuning.scales=[[1]]", "tuning.scales.0"),
+    ("final.others.mine.rge=IoU", "final.others.mine.rge"),
+    ("final.others.mine={}", "final.others.mine: "),
     ("search.mutation=0.9", "search.mutation: mutation and crossover are shares"),
     ("seed", "--set seed: expected KEY=VALUE"),
     ("seed.x.y=1", "--set seed.x.y=1: seed is no section"),

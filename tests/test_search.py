@@ -153,17 +153,24 @@ def test_a_finished_run_goes_on_with_a_larger_budget(finished):
     assert [row.kind for row in new].count("proxy") == 1 and {row.kind for row in new} <= {"simulate", "proxy", "final"}
     assert json.loads(cse_search("status", folder, "--json").stdout)["phase"] == "finished"
 
-    assert cse_search("resume", folder, "--set", "final.seeds=2").returncode == 0
+    more = cse_search("resume", folder, "--set", "final.seeds=2", "--set", "final.others.IoU loss.reg=IoU")
+    assert more.returncode == 0 and "IoU loss" in more.stdout, more.stdout + more.stderr
     rows = [row for row in Journal.read(folder).trials(finished=True) if row.trial.key not in after]
     assert {row.kind for row in rows} == {"final"}, "more seeds need no more searching"
-    assert len({row.label for row in rows}) == len(rows) >= 3
+    besides = [row.trial for row in rows if row.label == "IoU loss"]
+    assert [dict(trial.losses) for trial in besides] == 2 * [{"reg": "Neg(Log(Div(I,U)))"}]
+    assert len(rows) - len(besides) == len({row.label for row in rows}) - 1 >= 3
+    refused = cse_search("resume", folder, "--set", "final.others.IoU loss.reg=GIoU")
+    assert refused.returncode == 2 and "final.others.IoU loss: this run has compared other losses" in refused.stderr
 
 
 def test_a_wrong_setting_stops_before_anything_starts(tmp_path):
     for setting, message in (("detector.stpes=5", "detector.stpes: unknown key; did you mean 'steps'?"),
                              ("detector.data=coco:/nowhere", "/nowhere"),
                              ("search.spaces.cls=one_stage_cls", "search.spaces.cls"),
-                             ("search.spaces.reg=region", "region")):
+                             ("search.spaces.reg=region", "region"),
+                             ("final.others.mine.reg=GIuO", "final.others.mine.reg: no loss 'GIuO' in space reg; did you mean"),
+                             ("final.others.default.reg=IoU", "final.others.default: names that start with default")):
         done = cse_search("run", "--preset", "quickstart", "--set", setting, "--out", tmp_path / "run")
         assert done.returncode == 2 and message in done.stderr, done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
