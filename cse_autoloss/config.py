@@ -68,12 +68,13 @@ class BudgetSection(Section):
     """When the search stops: at the first of the two.
 
     Attributes:
-        trials: proxy trainings of candidates.
+        trials: proxy trainings of candidates; with 0 nothing is searched: the default losses are tuned, and compared with
+            the released ones and ``final.others``.
         minutes: wall-clock time of this driver, the comparison at the end (as estimated from earlier trainings) included;
             null for no limit. However slow the machine, at least one found loss is trained.
     """
 
-    trials: Positive = 100
+    trials: Annotated[int, Field(ge=0)] = 100
     minutes: Seconds | None = None
 
 

@@ -73,7 +73,12 @@ def _page(journal: Journal, status: Status, exported: list[Path], curves: Mappin
                       f"$${expression.to_latex()}$$", "",
                       f"![Curves of the {branch} loss beside the known ones, and its tree]({curves[branch].name})", ""]
         lines += ["Files: " + ", ".join(f"`{path.name}`" for path in exported), ""]
-    lines += ["## The funnel", ""]
+    return [*lines, *(_searched(journal, status) if status.trials[0] else []),
+            "## Provenance", "", *(f"* {name}: {value}" for name, value in _provenance(journal)), ""]
+
+
+def _searched(journal: Journal, status: Status) -> list[str]:
+    lines = ["## The funnel", ""]
     lines += table(("branch", *STAGES), ((branch, *(f"{counts[stage]:,}" for stage in STAGES))
                                          for branch, counts in status.funnel.items()))
     lines += [f"Simulated on the tiny set: {status.simulated}. Trained on the proxy task: {status.trained} "
@@ -91,7 +96,6 @@ def _page(journal: Journal, status: Status, exported: list[Path], curves: Mappin
         lines += [f"Confirmed: mean mAP on val over {confirmed} seeds that neither the search nor the comparison uses.", ""]
     if failed := journal.candidates(Fate.FAILED):
         lines += ["Failed trainings:", "", *(f"* #{c.id}: {c.reason}" for c in failed[:SHOWN]), ""]
-    lines += ["## Provenance", "", *(f"* {name}: {value}" for name, value in _provenance(journal)), ""]
     return lines
 
 

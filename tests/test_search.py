@@ -164,6 +164,19 @@ def test_a_finished_run_goes_on_with_a_larger_budget(finished):
     assert refused.returncode == 2 and "final.others.IoU loss: this run has compared other losses" in refused.stderr
 
 
+def test_without_trainings_allowed_known_losses_are_compared(tmp_path):
+    config, folder = tmp_path / "miniature.yaml", tmp_path / "run"
+    config.write_text(MINIATURE)
+    done = cse_search("run", config, "--set", "budget.trials=0", "--set", "final.others.IoU.reg=IoU", "--out", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    journal = Journal.read(folder)
+    assert {row.kind for row in journal.trials(finished=True)} == {"tune", "final"}
+    assert {row.label for row in journal.trials("final")} == {"default", "CSE-Autoloss-A", "IoU"}
+    assert "IoU" in done.stdout and "## The funnel" not in (folder / "report.md").read_text()
+    refused = cse_search("export", folder, "-o", tmp_path / "best.py")
+    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1
+
+
 def test_a_wrong_setting_stops_before_anything_starts(tmp_path):
     for setting, message in (("detector.stpes=5", "detector.stpes: unknown key; did you mean 'steps'?"),
                              ("detector.data=coco:/nowhere", "/nowhere"),
