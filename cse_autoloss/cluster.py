@@ -40,6 +40,7 @@ class TrialWorker:
 
     def __init__(self, trainer: str, options: Mapping[str, Any], prepared: bytes, processes: int = 1,
                  resources: Mapping[str, float] | None = None) -> None:
+        _hide_others_gpus()
         self._others: list[Any] = []
         if processes > 1:
             address = f"tcp://{ray.util.get_node_ip_address()}:{_free_port()}"
@@ -67,6 +68,7 @@ class _Other:
     """One more process of a worker. It trains what the first does; that one's result counts."""
 
     def __init__(self, trainer: str, options: Mapping[str, Any], prepared: bytes, place: tuple[str, int, int]) -> None:
+        _hide_others_gpus()
         _join(*place)
         self._trainer = load_trainer(trainer)(options, prepared)
 
@@ -75,6 +77,12 @@ class _Other:
 
     def train(self, trial_json: str) -> None:
         _train(self._trainer, trial_json)
+
+
+def _hide_others_gpus() -> None:
+    """To be called before anything asks for a GPU: current Ray leaves all of a node's in sight of a process without any."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _train(trainer: Any, trial_json: str) -> str:
@@ -108,6 +116,7 @@ def _knock(address: str) -> None:
 
 
 def _prepare(trainer: str, options: Mapping[str, Any]) -> bytes:
+    _hide_others_gpus()
     return load_trainer(trainer).prepare(options)
 
 

@@ -127,7 +127,9 @@ class ClusterSection(Section):
         address: of a Ray cluster to join (``auto``, ``host:6379``, ``ray://host:10001``), or null to start one here.
         workers: long-lived trial workers, or null for as many as the cluster's CPUs and GPUs hold.
         processes: that share each trial, its images and gradients (torch.distributed).
-        num_cpus, num_gpus: of each process.
+        num_cpus: of each process.
+        num_gpus: of each process: 0 to train on CPUs, 1, or a share of one that several workers use together. Processes of
+            one trial cannot share a GPU.
         time_limit: seconds that a trial may take.
         retries: how often a trial is run again whose worker died.
     """
@@ -136,7 +138,7 @@ class ClusterSection(Section):
     workers: Positive | None = None
     processes: Positive = 1
     num_cpus: Annotated[float, Field(gt=0)] = 1
-    num_gpus: Annotated[float, Field(ge=0)] = 0
+    num_gpus: Share = 0
     time_limit: Seconds = 600
     retries: Annotated[int, Field(ge=0)] = 2
 
@@ -210,6 +212,9 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     if config.search.mutation + config.search.crossover > 1:
         raise ConfigError("search.mutation: mutation and crossover are shares of the offspring; together at most 1, "
                           f"found {config.search.mutation} + {config.search.crossover}")
+    if config.cluster.processes > 1 and 0 < config.cluster.num_gpus < 1:
+        raise ConfigError("cluster.num_gpus: processes that train a trial together need a GPU each, or none; 1 or 0, "
+                          f"found {config.cluster.num_gpus:g}")
     return config
 
 

@@ -104,6 +104,8 @@ class DetectorTrainer:
         if images % self._processes:
             raise ConfigError(f"detector.batch_size: {images} images cannot be shared evenly by {self._processes} processes")
         self._device = self._setup.device
+        if self._device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("detector.device: cuda, and this worker has no GPU; cluster.num_gpus=1 gives it one")
         if self._device.type == "cpu":
             torch.set_num_threads(1)  # a worker is a core: more workers beat more threads at this size
             cv2.setNumThreads(0)

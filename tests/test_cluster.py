@@ -3,6 +3,7 @@ import os
 import time
 
 import pytest
+import ray
 
 from cse_autoloss import cluster as cluster_module
 from cse_autoloss.cluster import Cluster, ClusterError
@@ -64,8 +65,8 @@ def test_a_worker_of_two_processes_is_replaced_as_a_whole(tmp_path, monkeypatch)
 
 
 def test_workers_of_several_processes_that_do_not_fit_are_refused():
-    section = ClusterSection(workers=1, processes=2, num_gpus=8)
-    with pytest.raises(ClusterError, match="no worker fits: each needs 2 CPUs and 16 GPUs"):
+    section = ClusterSection(workers=1, processes=100, num_gpus=1)
+    with pytest.raises(ClusterError, match="no worker fits: each needs 100 CPUs and 100 GPUs"):
         Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer"})
 
 
@@ -77,9 +78,22 @@ def test_workers_that_cannot_start_end_the_run_with_their_reason(tmp_path):
             results_of(cluster, [Trial("good")], limit=60)
 
 
-def test_a_cluster_that_holds_no_worker_is_refused():
-    with pytest.raises(ClusterError, match="no worker fits: each needs 1 CPUs and 64 GPUs"):
-        Cluster(ClusterSection(num_gpus=64), {"trainer": "misbehaving:MisbehavingTrainer"})
+def test_a_worker_sees_the_gpus_that_it_was_given_and_no_others(tmp_path, monkeypatch):
+    options = {"trainer": "misbehaving:MisbehavingTrainer", "folder": str(tmp_path)}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        seen = {}
+        monkeypatch.setattr(cluster_module.ray, "init", lambda **_: None)  # two GPUs by name, as a user's node has them
+        monkeypatch.setattr(cluster_module.ray, "shutdown", lambda: None)
+        for share in (0, 0.5, 1):
+            with Cluster(ClusterSection(workers=1, num_gpus=share), options) as cluster:
+                cluster.prepare()
+                seen[share] = results_of(cluster, [Trial("good")])["good"].provenance["gpus"]
+    finally:
+        monkeypatch.undo()
+        ray.shutdown()
+    assert seen[0] == "" and seen[0.5] in ("0", "1") and seen[1] in ("0", "1")
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once():

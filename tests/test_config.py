@@ -24,6 +24,7 @@ def test_every_preset_is_valid_and_round_trips(name):
     ("tuning.scales=[[1]]", "tuning.scales.0"),
     ("final.others.mine.rge=IoU", "final.others.mine.rge"),
     ("final.others.mine={}", "final.others.mine: "),
+    ("cluster.num_gpus=2", "cluster.num_gpus: should be less than or equal to 1, found 2"),
     ("search.mutation=0.9", "search.mutation: mutation and crossover are shares"),
     ("seed", "--set seed: expected KEY=VALUE"),
     ("seed.x.y=1", "--set seed.x.y=1: seed is no section"),
@@ -61,3 +62,8 @@ def test_a_missing_file_or_preset_is_refused(tmp_path):
 
 def test_defaults_are_a_whole_configuration():
     assert parse_config({}) == Config()
+
+
+def test_processes_of_a_trial_do_not_share_a_gpu():
+    with pytest.raises(ConfigError, match=r"cluster.num_gpus: .* a GPU each, or none; 1 or 0, found 0.5"):
+        parse_config({"cluster": {"processes": 2, "num_gpus": 0.5}})
