@@ -52,8 +52,9 @@ def plain_line(status: Status) -> str:
     parts = [f"[{status.phase}]"]
     for branch, counts in status.funnel.items():
         parts.append(f"{branch}: " + " > ".join(f"{counts[stage]:,} {stage}" for stage in STAGES))
-    parts.append(f"{status.simulated} simulated > {status.trials[0]}/{status.trials[1]} trained"
-                 + (f" ({status.failed} failed)" if status.failed else ""))
+    if status.trials[1]:
+        parts.append(f"{status.simulated} simulated > {status.trials[0]}/{status.trials[1]} trained"
+                     + (f" ({status.failed} failed)" if status.failed else ""))
     if status.trials_per_hour:
         parts.append(f"{status.trials_per_hour:.0f} trials/h")
     if status.seconds_left:
@@ -83,7 +84,7 @@ def panel(status: Status) -> Group:
 def _best(status: Status) -> str:
     default = f"default {status.baseline['mAP']:.3f}" if status.baseline else "default not measured yet"
     if not status.best:
-        return f"mAP on val: {default}; nothing found yet"
+        return f"mAP on val: {default}" + ("; nothing found yet" if status.trials[1] else "")
     return f"mAP on val: {default}, best {status.best['mAP']:.3f} (#{status.best['id']})"
 
 
