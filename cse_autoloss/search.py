@@ -340,15 +340,15 @@ def compared_besides(config: Config, spaces: Mapping[str, str]) -> dict[str, dic
     Raises:
         ConfigError: for a name that stands for something else, or text that is no loss.
     """
-    for label in config.final.others:
+    resolved: dict[str, dict[str, str]] = {}
+    for label, losses in config.final.others.items():
         if label.startswith((DEFAULT, RELEASED, FOUND)):
             raise ConfigError(f"final.others.{label}: names that start with {DEFAULT}, {RELEASED} or {FOUND} stand for what "
                               "takes part anyway; choose another")
-    resolved: dict[str, dict[str, str]] = {}
-    for label, losses in config.final.others.items():
+        resolved[label] = {}
         for branch, text in losses.items():
             try:
-                resolved.setdefault(label, {})[branch] = str(load_space(spaces[branch]).expression(text))
+                resolved[label][branch] = str(load_space(spaces[branch]).expression(text))
             except ExpressionError as error:
                 raise ConfigError(f"final.others.{label}.{branch}: {error}") from None
     return resolved

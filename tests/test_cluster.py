@@ -64,9 +64,10 @@ def test_a_worker_of_two_processes_is_replaced_as_a_whole(tmp_path, monkeypatch)
     assert results["good-1"].provenance["process"] != results["good-2"].provenance["process"], "the first process ended, too"
 
 
-def test_workers_of_several_processes_that_do_not_fit_are_refused():
-    section = ClusterSection(workers=1, processes=100, num_gpus=1)
-    with pytest.raises(ClusterError, match="no worker fits: each needs 100 CPUs and 100 GPUs"):
+def test_workers_of_several_processes_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a cluster without a GPU, also where there is one
+    section = ClusterSection(workers=1, processes=2, num_gpus=1)
+    with pytest.raises(ClusterError, match="no worker fits: each needs 2 CPUs and 2 GPUs"):
         Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer"})
 
 
@@ -76,6 +77,12 @@ def test_workers_that_cannot_start_end_the_run_with_their_reason(tmp_path):
         cluster.prepare()
         with pytest.raises(ClusterError, match="no annotations at /data/coco"):
             results_of(cluster, [Trial("good")], limit=60)
+
+
+def test_a_cluster_that_holds_no_worker_is_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ClusterError, match="no worker fits: each needs 1 CPUs and 1 GPUs; the cluster has .* and 0"):
+        Cluster(ClusterSection(num_gpus=1), {"trainer": "misbehaving:MisbehavingTrainer"})
 
 
 def test_a_worker_sees_the_gpus_that_it_was_given_and_no_others(tmp_path, monkeypatch):

@@ -33,6 +33,12 @@ def trial(**changes):
     return Trial("key", **{"evaluate": (), **changes})
 
 
+def test_a_gpu_that_a_worker_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="detector.device: cuda, and this worker has no GPU; cluster.num_gpus=1"):
+        DetectorTrainer({**OPTIONS, "device": "cuda"}, b"")
+
+
 def test_check_says_what_will_be_trained_on_what():
     checked = DetectorTrainer.check(OPTIONS)
     assert checked["spaces"] == {"cls": "two_stage_cls", "reg": "reg"}
