@@ -1,4 +1,5 @@
 """Search loss functions for object detectors (CSE-Autoloss, ICLR 2021, as an open engine)."""
+
 from __future__ import annotations
 
 import importlib
@@ -12,11 +13,26 @@ if TYPE_CHECKING:
     from cse_autoloss.space import SearchSpace, SpaceError, load_space
 
 _HOMES = {
-    "Expression": "expression", "ExpressionError": "expression", "SearchSpace": "space", "SpaceError": "space",
-    "load_space": "space", "Verdict": "screening", "screen": "screening", "verify": "screening",
+    "Expression": "expression",
+    "ExpressionError": "expression",
+    "SearchSpace": "space",
+    "SpaceError": "space",
+    "load_space": "space",
+    "Verdict": "screening",
+    "screen": "screening",
+    "verify": "screening",
 }
-__all__ = ["Expression", "ExpressionError", "SearchSpace", "SpaceError", "Verdict", "__version__", "load_space", "screen",
-           "verify"]
+__all__ = [
+    "Expression",
+    "ExpressionError",
+    "SearchSpace",
+    "SpaceError",
+    "Verdict",
+    "__version__",
+    "load_space",
+    "screen",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,12 @@
 """One name for one loss: the canonical form of an expression.
 
-Sums and products are flattened and sorted, signs gathered, like terms added up, constants folded; what comes out is an
-expression of the same space again. It keeps the values (to rounding) wherever those of the expression are finite. So it
-leaves alone what only looks equal: ``Div(X,X)`` is 0 at 0, ``Div(1,Neg(X))`` and ``Neg(Div(1,X))`` differ there by the
-epsilon in ``Div``, and in classification ``Sub(X,X)`` is a zero for each class, which a constant is not.
+Sums and products are flattened and sorted, signs gathered, like terms added up, constants folded;
+what comes out is an expression of the same space again. It keeps the values (to rounding) wherever
+those of the expression are finite. So it leaves alone what only looks equal: ``Div(X,X)`` is 0 at
+0, ``Div(1,Neg(X))`` and ``Neg(Div(1,X))`` differ there by the epsilon in ``Div``, and in
+classification ``Sub(X,X)`` is a zero for each class, which a constant is not.
 """
+
 from __future__ import annotations
 
 import functools
@@ -17,19 +19,23 @@ from cse_autoloss.primitives import NUMPY, Primitive
 from cse_autoloss.space import SearchSpace
 
 Program = tuple[str, ...]
-#: A factor of a product, in the order that factors are sorted by: (whether it divides, its size, its program).
+#: A factor of a product, in the order that factors are sorted by: (whether it divides, its size,
+#: its program).
 Factor = tuple[bool, int, Program]
-#: A normal form: products, each with its coefficient, added up. ``()`` is the product of nothing: the constant.
+#: A normal form: products, each with its coefficient, added up. ``()`` is the product of nothing:
+#: the constant.
 Normal = dict[tuple[Factor, ...], "int | Fraction"]
 
 _ARITHMETIC = ("Neg", "Add", "Sub", "Mul", "Div")
 
 
 def canonical(expression: Expression, space: SearchSpace) -> Expression:
-    """The expression that stands for all that differ from it by commutativity, associativity, signs and constants.
+    """The expression that stands for all that differ from it by commutativity, associativity, signs
+    and constants.
 
-    ``canonical(canonical(e)) == canonical(e)``. Of a space without the five arithmetic operators or the constant 1, and
-    of an expression whose canonical form would be too large or too deep to be one, only commuting arguments are sorted.
+    ``canonical(canonical(e)) == canonical(e)``. Of a space without the five arithmetic operators or
+    the constant 1, and of an expression whose canonical form would be too large or too deep to be
+    one, only commuting arguments are sorted.
     """
     if 1 in space.constants and all(name in space.operators for name in _ARITHMETIC):
         result = Expression(_Canonical(space).program(expression))
@@ -50,11 +56,16 @@ def known_name(expression: Expression, space: SearchSpace) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def _known(space: SearchSpace) -> dict[Expression, str]:
-    return {canonical(loss.expression, space): loss.name for loss in reversed(space.losses.values())}
+    return {
+        canonical(loss.expression, space): loss.name for loss in reversed(space.losses.values())
+    }
 
 
 def _sorted_node(primitive: Primitive, args: list[Program]) -> Program:
-    return sum(sorted(args, key=lambda arg: (len(arg), arg)) if primitive.commutative else args, (primitive.name,))
+    return sum(
+        sorted(args, key=lambda arg: (len(arg), arg)) if primitive.commutative else args,
+        (primitive.name,),
+    )
 
 
 def _factor(program: Program, divides: bool = False) -> Factor:
@@ -70,8 +81,12 @@ class _Canonical:
         self._sums: dict[Program, Normal] = {}  # programs of sums that became factors
 
     def program(self, expression: Expression) -> Program:
-        return self._write(expression.fold(
-            lambda name: {(): int(name)} if name.isdigit() else {(_factor((name,)),): 1}, self._node))
+        return self._write(
+            expression.fold(
+                lambda name: {(): int(name)} if name.isdigit() else {(_factor((name,)),): 1},
+                self._node,
+            )
+        )
 
     def _node(self, primitive: Primitive, args: list[Normal]) -> Normal:
         match primitive.name:
@@ -86,7 +101,9 @@ class _Canonical:
             case "Div":
                 if args[1].keys() == {()} and args[1][()] != 0:
                     return self._multiply(self._monomial(args[0]), (_divide(1, args[1][()]), ()))
-                return self._multiply(self._monomial(args[0]), (1, (_factor(self._write(args[1]), divides=True),)))
+                return self._multiply(
+                    self._monomial(args[0]), (1, (_factor(self._write(args[1]), divides=True),))
+                )
             case "Dot":
                 (a, factors), (b, more) = map(self._monomial, args)
                 if not (factors or more):
@@ -112,7 +129,8 @@ class _Canonical:
         return kept or {(): 0}
 
     def _monomial(self, normal: Normal) -> tuple[int | Fraction, tuple[Factor, ...]]:
-        """(coefficient, product). A sum is one factor: the one of it and its negative whose first coefficient is positive."""
+        """(coefficient, product). A sum is one factor: the one of it and its negative whose first
+        coefficient is positive."""
         if len(normal) == 1:
             ((product, coefficient),) = normal.items()
             return coefficient, product
@@ -123,19 +141,35 @@ class _Canonical:
         self._sums[program] = positive
         return sign, (_factor(program),)
 
-    def _multiply(self, a: tuple[int | Fraction, tuple[Factor, ...]], b: tuple[int | Fraction, tuple[Factor, ...]]) -> Normal:
+    def _multiply(
+        self,
+        a: tuple[int | Fraction, tuple[Factor, ...]],
+        b: tuple[int | Fraction, tuple[Factor, ...]],
+    ) -> Normal:
         coefficient, product = a[0] * b[0], tuple(sorted(a[1] + b[1]))
         if coefficient == 0 and not self._has_classes:
             return {(): 0}
-        if len(product) == 1 and coefficient in (-1, 0, 1) and not product[0][0] and product[0][-1] in self._sums:
-            return {p: coefficient * c for p, c in self._sums[product[0][-1]].items() if coefficient or p}
+        if (
+            len(product) == 1
+            and coefficient in (-1, 0, 1)
+            and not product[0][0]
+            and product[0][-1] in self._sums
+        ):
+            return {
+                p: coefficient * c
+                for p, c in self._sums[product[0][-1]].items()
+                if coefficient or p
+            }
         return {product: _whole(coefficient)}
 
     def _write(self, normal: Normal) -> Program:
         products = sorted(normal, key=lambda product: (product != (), product))
         positive = [self._product(normal[p], p) for p in products if normal[p] > 0]
         negative = [self._product(-normal[p], p) for p in products if normal[p] < 0]
-        nothing = [("Sub", *term, *term) for term in (self._product(1, p) for p in products if normal[p] == 0)]
+        nothing = [
+            ("Sub", *term, *term)
+            for term in (self._product(1, p) for p in products if normal[p] == 0)
+        ]
         if positive:
             text, *positive = positive
         elif negative:
@@ -151,7 +185,9 @@ class _Canonical:
             text = ("Add", *text, *term)
         return text
 
-    def _product(self, coefficient: int | Fraction, factors: tuple[Factor, ...] | list[Factor]) -> Program:
+    def _product(
+        self, coefficient: int | Fraction, factors: tuple[Factor, ...] | list[Factor]
+    ) -> Program:
         parts = [program for divides, _, program in factors if not divides]
         if coefficient.numerator != 1 or not parts:
             parts.insert(0, self._integer(coefficient.numerator))
@@ -159,7 +195,11 @@ class _Canonical:
         for divides, _, program in factors:
             if divides:
                 text = ("Div", *text, *program)
-        return text if coefficient.denominator == 1 else ("Div", *text, *self._integer(coefficient.denominator))
+        return (
+            text
+            if coefficient.denominator == 1
+            else ("Div", *text, *self._integer(coefficient.denominator))
+        )
 
     def _integer(self, number: int) -> Program:
         """A natural number, written in the base of the space's largest constant."""
@@ -171,7 +211,11 @@ class _Canonical:
             if number == 2:
                 return ("Add", "1", "1")
         quotient, rest = divmod(number, base)
-        text = self._integer(base) if quotient == 1 else ("Mul", *self._integer(base), *self._integer(quotient))
+        text = (
+            self._integer(base)
+            if quotient == 1
+            else ("Mul", *self._integer(base), *self._integer(quotient))
+        )
         return text if rest == 0 else ("Add", *self._integer(rest), *text)
 
 

@@ -1,9 +1,12 @@
-"""Trials on Ray: long-lived workers, dispatch as workers become free, time limits, replacement of workers that die.
+"""Trials on Ray: long-lived workers, dispatch as workers become free, time limits, replacement of
+workers that die.
 
-A worker is an actor that has imported the detection library and holds the data, so a trial pays for its training only.
-Text (JSON) goes to workers and comes back. A worker may be several processes that train each trial together: the actor that
-the cluster talks to, and others that it starts and that end with it.
+A worker is an actor that has imported the detection library and holds the data, so a trial pays for
+its training only. Text (JSON) goes to workers and comes back. A worker may be several processes
+that train each trial together: the actor that the cluster talks to, and others that it starts and
+that end with it.
 """
+
 from __future__ import annotations
 
 import math
@@ -34,18 +37,29 @@ class TrialWorker:
     """Trains trials, alone or as the first of several processes.
 
     Args:
-        processes: how many. This actor starts the others, in its own placement group, and Ray ends them when it ends.
+        processes: how many. This actor starts the others, in its own placement group, and Ray ends
+            them when it ends.
         resources: of each process, as for an actor's ``options``.
     """
 
-    def __init__(self, trainer: str, options: Mapping[str, Any], prepared: bytes, processes: int = 1,
-                 resources: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        trainer: str,
+        options: Mapping[str, Any],
+        prepared: bytes,
+        processes: int = 1,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
         _hide_others_gpus()
         self._others: list[Any] = []
         if processes > 1:
             address = f"tcp://{ray.util.get_node_ip_address()}:{_free_port()}"
-            self._others = [_Other.options(**resources).remote(trainer, options, prepared, (address, rank, processes))
-                            for rank in range(1, processes)]
+            self._others = [
+                _Other.options(**resources).remote(
+                    trainer, options, prepared, (address, rank, processes)
+                )
+                for rank in range(1, processes)
+            ]
             _join(address, 0, processes)
         self._trainer = load_trainer(trainer)(options, prepared)
 
@@ -67,7 +81,9 @@ class TrialWorker:
 class _Other:
     """One more process of a worker. It trains what the first does; that one's result counts."""
 
-    def __init__(self, trainer: str, options: Mapping[str, Any], prepared: bytes, place: tuple[str, int, int]) -> None:
+    def __init__(
+        self, trainer: str, options: Mapping[str, Any], prepared: bytes, place: tuple[str, int, int]
+    ) -> None:
         _hide_others_gpus()
         _join(*place)
         self._trainer = load_trainer(trainer)(options, prepared)
@@ -80,7 +96,8 @@ class _Other:
 
 
 def _hide_others_gpus() -> None:
-    """To be called before anything asks for a GPU: current Ray leaves all of a node's in sight of a process without any."""
+    """To be called before anything asks for a GPU: current Ray leaves all of a node's in sight of a
+    process without any."""
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -91,15 +108,21 @@ def _train(trainer: Any, trial_json: str) -> str:
     try:
         result = trainer.train(trial)
     except Exception as error:  # a trial that raises is a failed result; the worker goes on
-        result = TrialResult.failed(trial, f"{type(error).__name__}: {error}", time.monotonic() - started)
+        result = TrialResult.failed(
+            trial, f"{type(error).__name__}: {error}", time.monotonic() - started
+        )
     return result.to_json()
 
 
 def _join(address: str, rank: int, processes: int) -> None:
     import torch
 
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", init_method=address, rank=rank,
-                                         world_size=processes)
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        init_method=address,
+        rank=rank,
+        world_size=processes,
+    )
 
 
 def _free_port() -> int:
@@ -109,7 +132,8 @@ def _free_port() -> int:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError at once where nobody listens; Ray itself would go on asking for many minutes."""
+    """Raise OSError at once where nobody listens; Ray itself would go on asking for many
+    minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -122,7 +146,8 @@ def _prepare(trainer: str, options: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class _Worker:
-    """A trial worker, and the placement group in which its processes have their room, all of it or none."""
+    """A trial worker, and the placement group in which its processes have their room, all of it or
+    none."""
 
     actor: Any
     group: PlacementGroup | None
@@ -150,7 +175,8 @@ class Running:
 
 
 class Cluster:
-    """Workers for one run. A context manager; leaving it ends the workers, and the local cluster if it started one.
+    """Workers for one run. A context manager; leaving it ends the workers, and the local cluster if
+    it started one.
 
     Raises (on construction):
         ClusterError: if the cluster cannot be reached or cannot hold a single worker.
@@ -162,26 +188,43 @@ class Cluster:
         self._starting: dict[Any, _Worker] = {}  # ready ref -> worker
         self._idle: list[_Worker] = []
         self._running: dict[Any, Running] = {}  # result ref -> what runs
-        self._again: list[tuple[Trial, int]] = []  # trials whose worker died, with their next attempt
+        self._again: list[
+            tuple[Trial, int]
+        ] = []  # trials whose worker died, with their next attempt
         self._failed_starts = 0
         address = section.address or os.environ.get("RAY_ADDRESS")
         self._joined = address is not None
-        cores = max(os.cpu_count() or 1, math.ceil((section.workers or 1) * section.processes * section.num_cpus))
+        cores = max(
+            os.cpu_count() or 1,
+            math.ceil((section.workers or 1) * section.processes * section.num_cpus),
+        )
         try:
             if self._joined:
                 _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level="error")
             else:
-                ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error")
+                ray.init(
+                    address="local",
+                    num_cpus=cores,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="error",
+                )
         except (OSError, RayError, ValueError, RuntimeError) as error:
             message = " ".join(str(error).split())[:300]
-            raise ClusterError(f"cluster.address: cannot reach a Ray cluster at {address}: {message}") from error
+            raise ClusterError(
+                f"cluster.address: cannot reach a Ray cluster at {address}: {message}"
+            ) from error
         self._resources = {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus}
         try:
             self.size = section.workers or self._capacity()
-            if section.processes > 1 and self.size > self._capacity():  # they would wait for room that others of them hold
-                raise ClusterError(f"cluster.workers: {self.size} workers of {section.processes} processes each do not fit; "
-                                   f"{self._capacity()} would")
+            if (
+                section.processes > 1 and self.size > self._capacity()
+            ):  # they would wait for room that others of them hold
+                raise ClusterError(
+                    f"cluster.workers: {self.size} workers of {section.processes} processes each do not fit; "
+                    f"{self._capacity()} would"
+                )
         except ClusterError:
             self.close()
             raise
@@ -193,12 +236,17 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        for worker in [*self._starting.values(), *self._idle, *(running.worker for running in self._running.values())]:
+        for worker in [
+            *self._starting.values(),
+            *self._idle,
+            *(running.worker for running in self._running.values()),
+        ]:
             worker.end()
         ray.shutdown()
 
     def prepare(self, prepared: bytes | None = None) -> bytes:
-        """Start the workers, with what all trials start from; unless given, a worker node makes it, or has it in its cache.
+        """Start the workers, with what all trials start from; unless given, a worker node makes it,
+        or has it in its cache.
 
         Returns:
             What the trials start from.
@@ -207,11 +255,15 @@ class Cluster:
             ClusterError: if the preparation fails.
         """
         if prepared is None:
-            task = ray.remote(_prepare).options(max_retries=self._section.retries, **self._resources)
+            task = ray.remote(_prepare).options(
+                max_retries=self._section.retries, **self._resources
+            )
             try:
                 prepared = ray.get(task.remote(self._trainer, self._options))
             except RayError as error:
-                raise ClusterError(f"the preparation of initial weights failed: {_cause(error)}") from error
+                raise ClusterError(
+                    f"the preparation of initial weights failed: {_cause(error)}"
+                ) from error
         self._prepared = ray.put(prepared)  # by this driver: the node that made it may go away
         for _ in range(self.size):
             self._start_worker()
@@ -232,7 +284,8 @@ class Cluster:
         self._dispatch()
 
     def wait(self, timeout: float = 1.0) -> list[TrialResult]:
-        """Results that have come in, after at most ``timeout`` seconds. Dead workers are replaced on the way.
+        """Results that have come in, after at most ``timeout`` seconds. Dead workers are replaced
+        on the way.
 
         Raises:
             ClusterError: if workers fail to start time after time.
@@ -252,8 +305,13 @@ class Cluster:
             if running.trial.time_limit is not None and elapsed > running.trial.time_limit + GRACE:
                 del self._running[reference]
                 self._replace(running.worker)
-                results.append(TrialResult.failed(
-                    running.trial, f"outlived its time limit of {running.trial.time_limit:g} s", elapsed))
+                results.append(
+                    TrialResult.failed(
+                        running.trial,
+                        f"outlived its time limit of {running.trial.time_limit:g} s",
+                        elapsed,
+                    )
+                )
         self._dispatch()
         return results
 
@@ -276,8 +334,11 @@ class Cluster:
             if running.attempt <= self._section.retries:
                 self._again.insert(0, (running.trial, running.attempt + 1))
                 return None
-            return TrialResult.failed(running.trial, f"its worker died {running.attempt} times: {_cause(error)}",
-                                      time.monotonic() - running.started)
+            return TrialResult.failed(
+                running.trial,
+                f"its worker died {running.attempt} times: {_cause(error)}",
+                time.monotonic() - running.started,
+            )
         self._idle.append(running.worker)
         return result
 
@@ -302,20 +363,30 @@ class Cluster:
         processes, options, group = self._section.processes, dict(self._resources), None
         if processes > 1:
             room = {"CPU": self._section.num_cpus, "GPU": self._section.num_gpus}
-            group = placement_group([{kind: need for kind, need in room.items() if need}] * processes, strategy="PACK")
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+            group = placement_group(
+                [{kind: need for kind, need in room.items() if need}] * processes, strategy="PACK"
+            )
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                group, placement_group_capture_child_tasks=True
+            )
         actor = TrialWorker.options(**options).remote(
-            self._trainer, self._options, self._prepared, processes, self._resources)
+            self._trainer, self._options, self._prepared, processes, self._resources
+        )
         self._starting[actor.ready.remote()] = _Worker(actor, group)
 
     def _capacity(self) -> int:
         """Workers that fit into the cluster as it is now."""
         total = ray.cluster_resources()
-        cpus, gpus = (self._section.processes * need for need in (self._section.num_cpus, self._section.num_gpus))
+        cpus, gpus = (
+            self._section.processes * need
+            for need in (self._section.num_cpus, self._section.num_gpus)
+        )
         fits = [total.get(kind, 0) // need for kind, need in (("CPU", cpus), ("GPU", gpus)) if need]
         if not min(fits):
-            raise ClusterError(f"cluster: no worker fits: each needs {cpus:g} CPUs and {gpus:g} "
-                               f"GPUs; the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}")
+            raise ClusterError(
+                f"cluster: no worker fits: each needs {cpus:g} CPUs and {gpus:g} "
+                f"GPUs; the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}"
+            )
         return int(min(fits))
 
 

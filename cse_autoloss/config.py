@@ -1,8 +1,10 @@
 """A run's configuration: one YAML, validated before anything starts.
 
-The models below are the schema; their docstrings and defaults are the reference. A preset is a YAML that comes with the
-package (``cse_autoloss/presets``). ``detector`` belongs to the trainer that it names and is validated by it.
+The models below are the schema; their docstrings and defaults are the reference. A preset is a YAML
+that comes with the package (``cse_autoloss/presets``). ``detector`` belongs to the trainer that it
+names and is validated by it.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -17,7 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cse_autoloss.trial import BRANCHES, ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
-RESUMABLE = ("budget", "confirm", "final", "cluster")  # sections that a run may be resumed with changes in
+RESUMABLE = (
+    "budget",
+    "confirm",
+    "final",
+    "cluster",
+)  # sections that a run may be resumed with changes in
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -35,14 +42,16 @@ class SearchSection(Section):
         spaces: branch to a search space's name or YAML path; the detector's own where absent.
         from_scratch: leave the known losses out of the first population.
         known: how many known losses (or pairs) are trained first at most.
-        survival: who stays in the population: the ``best``, or the youngest (``age``: regularised evolution).
+        survival: who stays in the population: the ``best``, or the youngest (``age``: regularised
+            evolution).
         population: members.
         tournament: members drawn for a tournament; its best becomes a parent.
         mutation, crossover: shares of offspring made by each; the rest is grown at random.
         offspring: candidates generated a round for each searched branch, before screening.
         simulations: survivors a round that train on the tiny set (one image of each category).
         promoted: how many of these, the best, go on to the proxy task.
-        batch_size: candidates screened at a time, which bounds memory; the screener's own default where null.
+        batch_size: candidates screened at a time, which bounds memory; the screener's own default
+            where null.
     """
 
     branch: Literal["cls", "reg", "both"] = "both"
@@ -68,10 +77,11 @@ class BudgetSection(Section):
     """When the search stops: at the first of the two.
 
     Attributes:
-        trials: proxy trainings of candidates; with 0 nothing is searched: the default losses are tuned, and compared with
-            the released ones and ``final.others``.
-        minutes: wall-clock time of this driver, the comparison at the end (as estimated from earlier trainings) included;
-            null for no limit. However slow the machine, at least one found loss is trained.
+        trials: proxy trainings of candidates; with 0 nothing is searched: the default losses are
+            tuned, and compared with the released ones and ``final.others``.
+        minutes: wall-clock time of this driver, the comparison at the end (as estimated from
+            earlier trainings) included; null for no limit. However slow the machine, at least one
+            found loss is trained.
     """
 
     trials: Annotated[int, Field(ge=0)] = 100
@@ -87,14 +97,16 @@ class TuningSection(Section):
     """
 
     scales: list[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]] = Field(
-        default=[(1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (2.0, 2.0)], min_length=1)
+        default=[(1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (2.0, 2.0)], min_length=1
+    )
     lr_scales: list[Annotated[float, Field(gt=0)]] = []
 
 
 class ConfirmSection(Section):
     """A second look at the fittest found losses: one training's mAP is luck as much as loss.
 
-    They train again on seeds of their own, neither the search's nor the comparison's, and are ranked by the mean of these.
+    They train again on seeds of their own, neither the search's nor the comparison's, and are
+    ranked by the mean of these.
 
     Attributes:
         candidates: how many of the fittest; 0 for none, then fitness ranks them.
@@ -111,8 +123,8 @@ class FinalSection(Section):
     Attributes:
         candidates: how many of the best found losses take part.
         seeds: trainings of each; the default loss and the released one take part with as many.
-        others: what else takes part: a name for the table, to branch, to a known loss's name or an expression. A branch
-            that is left out has the detector's default.
+        others: what else takes part: a name for the table, to branch, to a known loss's name or an
+            expression. A branch that is left out has the detector's default.
     """
 
     candidates: Positive = 2
@@ -124,12 +136,13 @@ class ClusterSection(Section):
     """Where trials run.
 
     Attributes:
-        address: of a Ray cluster to join (``auto``, ``host:6379``, ``ray://host:10001``), or null to start one here.
+        address: of a Ray cluster to join (``auto``, ``host:6379``, ``ray://host:10001``), or null
+            to start one here.
         workers: long-lived trial workers, or null for as many as the cluster's CPUs and GPUs hold.
         processes: that share each trial, its images and gradients (torch.distributed).
         num_cpus: of each process.
-        num_gpus: of each process: 0 to train on CPUs, 1, or a share of one that several workers use together. Processes of
-            one trial cannot share a GPU.
+        num_gpus: of each process: 0 to train on CPUs, 1, or a share of one that several workers use
+            together. Processes of one trial cannot share a GPU.
         time_limit: seconds that a trial may take.
         retries: how often a trial is run again whose worker died.
     """
@@ -168,7 +181,9 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def read_config(path: str | Path | None = None, preset: str | None = None, settings: Sequence[str] = ()) -> Config:
+def read_config(
+    path: str | Path | None = None, preset: str | None = None, settings: Sequence[str] = ()
+) -> Config:
     """Read a preset or a YAML file, then apply ``key.path=value`` settings.
 
     Raises:
@@ -177,7 +192,9 @@ def read_config(path: str | Path | None = None, preset: str | None = None, setti
     if preset is not None:
         path = PRESETS / f"{preset}.yaml"
         if not path.is_file():
-            raise ConfigError(f"--preset: no preset {preset!r}; presets are {', '.join(preset_names())}")
+            raise ConfigError(
+                f"--preset: no preset {preset!r}; presets are {', '.join(preset_names())}"
+            )
     data = _read_yaml(Path(path)) if path is not None else {}
     for setting in settings:
         _apply(setting, data)
@@ -188,13 +205,16 @@ def change_config(config: Config, settings: Sequence[str]) -> Config:
     """A run's configuration with ``key.path=value`` settings that a run may be resumed with.
 
     Raises:
-        ConfigError: for a setting that would make its new trainings incomparable with those it has; or as ``read_config``.
+        ConfigError: for a setting that would make its new trainings incomparable with those it has;
+            or as ``read_config``.
     """
     data = config.model_dump(mode="json")
     for setting in settings:
         if setting.partition(".")[0] not in RESUMABLE:
-            raise ConfigError(f"--set {setting}: a run goes on with what it began with; what may change is in "
-                              f"{', '.join(RESUMABLE)}")
+            raise ConfigError(
+                f"--set {setting}: a run goes on with what it began with; what may change is in "
+                f"{', '.join(RESUMABLE)}"
+            )
         _apply(setting, data)
     return parse_config(data)
 
@@ -206,27 +226,37 @@ def parse_config(data: Mapping[str, Any]) -> Config:
         ConfigError: for the first thing that is wrong.
     """
     try:
-        config = Config.model_validate_json(json.dumps(data, default=str))  # strict, but a list is a tuple
+        config = Config.model_validate_json(
+            json.dumps(data, default=str)
+        )  # strict, but a list is a tuple
     except ValidationError as error:
         raise ConfigError(_first_line(error)) from None
     if config.search.mutation + config.search.crossover > 1:
-        raise ConfigError("search.mutation: mutation and crossover are shares of the offspring; together at most 1, "
-                          f"found {config.search.mutation} + {config.search.crossover}")
+        raise ConfigError(
+            "search.mutation: mutation and crossover are shares of the offspring; together at most 1, "
+            f"found {config.search.mutation} + {config.search.crossover}"
+        )
     if config.cluster.processes > 1 and 0 < config.cluster.num_gpus < 1:
-        raise ConfigError("cluster.num_gpus: processes that train a trial together need a GPU each, or none; 1 or 0, "
-                          f"found {config.cluster.num_gpus:g}")
+        raise ConfigError(
+            "cluster.num_gpus: processes that train a trial together need a GPU each, or none; 1 or 0, "
+            f"found {config.cluster.num_gpus:g}"
+        )
     return config
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give a run's YAML, or --preset with one of {', '.join(preset_names())}")
+        raise ConfigError(
+            f"{path}: no such file; give a run's YAML, or --preset with one of {', '.join(preset_names())}"
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected sections such as 'search:', found {type(data).__name__}")
+        raise ConfigError(
+            f"{path}: expected sections such as 'search:', found {type(data).__name__}"
+        )
     return data
 
 
@@ -247,17 +277,24 @@ def _apply(setting: str, data: dict[str, Any]) -> None:
 
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")  # pydantic's mark of a mapping's key
+    key = ".".join(
+        str(part) for part in first["loc"] if part != "[key]"
+    )  # pydantic's mark of a mapping's key
     if first["type"] == "extra_forbidden":
         section: Any = Config
         for part in first["loc"][:-1]:
             section = _section(section.model_fields[part].annotation)
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(known)}")
+        return f"{key}: unknown key; " + (
+            f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(known)}"
+        )
     message = first["msg"].replace("Input should be", "should be")
     return f"{key}: {message}, found {first['input']!r}"[:300]
 
 
 def _section(annotation: Any) -> Any:
-    return next((arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Section)), annotation)
+    return next(
+        (arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Section)),
+        annotation,
+    )

@@ -1,4 +1,6 @@
-"""Pictures of a loss: its tree, and its value and derivative beside those of the space's known losses."""
+"""Pictures of a loss: its tree, and its value and derivative beside those of the space's known
+losses."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -26,7 +28,10 @@ def text_tree(expression: Expression) -> str:
         lines = [primitive.name]
         for i, (first, *rest) in enumerate(args):
             last = i == len(args) - 1
-            lines += [("└─ " if last else "├─ ") + first, *(("   " if last else "│  ") + line for line in rest)]
+            lines += [
+                ("└─ " if last else "├─ ") + first,
+                *(("   " if last else "│  ") + line for line in rest),
+            ]
         return lines
 
     return "\n".join(expression.fold(lambda name: [name], node))
@@ -58,9 +63,9 @@ class Sweep:
 def sweeps(space: SearchSpace) -> list[Sweep]:
     """What a loss of this space is drawn along.
 
-    Two-stage: the label's logit, or another's, of five columns of which the others are 0, IoU 1. One-stage: the logit of a
-    label with IoU 1, or of a negative, without alpha. Boxes: a square of 100 pixels that slides off its target along the
-    diagonal, by IoU.
+    Two-stage: the label's logit, or another's, of five columns of which the others are 0, IoU 1.
+    One-stage: the logit of a label with IoU 1, or of a negative, without alpha. Boxes: a square of
+    100 pixels that slides off its target along the diagonal, by IoU.
     """
     if space.branch == "reg":
         ious = torch.linspace(0.005, 0.999, POINTS, dtype=torch.float64, requires_grad=True)
@@ -71,7 +76,9 @@ def sweeps(space: SearchSpace) -> list[Sweep]:
             target = torch.tensor([0.0, 0, 100, 100], dtype=torch.float64).expand_as(pred)
             return build_loss(expression, space, reduction="none")(pred, target)
 
-        return [Sweep("a square of 100 px sliding off its target, diagonally", "IoU", ious, box_losses)]
+        return [
+            Sweep("a square of 100 px sliding off its target, diagonally", "IoU", ious, box_losses)
+        ]
     two_stage = space.inputs == "two_stage"
     columns = 5 if two_stage else 1
     options: dict[str, Any] = {} if two_stage else {"alpha": None}
@@ -81,17 +88,26 @@ def sweeps(space: SearchSpace) -> list[Sweep]:
         def losses(expression: Expression) -> Tensor:
             pred = torch.cat([logits[:, None], logits.new_zeros(POINTS, columns - 1)], 1)
             target = torch.full((POINTS,), label)
-            return build_loss(expression, space, reduction="none", **options)(pred, target).reshape(POINTS)
+            return build_loss(expression, space, reduction="none", **options)(pred, target).reshape(
+                POINTS
+            )
 
         return Sweep(title, axis, logits, losses)
 
     if two_stage:
-        return [sweep(0, "a positive, IoU 1", "logit of its class"), sweep(1, "a positive, IoU 1", "logit of another class")]
-    return [sweep(0, "an element that is its row's label, IoU 1", "logit"), sweep(1, "an element that is not", "logit")]
+        return [
+            sweep(0, "a positive, IoU 1", "logit of its class"),
+            sweep(1, "a positive, IoU 1", "logit of another class"),
+        ]
+    return [
+        sweep(0, "an element that is its row's label, IoU 1", "logit"),
+        sweep(1, "an element that is not", "logit"),
+    ]
 
 
 def plot(expression: Expression, space: SearchSpace, path: Path) -> None:
-    """Draw the loss's curves beside the known losses', and its tree, into a picture (.png, .svg or .pdf).
+    """Draw the loss's curves beside the known losses', and its tree, into a picture (.png, .svg or
+    .pdf).
 
     Raises:
         UserError: if the picture cannot be written.
@@ -101,8 +117,13 @@ def plot(expression: Expression, space: SearchSpace, path: Path) -> None:
     formula = canonical(expression, space)
     ways = sweeps(space)
     width, height, _, _ = _layout(formula)
-    figure = Figure(figsize=(4.2 * len(ways) + max(4.0, 0.55 * width), max(6.0, 0.45 * height)), layout="constrained")
-    grid = figure.add_gridspec(2, len(ways) + 1, width_ratios=[4.2] * len(ways) + [max(4.0, 0.55 * width)])
+    figure = Figure(
+        figsize=(4.2 * len(ways) + max(4.0, 0.55 * width), max(6.0, 0.45 * height)),
+        layout="constrained",
+    )
+    grid = figure.add_gridspec(
+        2, len(ways) + 1, width_ratios=[4.2] * len(ways) + [max(4.0, 0.55 * width)]
+    )
     own = known_name(expression, space)
     for column, way in enumerate(ways):
         upper, lower = (figure.add_subplot(grid[row, column]) for row in range(2))
@@ -146,11 +167,15 @@ def _title(formula: Expression, figure: Any) -> str:
     return text if formula.size <= 60 else f"{formula.size} nodes"
 
 
-def _layout(formula: Expression) -> tuple[int, int, list[tuple[float, float, str]], list[tuple[int, int]]]:
+def _layout(
+    formula: Expression,
+) -> tuple[int, int, list[tuple[float, float, str]], list[tuple[int, int]]]:
     """Width and height in nodes; (x, y, name) of each node; (parent, child) places of each edge."""
     points: list[tuple[float, float, str]] = []
     edges: list[tuple[int, int]] = []
-    levels: list[tuple[int, list[int]]] = []  # the operators above the current node: (place, children to come)
+    levels: list[
+        tuple[int, list[int]]
+    ] = []  # the operators above the current node: (place, children to come)
     column = 0
     for place, name in enumerate(formula.program):
         size = formula.subtree(place)
@@ -173,8 +198,20 @@ def _draw_tree(axes: Any, formula: Expression) -> None:
         axes.plot(*zip(points[parent][:2], points[child][:2]), color="0.6", linewidth=1, zorder=1)
     for place, (x, y, name) in enumerate(points):
         leaf = formula.subtree(place).stop == place + 1
-        axes.text(x, y, name, ha="center", va="center", fontsize=8, zorder=2,
-                  bbox={"boxstyle": "round", "facecolor": "#dbe9f6" if leaf else "white", "edgecolor": "0.5"})
+        axes.text(
+            x,
+            y,
+            name,
+            ha="center",
+            va="center",
+            fontsize=8,
+            zorder=2,
+            bbox={
+                "boxstyle": "round",
+                "facecolor": "#dbe9f6" if leaf else "white",
+                "edgecolor": "0.5",
+            },
+        )
     axes.set_xlim(-1, max(width, 1))
     axes.set_ylim(-formula.depth - 0.7, 0.7)
     axes.set_axis_off()

@@ -1,9 +1,10 @@
 """A formula without class-axis operators, made ready to be evaluated with its gradient in one go.
 
-Repeated subexpressions are shared, constants folded, signs moved outwards; what is left is computed in the order that the
-expression has, so float32 rounds as it does in the expression itself. The gradient is reverse-mode differentiation
-by the operator table's derivatives, without torch's graph.
+Repeated subexpressions are shared, constants folded, signs moved outwards; what is left is computed
+in the order that the expression has, so float32 rounds as it does in the expression itself. The
+gradient is reverse-mode differentiation by the operator table's derivatives, without torch's graph.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,14 +33,16 @@ class Term:
 
 @dataclass(frozen=True)
 class _Node:
-    """A leaf (``primitive`` is None: a variable's name or a constant) or an operator on earlier nodes."""
+    """A leaf (``primitive`` is None: a variable's name or a constant) or an operator on earlier
+    nodes."""
 
     primitive: Primitive | None
     args: tuple[Any, ...]
 
 
 class Formula:
-    """Nodes in an order of evaluation, each there once. Built by :meth:`leaf`, :meth:`constant` and :meth:`apply`."""
+    """Nodes in an order of evaluation, each there once. Built by :meth:`leaf`, :meth:`constant` and
+    :meth:`apply`."""
 
     def __init__(self) -> None:
         self._nodes: list[_Node] = []
@@ -52,7 +55,9 @@ class Formula:
 
     def constant(self, value: float) -> Term:
         """A number."""
-        return self._place(_Node(None, (value,)), (value, value) if math.isfinite(value) else UNBOUNDED)
+        return self._place(
+            _Node(None, (value,)), (value, value) if math.isfinite(value) else UNBOUNDED
+        )
 
     def apply(self, primitive: Primitive, *args: Term) -> Term:
         """An elementwise operator, one that has an adjoint, on terms.
@@ -63,7 +68,9 @@ class Formula:
             return -args[0]
         if all(self.number(arg) is not None for arg in args):
             with np.errstate(all="ignore"):
-                return self.constant(float(primitive.array(NUMPY, *(np.float64(self.number(arg)) for arg in args))))
+                return self.constant(
+                    float(primitive.array(NUMPY, *(np.float64(self.number(arg)) for arg in args)))
+                )
         if primitive is _SUB:
             return self._sum(args[0], -args[1])
         if primitive is _ADD:
@@ -122,7 +129,9 @@ class Formula:
         places = tuple(arg.node for arg in args)
         if primitive.commutative:
             places = tuple(sorted(places))
-        return self._place(_Node(primitive, places), primitive.bounds(*(self._bounds[place] for place in places)))
+        return self._place(
+            _Node(primitive, places), primitive.bounds(*(self._bounds[place] for place in places))
+        )
 
     def _range(self, term: Term) -> Interval:
         low, high = self._bounds[term.node]
@@ -143,8 +152,17 @@ class Formula:
                 needed.update(self._nodes[place].args)
         places = sorted(needed)
         renamed = {old: new for new, old in enumerate(places)}
-        return Program([_Node(node.primitive, node.args if node.primitive is None else tuple(map(renamed.get, node.args)))
-                        for node in map(self._nodes.__getitem__, places)], differentiate, -1.0 if root.negative else 1.0)
+        return Program(
+            [
+                _Node(
+                    node.primitive,
+                    node.args if node.primitive is None else tuple(map(renamed.get, node.args)),
+                )
+                for node in map(self._nodes.__getitem__, places)
+            ],
+            differentiate,
+            -1.0 if root.negative else 1.0,
+        )
 
 
 class Program:
@@ -152,13 +170,18 @@ class Program:
 
     Attributes:
         leaves: names of the variables that occur.
-        differentiated: those of them that :meth:`backward` differentiates by, with their place among the nodes.
+        differentiated: those of them that :meth:`backward` differentiates by, with their place
+            among the nodes.
         sign: what the value and the derivatives have to be multiplied by.
     """
 
     def __init__(self, nodes: list[_Node], differentiate: tuple[str, ...], sign: float) -> None:
         self.sign = sign
-        self.leaves = frozenset(node.args[0] for node in nodes if node.primitive is None and isinstance(node.args[0], str))
+        self.leaves = frozenset(
+            node.args[0]
+            for node in nodes
+            if node.primitive is None and isinstance(node.args[0], str)
+        )
         varying: set[int] = set()
         for place, node in enumerate(nodes):
             if node.primitive is None and node.args[0] in differentiate:
@@ -168,8 +191,18 @@ class Program:
         self._steps = [(node.primitive and node.primitive.array, node.args) for node in nodes]
         moving = [(place, node) for place, node in enumerate(nodes) if place in varying]
         self._backward = [
-            (place, [(arg, node.primitive.adjoint[i]) for i, arg in enumerate(node.args) if arg in varying], node.args)
-            for place, node in reversed(moving) if node.primitive]
+            (
+                place,
+                [
+                    (arg, node.primitive.adjoint[i])
+                    for i, arg in enumerate(node.args)
+                    if arg in varying
+                ],
+                node.args,
+            )
+            for place, node in reversed(moving)
+            if node.primitive
+        ]
         self.differentiated = {node.args[0]: place for place, node in moving if not node.primitive}
 
     def forward(self, leaves: Mapping[str, Tensor]) -> list[Any]:
@@ -183,8 +216,8 @@ class Program:
         return values
 
     def backward(self, values: list[Any], seed: Any = 1.0) -> dict[str, Any]:
-        """Derivatives of ``seed`` times the formula, but for ``sign``, by each differentiated leaf that it has: tensors,
-        or a number where the derivative is constant.
+        """Derivatives of ``seed`` times the formula, but for ``sign``, by each differentiated leaf
+        that it has: tensors, or a number where the derivative is constant.
 
         Args:
             values: what :meth:`forward` returned.

@@ -2,4 +2,5 @@
 
 
 class UserError(ValueError):
-    """One line: what was wrong, where, and what would be right. The command line prints it and nothing else."""
+    """One line: what was wrong, where, and what would be right. The command line prints it and
+    nothing else."""

@@ -1,4 +1,6 @@
-"""A found loss, handed back: as an MMDetection config that trains, and as plain PyTorch modules without dependencies."""
+"""A found loss, handed back: as an MMDetection config that trains, and as plain PyTorch modules
+without dependencies."""
+
 from __future__ import annotations
 
 import os
@@ -14,7 +16,8 @@ from cse_autoloss.trial import ConfigError, Found, load_trainer
 
 
 def ranking(journal: Journal) -> list[Candidate]:
-    """Found candidates, best first: those of the final comparison by their mean there, then as the search ranked them."""
+    """Found candidates, best first: those of the final comparison by their mean there, then as the
+    search ranked them."""
     means = {row.label: statistics.mean(row.val) for row in read_comparison(journal) if row.val}
     return sorted(journal.found(), key=lambda candidate: -means.get(found_label(candidate), -1.0))
 
@@ -27,23 +30,41 @@ def found(journal: Journal, rank: int = 1) -> Found:
     """
     candidates = ranking(journal)
     if rank > len(candidates):
-        raise ConfigError(f"--rank {rank}: {journal.folder} has found {len(candidates)} trained losses so far")
+        raise ConfigError(
+            f"--rank {rank}: {journal.folder} has found {len(candidates)} trained losses so far"
+        )
     candidate = candidates[rank - 1]
-    (row,) = [row for row in journal.trials("proxy") if row.candidate == candidate.id]
-    compared = [entry for entry in read_comparison(journal) if entry.label == found_label(candidate)]
+    (row,) = [row for row in journal.trials("full") if row.candidate == candidate.id]
+    compared = [
+        entry for entry in read_comparison(journal) if entry.label == found_label(candidate)
+    ]
     provenance = {
-        "run": str(journal.folder), "candidate": candidate.id, "rank": rank, "mAP on val": candidate.fitness,
+        "run": str(journal.folder),
+        "candidate": candidate.id,
+        "rank": rank,
+        "mAP on val": candidate.fitness,
         "mAP on val, confirmed": candidate.confirmed,
-        "seed": row.trial.seed, "steps": row.result.steps,
-        "mAP on fresh seeds": {"val": list(compared[0].val), "test": list(compared[0].test)} if compared else None,
-        **row.result.provenance}
-    return Found(candidate.losses, {branch: journal["spaces"][branch] for branch in candidate.losses},
-                 {branch: row.result.loss_weights[branch] for branch in candidate.losses}, provenance,
-                 str(journal.prepared_path.resolve()) if journal.prepared else None)
+        "seed": row.trial.seed,
+        "steps": row.result.steps,
+        "mAP on fresh seeds": {"val": list(compared[0].val), "test": list(compared[0].test)}
+        if compared
+        else None,
+        **row.result.provenance,
+    }
+    return Found(
+        candidate.losses,
+        {branch: journal["spaces"][branch] for branch in candidate.losses},
+        {branch: row.result.loss_weights[branch] for branch in candidate.losses},
+        provenance,
+        str(journal.prepared_path.resolve()) if journal.prepared else None,
+    )
 
 
-def export_run(journal: Journal, output: Path, rank: int = 1, base: str | None = None, target: str = "mmdet2") -> list[Path]:
-    """Write the config to ``output`` and each loss as a plain PyTorch file beside it (``<name>_cls.py``, ``<name>_reg.py``).
+def export_run(
+    journal: Journal, output: Path, rank: int = 1, base: str | None = None, target: str = "mmdet2"
+) -> list[Path]:
+    """Write the config to ``output`` and each loss as a plain PyTorch file beside it
+    (``<name>_cls.py``, ``<name>_reg.py``).
 
     Returns:
         The paths written.
@@ -53,12 +74,15 @@ def export_run(journal: Journal, output: Path, rank: int = 1, base: str | None =
     """
     config = parse_config(journal["config"])
     loss = found(journal, rank)
-    texts = load_trainer(config.detector["trainer"]).export(config.detector, loss, base, target, output.stem)
+    texts = load_trainer(config.detector["trainer"]).export(
+        config.detector, loss, base, target, output.stem
+    )
     files = {output.with_name(name): text for name, text in texts.items()}
     for branch, expression in loss.losses.items():
         space = load_space(loss.spaces[branch])
         files[output.with_name(f"{output.stem}_{branch}.py")] = standalone_module(
-            space.expression(expression), space, CLASS_NAMES[branch], loss.loss_weights[branch])
+            space.expression(expression), space, CLASS_NAMES[branch], loss.loss_weights[branch]
+        )
     for path, content in files.items():
         write_text(path, content)
     return list(files)

@@ -1,8 +1,10 @@
 """Expression: an immutable formula, kept as a flat prefix program.
 
-The text form is that of the released losses, ``Neg(Dot(Y,Log(Softmax(X))))``; the program is the same without its
-punctuation, ``("Neg", "Dot", "Y", "Log", "Softmax", "X")``. In prefix order every subtree is a slice.
+The text form is that of the released losses, ``Neg(Dot(Y,Log(Softmax(X))))``; the program is the
+same without its punctuation, ``("Neg", "Dot", "Y", "Log", "Softmax", "X")``. In prefix order every
+subtree is a slice.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -28,7 +30,8 @@ _TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]+|\S)")
 
 
 class ExpressionError(UserError):
-    """A text is no expression of the space: what is wrong, at which column, and what would be right."""
+    """A text is no expression of the space: what is wrong, at which column, and what would be
+    right."""
 
 
 def _quoted(text: str) -> str:
@@ -50,8 +53,9 @@ class Expression:
         """Read the text form; whitespace between its parts does not count.
 
         Raises:
-            ExpressionError: with the column (from 1) of the first thing that is wrong, and a suggestion. Also for more
-                than ``MAX_TEXT`` characters, ``MAX_SIZE`` nodes or a depth of more than ``MAX_DEPTH``.
+            ExpressionError: with the column (from 1) of the first thing that is wrong, and a
+                suggestion. Also for more than ``MAX_TEXT`` characters, ``MAX_SIZE`` nodes or a
+                depth of more than ``MAX_DEPTH``.
         """
         return cls(tuple(_read(text, space)))
 
@@ -71,7 +75,9 @@ class Expression:
     @cached_property
     def variables(self) -> frozenset[str]:
         """Names of the variables that occur."""
-        return frozenset(name for name in self.program if name not in PRIMITIVES and not name.isdigit())
+        return frozenset(
+            name for name in self.program if name not in PRIMITIVES and not name.isdigit()
+        )
 
     def subtree(self, start: int) -> slice:
         """The slice of the program that is the subtree whose root stands at ``start``."""
@@ -83,7 +89,8 @@ class Expression:
         return slice(start, end)
 
     def fold(self, leaf: Callable[[str], T], node: Callable[[Primitive, list[T]], T]) -> T:
-        """Compute bottom-up: ``leaf(name)`` for variables and constants, ``node(primitive, argument results)``."""
+        """Compute bottom-up: ``leaf(name)`` for variables and constants, ``node(primitive, argument
+        results)``."""
         stack: list[T] = []
         for name in reversed(self.program):
             primitive = PRIMITIVES.get(name)
@@ -96,26 +103,32 @@ class Expression:
 
     @cached_property
     def steps(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """The distinct subexpressions in an order of evaluation: (name, places of the arguments among the steps)."""
+        """The distinct subexpressions in an order of evaluation: (name, places of the arguments
+        among the steps)."""
         places: dict[tuple[str, tuple[int, ...]], int] = {}
 
         def place(name: str, args: tuple[int, ...]) -> int:
             return places.setdefault((name, args), len(places))
 
-        self.fold(lambda name: place(name, ()), lambda primitive, args: place(primitive.name, tuple(args)))
+        self.fold(
+            lambda name: place(name, ()), lambda primitive, args: place(primitive.name, tuple(args))
+        )
         return tuple(places)
 
     def to_sympy(self) -> Any:
         """The formula in sympy, simplified, without the epsilons that only guard floating point.
 
-        The S-curves keep their names (``sigma``, ``serf``, ...); ``doit()`` puts their definitions in.
+        The S-curves keep their names (``sigma``, ``serf``, ...); ``doit()`` puts their definitions
+        in.
         """
         import sympy
 
         def leaf(name: str) -> Any:
             return sympy.Integer(name) if name.isdigit() else sympy.Symbol(name, real=True)
 
-        return sympy.simplify(self.fold(leaf, lambda primitive, args: primitive.sympy(sympy, *args)), doit=False)
+        return sympy.simplify(
+            self.fold(leaf, lambda primitive, args: primitive.sympy(sympy, *args)), doit=False
+        )
 
     def to_latex(self) -> str:
         """The formula in LaTeX, as it stands (not simplified)."""
@@ -127,7 +140,9 @@ class Expression:
             binding, *needs = primitive.binds
             text = primitive.latex
             for position, ((argument, tightness), need) in enumerate(zip(args, needs), 1):
-                text = text.replace(f"#{position}", argument if tightness >= need else rf"\left({argument}\right)")
+                text = text.replace(
+                    f"#{position}", argument if tightness >= need else rf"\left({argument}\right)"
+                )
             return _PRODUCT_OF_NUMBERS.sub(r"\\cdot ", text.replace("+-", "-")), binding
 
         return self.fold(leaf, node)[0]
@@ -135,7 +150,9 @@ class Expression:
 
 def _read(text: str, space: SearchSpace) -> Iterable[str]:
     if len(text) > MAX_TEXT:
-        raise ExpressionError(f"{len(text)} characters are too many: an expression has at most {MAX_TEXT}")
+        raise ExpressionError(
+            f"{len(text)} characters are too many: an expression has at most {MAX_TEXT}"
+        )
     waiting: list[list[Any]] = []  # open operators: [name, arguments still to come, column]
     size, complete, position = 0, False, 0
     leaves = [*space.variables, *map(str, space.constants)]
@@ -154,10 +171,16 @@ def _read(text: str, space: SearchSpace) -> Iterable[str]:
             elif token == ")" and not missing:
                 waiting.pop()
             elif missing:
-                raise fail(column, f"expected ',' (and {missing} more for {name}, opened at column {opened}), "
-                                   f"found {_quoted(token)}")
+                raise fail(
+                    column,
+                    f"expected ',' (and {missing} more for {name}, opened at column {opened}), "
+                    f"found {_quoted(token)}",
+                )
             else:
-                raise fail(column, f"expected ')' to close {name} of column {opened}, found {_quoted(token)}")
+                raise fail(
+                    column,
+                    f"expected ')' to close {name} of column {opened}, found {_quoted(token)}",
+                )
             continue
         size += 1
         if size > MAX_SIZE:
@@ -187,7 +210,9 @@ def _read(text: str, space: SearchSpace) -> Iterable[str]:
 
 def _unknown(token: str, space: SearchSpace, leaves: list[str]) -> str:
     if token in PRIMITIVES:
-        return f"operator {token} is not in space {space.name} (it has {', '.join(space.operators)})"
+        return (
+            f"operator {token} is not in space {space.name} (it has {', '.join(space.operators)})"
+        )
     if not token[0].isalnum():
         return f"expected an operator, variable or constant, found {_quoted(token)}"
     if token.isdigit():
@@ -195,4 +220,7 @@ def _unknown(token: str, space: SearchSpace, leaves: list[str]) -> str:
     near = difflib.get_close_matches(token[:40], [*space.operators, *leaves], n=1, cutoff=0.5)
     kind = "operator" if len(token) > 2 else "name"
     return f"unknown {kind} {_quoted(token)}; " + (
-        f"did you mean {near[0]!r}?" if near else f"variables of space {space.name} are {', '.join(space.variables)}")
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"variables of space {space.name} are {', '.join(space.variables)}"
+    )

@@ -1,9 +1,11 @@
 """The journal: a run on disk, in one SQLite file, safe to kill at any moment.
 
-Whatever the search knows stands here, and every step of it is one transaction: the configuration, the population, every
-expression that was screened and why it fell, every candidate's fate, every trial with its result and provenance. A run
-is resumed by reading it back; ``status`` and ``report`` read it while it is being written.
+Whatever the search knows stands here, and every step of it is one transaction: the configuration,
+the population, every expression that was screened and why it fell, every candidate's fate, every
+trial with its result and provenance. A run is resumed by reading it back; ``status`` and ``report``
+read it while it is being written.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -45,7 +47,7 @@ CREATE INDEX candidates_by_fate ON candidates (fate);
 CREATE INDEX candidates_by_fingerprint ON candidates (fingerprint);
 CREATE TABLE trials (
     key TEXT PRIMARY KEY,
-    kind TEXT,              -- 'tune', 'simulate', 'proxy', 'confirm', 'final'
+    kind TEXT,              -- 'tune', 'tiny', 'full', 'confirm', 'final'
     candidate INTEGER REFERENCES candidates,
     label TEXT,             -- whom a tune or final trial belongs to
     trial TEXT,             -- JSON: Trial
@@ -58,7 +60,9 @@ CREATE TABLE trials (
 class Fate:
     """Where a candidate stands. It moves down this list and stops where it falls."""
 
-    SURVIVED = "survived"  # passed verification and the simulation on predictions; waits for the tiny set
+    SURVIVED = (
+        "survived"  # passed verification and the simulation on predictions; waits for the tiny set
+    )
     SIMULATING = "simulating"
     SIMULATED = "simulated"  # waits for the round's best to be chosen
     DROPPED = "dropped"
@@ -73,7 +77,8 @@ class Fate:
 class Candidate:
     """A choice of losses on its way through the search.
 
-    ``fitness`` is mAP on val after the proxy training, ``confirmed`` its mean over the trainings that confirmed it, so far.
+    ``fitness`` is mAP on val after the proxy training, ``confirmed`` its mean over the trainings
+    that confirmed it, so far.
     """
 
     id: int
@@ -107,7 +112,8 @@ class TrialRow:
 
 
 class Journal:
-    """A run's journal. Use :meth:`create`, :meth:`resume` (both lock the run for this process) or :meth:`read`."""
+    """A run's journal. Use :meth:`create`, :meth:`resume` (both lock the run for this process) or
+    :meth:`read`."""
 
     def __init__(self, folder: Path, database: sqlite3.Connection, lock: Any = None) -> None:
         self.folder = folder
@@ -123,8 +129,10 @@ class Journal:
         """
         folder = Path(folder)
         if (folder / FILE).exists():
-            raise ConfigError(f"{folder}: holds a run already; continue it with 'cse-search resume {folder}', "
-                              "or name another folder with --out")
+            raise ConfigError(
+                f"{folder}: holds a run already; continue it with 'cse-search resume {folder}', "
+                "or name another folder with --out"
+            )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: is not empty; name a new folder with --out")
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +142,10 @@ class Journal:
         database = _connect(draft)
         database.executescript(_SCHEMA)
         with database:
-            database.executemany("INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in meta.items()])
+            database.executemany(
+                "INSERT INTO meta VALUES (?, ?)",
+                [(key, json.dumps(value)) for key, value in meta.items()],
+            )
         database.close()  # a file with this name is always a whole journal
         draft.rename(folder / FILE)
         return cls(folder, _connect(folder / FILE), lock)
@@ -180,7 +191,8 @@ class Journal:
 
     @property
     def prepared(self) -> bytes | None:
-        """What the run's trials start from, once it is known: a resumed run's start from it too, whatever has changed since."""
+        """What the run's trials start from, once it is known: a resumed run's start from it too,
+        whatever has changed since."""
         return self.prepared_path.read_bytes() if self.prepared_path.is_file() else None
 
     @prepared.setter
@@ -197,37 +209,69 @@ class Journal:
     # --- meta ---
 
     def __getitem__(self, key: str) -> Any:
-        (value,) = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone() or (None,)
+        (value,) = self._database.execute(
+            "SELECT value FROM meta WHERE key = ?", (key,)
+        ).fetchone() or (None,)
         return None if value is None else json.loads(value)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+        self._database.execute(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value))
+        )
 
     # --- expressions and candidates ---
 
-    def add_expressions(self, branch: str, round_number: int, fates: Iterable[tuple[str, str]]) -> None:
+    def add_expressions(
+        self, branch: str, round_number: int, fates: Iterable[tuple[str, str]]
+    ) -> None:
         """Write down screened expressions as (text, fate)."""
-        self._database.executemany("INSERT OR IGNORE INTO expressions VALUES (?, ?, ?, ?)",
-                                   ((branch, text, round_number, fate) for text, fate in fates))
+        self._database.executemany(
+            "INSERT OR IGNORE INTO expressions VALUES (?, ?, ?, ?)",
+            ((branch, text, round_number, fate) for text, fate in fates),
+        )
 
     def expressions(self, branch: str) -> Iterator[tuple[str, str]]:
         """(text, fate) of every expression that was screened for a branch."""
-        rows = self._database.execute("SELECT text, fate FROM expressions WHERE branch = ? ORDER BY round, text", (branch,))
+        rows = self._database.execute(
+            "SELECT text, fate FROM expressions WHERE branch = ? ORDER BY round, text", (branch,)
+        )
         return iter(rows)
 
-    def add_candidate(self, losses: Mapping[str, str], fingerprint: Mapping[str, str], origin: str, round_number: int,
-                      fate: str, reason: str | None = None, fitness: float | None = None) -> int:
+    def add_candidate(
+        self,
+        losses: Mapping[str, str],
+        fingerprint: Mapping[str, str],
+        origin: str,
+        round_number: int,
+        fate: str,
+        reason: str | None = None,
+        fitness: float | None = None,
+    ) -> int:
         cursor = self._database.execute(
             "INSERT INTO candidates (losses, fingerprint, origin, round, fate, reason, fitness) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (json.dumps(dict(losses)), json.dumps(dict(fingerprint), sort_keys=True), origin, round_number, fate, reason,
-             fitness))
+            (
+                json.dumps(dict(losses)),
+                json.dumps(dict(fingerprint), sort_keys=True),
+                origin,
+                round_number,
+                fate,
+                reason,
+                fitness,
+            ),
+        )
         return int(cursor.lastrowid)
 
-    def move(self, candidate: int, fate: str, reason: str | None = None, **numbers: float | None) -> None:
+    def move(
+        self, candidate: int, fate: str, reason: str | None = None, **numbers: float | None
+    ) -> None:
         """Set a candidate's fate, and ``simulated`` or ``fitness`` where given."""
-        columns = "".join(f", {name} = :{name}" for name in numbers if name in ("simulated", "fitness"))
-        self._database.execute(f"UPDATE candidates SET fate = :fate, reason = :reason{columns} WHERE id = :id",
-                               {"fate": fate, "reason": reason, "id": candidate, **numbers})
+        columns = "".join(
+            f", {name} = :{name}" for name in numbers if name in ("simulated", "fitness")
+        )
+        self._database.execute(
+            f"UPDATE candidates SET fate = :fate, reason = :reason{columns} WHERE id = :id",
+            {"fate": fate, "reason": reason, "id": candidate, **numbers},
+        )
 
     def candidates(self, *fates: str) -> list[Candidate]:
         """Candidates with one of these fates (all, if none is named), oldest first."""
@@ -238,9 +282,14 @@ class Journal:
         return candidate
 
     def found(self) -> list[Candidate]:
-        """Trained candidates that the search itself found, best first: by ``confirmed`` where they have it, then by fitness."""
-        return self._candidates("fate = ? AND origin NOT LIKE ?", Fate.TRAINED, f"{KNOWN}%",
-                                order="confirmed DESC NULLS LAST, fitness DESC, id")
+        """Trained candidates that the search itself found, best first: by ``confirmed`` where they
+        have it, then by fitness."""
+        return self._candidates(
+            "fate = ? AND origin NOT LIKE ?",
+            Fate.TRAINED,
+            f"{KNOWN}%",
+            order="confirmed DESC NULLS LAST, fitness DESC, id",
+        )
 
     def candidate_like(self, fingerprint: Mapping[str, str]) -> Candidate | None:
         """The first candidate with the same gradients in every branch, or None."""
@@ -248,44 +297,72 @@ class Journal:
         return found[0] if found else None
 
     def _candidates(self, where: str, *values: Any, order: str = "id") -> list[Candidate]:
-        confirmed = ("SELECT AVG(COALESCE(mAP, 0)) FROM trials "  # a training that failed counts as 0
-                     "WHERE kind = 'confirm' AND candidate = candidates.id AND result IS NOT NULL")
-        rows = self._database.execute("SELECT id, losses, fingerprint, origin, round, fate, reason, simulated, fitness, "
-                                      f"({confirmed}) AS confirmed FROM candidates WHERE {where} ORDER BY {order}", values)
+        confirmed = (
+            "SELECT AVG(COALESCE(mAP, 0)) FROM trials "  # a training that failed counts as 0
+            "WHERE kind = 'confirm' AND candidate = candidates.id AND result IS NOT NULL"
+        )
+        rows = self._database.execute(
+            "SELECT id, losses, fingerprint, origin, round, fate, reason, simulated, fitness, "
+            f"({confirmed}) AS confirmed FROM candidates WHERE {where} ORDER BY {order}",
+            values,
+        )
         return [Candidate(row[0], json.loads(row[1]), json.loads(row[2]), *row[3:]) for row in rows]
 
     def count(self, *fates: str) -> int:
         return self._database.execute(
-            f"SELECT COUNT(*) FROM candidates WHERE fate IN ({','.join('?' * len(fates))})", fates).fetchone()[0]
+            f"SELECT COUNT(*) FROM candidates WHERE fate IN ({','.join('?' * len(fates))})", fates
+        ).fetchone()[0]
 
     # --- trials ---
 
-    def start_trial(self, kind: str, trial: Trial, candidate: int | None = None, label: str | None = None) -> None:
-        self._database.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL, ?, NULL)",
-                               (trial.key, kind, candidate, label, trial.to_json(), time.time()))
+    def start_trial(
+        self, kind: str, trial: Trial, candidate: int | None = None, label: str | None = None
+    ) -> None:
+        self._database.execute(
+            "INSERT INTO trials VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL, ?, NULL)",
+            (trial.key, kind, candidate, label, trial.to_json(), time.time()),
+        )
 
     def restart_trial(self, key: str) -> None:
-        """A trial that was in flight when the run was stopped begins anew: its time is not the pause's."""
+        """A trial that was in flight when the run was stopped begins anew: its time is not the
+        pause's."""
         self._database.execute("UPDATE trials SET started = ? WHERE key = ?", (time.time(), key))
 
     def durations(self, *kinds: str, last: int) -> list[float]:
-        """Seconds from start to finish of the trials of these kinds that were started last and are finished."""
+        """Seconds from start to finish of the trials of these kinds that were started last and are
+        finished."""
         rows = self._database.execute(
             f"SELECT finished - started FROM trials WHERE kind IN ({','.join('?' * len(kinds))}) AND result IS NOT NULL "
-            "ORDER BY rowid DESC LIMIT ?", (*kinds, last))
+            "ORDER BY rowid DESC LIMIT ?",
+            (*kinds, last),
+        )
         return [seconds for (seconds,) in rows]
 
     def finish_trial(self, result: TrialResult) -> None:
-        self._database.execute("UPDATE trials SET result = ?, mAP = ?, failure = ?, finished = ? WHERE key = ?",
-                               (result.to_json(), result.mAP, result.failure, time.time(), result.key))
+        self._database.execute(
+            "UPDATE trials SET result = ?, mAP = ?, failure = ?, finished = ? WHERE key = ?",
+            (result.to_json(), result.mAP, result.failure, time.time(), result.key),
+        )
 
     def trials(self, kind: str | None = None, finished: bool | None = None) -> list[TrialRow]:
         """Trials in the order in which they were started."""
         rows = self._database.execute(
             "SELECT kind, candidate, label, trial, result, started, finished FROM trials WHERE (:kind IS NULL OR kind = :kind) "
-            "AND (:finished IS NULL OR (result IS NOT NULL) = :finished) ORDER BY rowid", {"kind": kind, "finished": finished})
-        return [TrialRow(row[0], row[1], row[2], Trial.from_json(row[3]),
-                         TrialResult.from_json(row[4]) if row[4] else None, row[5], row[6]) for row in rows]
+            "AND (:finished IS NULL OR (result IS NOT NULL) = :finished) ORDER BY rowid",
+            {"kind": kind, "finished": finished},
+        )
+        return [
+            TrialRow(
+                row[0],
+                row[1],
+                row[2],
+                Trial.from_json(row[3]),
+                TrialResult.from_json(row[4]) if row[4] else None,
+                row[5],
+                row[6],
+            )
+            for row in rows
+        ]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -297,7 +374,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / FILE).is_file():
-        raise ConfigError(f"{folder}: no run here (no {FILE}); 'cse-search run --out {folder}' starts one")
+        raise ConfigError(
+            f"{folder}: no run here (no {FILE}); 'cse-search run --out {folder}' starts one"
+        )
     return folder
 
 
@@ -310,8 +389,10 @@ def _lock(folder: Path) -> Any:
         handle.seek(0)
         owner = handle.read().strip() or "another process"
         handle.close()
-        raise ConfigError(f"{folder}: {owner} is working on this run; watch it with 'cse-search status {folder}', "
-                          "or stop it before you resume") from None
+        raise ConfigError(
+            f"{folder}: {owner} is working on this run; watch it with 'cse-search status {folder}', "
+            "or stop it before you resume"
+        ) from None
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {socket.gethostname()}")
     handle.flush()

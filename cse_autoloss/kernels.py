@@ -1,15 +1,19 @@
-"""Losses with their gradient by hand: what :mod:`cse_autoloss.losses` runs instead of torch's graph where it can.
+"""Losses with their gradient by hand: what :mod:`cse_autoloss.losses` runs instead of torch's graph
+where it can.
 
-Each kernel computes the reduced loss and its gradient by the prediction in one go, on as little as the formula lets it:
+Each kernel computes the reduced loss and its gradient by the prediction in one go, on as little as
+the formula lets it:
 
-* two-stage: a formula that the one-hot label cuts down to the label's column is computed on that column; of the class
-  axis it takes one softmax, which the gradient is made of in place.
-* one-stage: the formula is specialised to elements that are nobody's label (PY = 0, Q = 0, NY = 1) and runs over all of
-  them block by block, in cache; the few labels are computed apart.
+* two-stage: a formula that the one-hot label cuts down to the label's column is computed on that
+  column; of the class axis it takes one softmax, which the gradient is made of in place.
+* one-stage: the formula is specialised to elements that are nobody's label (PY = 0, Q = 0, NY = 1)
+  and runs over all of them block by block, in cache; the few labels are computed apart.
 * boxes: overlaps and their gradient are written out.
 
-``build`` returns None for a formula that a kernel does not cover; the module then uses torch's graph.
+``build`` returns None for a formula that a kernel does not cover; the module then uses torch's
+graph.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -42,7 +46,8 @@ def apply(pred: Tensor, compute: Compute) -> Tensor:
 
 
 class _WithGradient(torch.autograd.Function):
-    """The gradient is computed beside the value and handed over, once; a second backward pass computes it again."""
+    """The gradient is computed beside the value and handed over, once; a second backward pass
+    computes it again."""
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, compute: Compute) -> Tensor:
@@ -54,11 +59,15 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError("this loss has no second derivative (create_graph=True); with reduction 'none' it has one")
+            raise RuntimeError(
+                "this loss has no second derivative (create_graph=True); with reduction 'none' it has one"
+            )
         (pred,) = ctx.saved_tensors
         gradient = ctx.compute(pred, True)[1] if ctx.gradient is None else ctx.gradient
         ctx.gradient = None
-        if scale.device.type != "cpu" or scale.item() != 1:  # on a GPU the look at it would cost more than the product
+        if (
+            scale.device.type != "cpu" or scale.item() != 1
+        ):  # on a GPU the look at it would cost more than the product
             gradient = gradient.mul_(scale)
         return gradient.to(pred.dtype), None
 
@@ -70,7 +79,8 @@ def _filled(part: Any, like: Tensor) -> Tensor:
     return torch.as_tensor(part, dtype=like.dtype, device=like.device).expand_as(like)
 
 
-# --- two-stage classification ------------------------------------------------------------------------------------------
+# --- two-stage classification
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ class _AtLabel:
 
     Attributes:
         wide: whether it has the class axis.
-        label: its value in the label's column (its value, if it has no class axis), or None if it cannot be had there.
+        label: its value in the label's column (its value, if it has no class axis), or None if it
+            cannot be had there.
         elsewhere: what its values in the other columns lie between.
         logits: whether it is the logits themselves.
     """
@@ -91,7 +102,8 @@ class _AtLabel:
 
 
 class TwoStageKernel:
-    """Formulas whose sum over the class axis is their value at the label: every other column has the factor Y = 0."""
+    """Formulas whose sum over the class axis is their value at the label: every other column has
+    the factor Y = 0."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -104,7 +116,9 @@ class TwoStageKernel:
 
         def leaf(name: str) -> _AtLabel:
             if name == "X":
-                return _AtLabel(True, formula.leaf("X", -LOGIT, LOGIT), (-LOGIT, LOGIT), logits=True)
+                return _AtLabel(
+                    True, formula.leaf("X", -LOGIT, LOGIT), (-LOGIT, LOGIT), logits=True
+                )
             if name == "Y":
                 return _AtLabel(True, formula.constant(1.0), (0.0, 0.0))
             if name == "Z":
@@ -117,7 +131,9 @@ class TwoStageKernel:
                 return _AtLabel(True, None, UNBOUNDED)
             elsewhere = primitive.bounds(*(arg.elsewhere for arg in args))
             if primitive.adjoint is not None:
-                return _AtLabel(any(arg.wide for arg in args), formula.apply(primitive, *labels), elsewhere)
+                return _AtLabel(
+                    any(arg.wide for arg in args), formula.apply(primitive, *labels), elsewhere
+                )
             if primitive.name in ("Softmax", "LogSoftmax") and args[0].logits:
                 bounds = (0.0, 1.0) if primitive.name == "Softmax" else (-3 * LOGIT, 0.0)
                 return _AtLabel(True, formula.leaf(primitive.name, *bounds), bounds)
@@ -133,8 +149,15 @@ class TwoStageKernel:
         program = formula.program(root.label, ("X", "Softmax", "LogSoftmax"))
         return cls(program) if program.differentiated else None
 
-    def __call__(self, pred: Tensor, gradient: bool, target: Tensor, quality: Tensor | None, weight: Tensor | None,
-                 scale: Any) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self,
+        pred: Tensor,
+        gradient: bool,
+        target: Tensor,
+        quality: Tensor | None,
+        weight: Tensor | None,
+        scale: Any,
+    ) -> tuple[Tensor, Tensor | None]:
         """``scale`` times the weighted sum of the loss, and its gradient.
 
         Args:
@@ -168,17 +191,26 @@ class TwoStageKernel:
             loss = torch.dot(values[-1], seed)
         if not gradient:
             return loss, None
-        parts = {name: _filled(part, leaves[name]) for name, part in self._program.backward(values, seed).items()}
+        parts = {
+            name: _filled(part, leaves[name])
+            for name, part in self._program.backward(values, seed).items()
+        }
         rising = parts.get("LogSoftmax")  # the derivative by log softmax(x) at the label, in all
         if "Softmax" in parts:
-            rising = parts["Softmax"] * leaves["Softmax"] if rising is None else rising.addcmul(
-                parts["Softmax"], leaves["Softmax"])
-        at_label = rising if "X" not in parts else parts["X"] if rising is None else parts["X"] + rising
+            rising = (
+                parts["Softmax"] * leaves["Softmax"]
+                if rising is None
+                else rising.addcmul(parts["Softmax"], leaves["Softmax"])
+            )
+        at_label = (
+            rising if "X" not in parts else parts["X"] if rising is None else parts["X"] + rising
+        )
         result = torch.zeros_like(logits) if rising is None else dense.mul_(-rising.unsqueeze(1))
         return loss, result.scatter_add_(1, index, at_label.unsqueeze(1))
 
 
-# --- one-stage classification ------------------------------------------------------------------------------------------
+# --- one-stage classification
+# ------------------------------------------------------------------------------------------
 
 
 class OneStageKernel:
@@ -212,8 +244,17 @@ class OneStageKernel:
             programs.append(formula.program(root, ("X",)))
         return cls(*programs) if any(program.differentiated for program in programs) else None
 
-    def __call__(self, pred: Tensor, gradient: bool, target: Tensor, positive: Tensor, quality: Tensor | None,
-                 weight: Tensor | None, alphas: tuple[float, float], scale: Any) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self,
+        pred: Tensor,
+        gradient: bool,
+        target: Tensor,
+        positive: Tensor,
+        quality: Tensor | None,
+        weight: Tensor | None,
+        alphas: tuple[float, float],
+        scale: Any,
+    ) -> tuple[Tensor, Tensor | None]:
         """``scale`` times the weighted sum of the loss, and its gradient.
 
         Args:
@@ -233,27 +274,36 @@ class OneStageKernel:
         for_label, for_other = alphas[0] * self._positives.sign, alphas[1] * self._negatives.sign
         step = rows if logits.device.type != "cpu" else max(1, BLOCK // classes)
         starts = list(range(0, rows, step))
-        cuts = torch.searchsorted(places, torch.tensor([*starts, rows], device=places.device) * classes).tolist() \
-            if len(starts) > 1 else [0, len(places)]
+        cuts = (
+            torch.searchsorted(
+                places, torch.tensor([*starts, rows], device=places.device) * classes
+            ).tolist()
+            if len(starts) > 1
+            else [0, len(places)]
+        )
         for start, first, last in zip(starts, cuts, cuts[1:]):
-            block = logits[start:start + step]
-            seed = for_other if weight is None else weight[start:start + step] * for_other
+            block = logits[start : start + step]
+            seed = for_other if weight is None else weight[start : start + step] * for_other
             values = self._negatives.forward({"X": block})
             value = _filled(values[-1], block).contiguous()
             if weight is not None:
-                value = value * weight[start:start + step]
+                value = value * weight[start : start + step]
             if last > first:
                 labels = places[first:last] - start * classes
                 value.view(-1).index_fill_(0, labels, 0)
             sums.append(value.sum() * for_other)
             if gradient:
                 slope = self._negatives.backward(values).get("X", 0.0)
-                torch.mul(_filled(slope, block), seed * scale, out=result[start:start + step])
+                torch.mul(_filled(slope, block), seed * scale, out=result[start : start + step])
         if len(places):
             leaves = {"X": flat[places]}
             if quality is not None:
                 leaves["Q"] = quality
-            seed = for_label if weight is None else weight.expand_as(logits).reshape(-1)[places] * for_label
+            seed = (
+                for_label
+                if weight is None
+                else weight.expand_as(logits).reshape(-1)[places] * for_label
+            )
             values = self._positives.forward(leaves)
             sums.append((_filled(values[-1], leaves["X"]) * seed).sum())
             if gradient:
@@ -262,7 +312,8 @@ class OneStageKernel:
         return torch.stack(sums).sum() * scale, result
 
 
-# --- boxes -------------------------------------------------------------------------------------------------------------
+# --- boxes
+# -------------------------------------------------------------------------------------------------------------
 
 
 class BoxKernel:
@@ -277,7 +328,11 @@ class BoxKernel:
         formula, covered = Formula(), True
 
         def leaf(name: str) -> Term:
-            return formula.leaf(name, -AREA, AREA) if name in ("U", "I", "E") else formula.constant(float(name))
+            return (
+                formula.leaf(name, -AREA, AREA)
+                if name in ("U", "I", "E")
+                else formula.constant(float(name))
+            )
 
         def node(primitive: Primitive, args: list[Term]) -> Term:
             nonlocal covered
@@ -289,8 +344,9 @@ class BoxKernel:
             return None
         return cls(formula.program(root, ("U", "I", "E")))
 
-    def __call__(self, pred: Tensor, gradient: bool, target: Tensor, weight: Tensor | None,
-                 scale: Any) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, pred: Tensor, gradient: bool, target: Tensor, weight: Tensor | None, scale: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """``scale`` times the weighted sum of the loss, and its gradient.
 
         Args:
@@ -298,8 +354,8 @@ class BoxKernel:
             weight: (P,) or None.
         """
         boxes, aims = (b if b.dtype == torch.float64 else b.float() for b in (pred, target))
-        # With the far corner's signs turned, "inner" and "outer" are one maximum and one minimum for all four sides,
-        # and a box's width and height are minus the sum of its two corners.
+        # With the far corner's signs turned, "inner" and "outer" are one maximum and one minimum
+        # for all four sides, and a box's width and height are minus the sum of its two corners.
         turn = boxes.new_tensor([1, 1, -1, -1])
         boxes, aims = boxes * turn, aims * turn
 
@@ -319,12 +375,15 @@ class BoxKernel:
         if not gradient:
             return loss, None
         parts = self._program.backward(values, seed)
-        by_union, by_overlap, by_enclosing = (_filled(parts.get(name, 0.0), overlap)[:, None] for name in ("U", "I", "E"))
+        by_union, by_overlap, by_enclosing = (
+            _filled(parts.get(name, 0.0), overlap)[:, None] for name in ("U", "I", "E")
+        )
         # By the sides of each rectangle: the other side, where clamp lets a gradient through.
         by_ours = by_union * ours.flip(1)
         by_inner = (by_overlap - by_union) * shared.flip(1) * (inner >= 0)
         by_outer = by_enclosing * around.flip(1) * (outer >= 0)
-        # The corner that maximum takes passes the inner side's gradient, the other one the outer's; a tie halves both.
+        # The corner that maximum takes passes the inner side's gradient, the other one the outer's;
+        # a tie halves both.
         common = by_ours + (by_inner + by_outer) / 2
         difference = (by_inner - by_outer) / 2
         larger = torch.sign(boxes - aims).view(-1, 2, 2)

@@ -1,4 +1,6 @@
-"""A run's report: one Markdown page with its tables and formulas, a picture, the best loss as files."""
+"""A run's report: one Markdown page with its tables and formulas, a picture, the best loss as
+files."""
+
 from __future__ import annotations
 
 import time
@@ -19,7 +21,8 @@ SHOWN = 10  # candidates in the report's table
 
 
 def write_report(journal: Journal) -> list[Path]:
-    """Write ``report.md``, ``progress.png`` and, where something was found, ``best.py`` with its losses and their curves.
+    """Write ``report.md``, ``progress.png`` and, where something was found, ``best.py`` with its
+    losses and their curves.
 
     Returns:
         The paths written.
@@ -40,60 +43,126 @@ def write_report(journal: Journal) -> list[Path]:
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
     """A Markdown table."""
     header = list(header)
-    return [f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)] + [""]
+    return [
+        f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)
+    ] + [""]
 
 
 def formula(losses: Mapping[str, str]) -> str:
-    return "<br>".join(f"{branch}: `{text}`" for branch, text in losses.items()) or "the detector's own"
+    return (
+        "<br>".join(f"{branch}: `{text}`" for branch, text in losses.items())
+        or "the detector's own"
+    )
 
 
-def _page(journal: Journal, status: Status, exported: list[Path], curves: Mapping[str, Path]) -> list[str]:
+def _page(
+    journal: Journal, status: Status, exported: list[Path], curves: Mapping[str, Path]
+) -> list[str]:
     config, spaces = parse_config(journal["config"]), journal["spaces"]
-    lines = [f"# {journal.folder.name}", "",
-             f"Searched: {', '.join(config.search.branches)} of {config.detector.get('config')} on "
-             f"{config.detector.get('data')}, seed {config.seed}; "
-             f"started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; {status.phase}.", ""]
-    lines += ["## Result", "", f"mAP (COCO, IoU 0.50:0.95), mean ± standard deviation over {config.final.seeds} fresh seeds. "
-              "Selection saw val only; test was never seen by the search.", ""]
-    lines += table(("losses", "val", "test", GAIN, "formula"), (
-        (row.label, spread(row.val) or "failed", spread(row.test) or "failed", spread(row.gain, "+"), formula(row.losses))
-        for row in status.comparison))
+    lines = [
+        f"# {journal.folder.name}",
+        "",
+        f"Searched: {', '.join(config.search.branches)} of {config.detector.get('config')} on "
+        f"{config.detector.get('data')}, seed {config.seed}; "
+        f"started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; {status.phase}.",
+        "",
+    ]
+    lines += [
+        "## Result",
+        "",
+        f"mAP (COCO, IoU 0.50:0.95), mean ± standard deviation over {config.final.seeds} fresh seeds. "
+        "Selection saw val only; test was never seen by the search.",
+        "",
+    ]
+    lines += table(
+        ("losses", "val", "test", GAIN, "formula"),
+        (
+            (
+                row.label,
+                spread(row.val) or "failed",
+                spread(row.test) or "failed",
+                spread(row.gain, "+"),
+                formula(row.losses),
+            )
+            for row in status.comparison
+        ),
+    )
     if status.baseline:
         scale = status.baseline["scale"]
-        lines += [f"The default losses were tuned on val first: loss weights times {scale.get('cls', 1):g} (cls) and "
-                  f"{scale.get('reg', 1):g} (reg), learning rate times {status.baseline['lr_scale']:g}. Every candidate starts "
-                  "with the gradient norm of these tuned losses.", ""]
+        lines += [
+            f"The default losses were tuned on val first: loss weights times {scale.get('cls', 1):g} (cls) and "
+            f"{scale.get('reg', 1):g} (reg), learning rate times {status.baseline['lr_scale']:g}. Every candidate starts "
+            "with the gradient norm of these tuned losses.",
+            "",
+        ]
     lines += ["![mAP of each trained candidate](progress.png)", ""]
     if exported:
         best = found(journal)
         lines += ["## The best found loss", ""]
         for branch, text in best.losses.items():
             expression = load_space(spaces[branch]).expression(text)
-            lines += [f"**{branch}**, loss weight {best.loss_weights[branch]:.4g}", "", "```", text, "```", "",
-                      f"$${expression.to_latex()}$$", "",
-                      f"![Curves of the {branch} loss beside the known ones, and its tree]({curves[branch].name})", ""]
+            lines += [
+                f"**{branch}**, loss weight {best.loss_weights[branch]:.4g}",
+                "",
+                "```",
+                text,
+                "```",
+                "",
+                f"$${expression.to_latex()}$$",
+                "",
+                f"![Curves of the {branch} loss beside the known ones, and its tree]({curves[branch].name})",
+                "",
+            ]
         lines += ["Files: " + ", ".join(f"`{path.name}`" for path in exported), ""]
-    return [*lines, *(_searched(journal, status) if status.trials[0] else []),
-            "## Provenance", "", *(f"* {name}: {value}" for name, value in _provenance(journal)), ""]
+    return [
+        *lines,
+        *(_searched(journal, status) if status.trials[0] else []),
+        "## Provenance",
+        "",
+        *(f"* {name}: {value}" for name, value in _provenance(journal)),
+        "",
+    ]
 
 
 def _searched(journal: Journal, status: Status) -> list[str]:
     lines = ["## The funnel", ""]
-    lines += table(("branch", *STAGES), ((branch, *(f"{counts[stage]:,}" for stage in STAGES))
-                                         for branch, counts in status.funnel.items()))
-    lines += [f"Simulated on the tiny set: {status.simulated}. Trained on the proxy task: {status.trained} "
-              f"({status.failed} failed). Equivalent to an earlier candidate: {status.equivalent}.", ""]
+    lines += table(
+        ("branch", *STAGES),
+        (
+            (branch, *(f"{counts[stage]:,}" for stage in STAGES))
+            for branch, counts in status.funnel.items()
+        ),
+    )
+    lines += [
+        f"Simulated on the tiny set: {status.simulated}. Trained on the proxy task: {status.trained} "
+        f"({status.failed} failed). Equivalent to an earlier candidate: {status.equivalent}.",
+        "",
+    ]
     for branch in status.funnel:
         fates = Counter(fate.split(":")[0] for _, fate in journal.expressions(branch))
         counts = ", ".join(f"{fate} {count:,}" for fate, count in fates.most_common())
         lines += [f"Where {branch} expressions fell: {counts}", ""]
     lines += ["## Candidates", ""]
-    lines += table(("#", "origin", "round", "tiny set", "val mAP", "confirmed", "formula"), (
-        (c.id, c.origin, c.round, "" if c.simulated is None else f"{c.simulated:.3f}", f"{c.fitness:.3f}",
-         "" if c.confirmed is None else f"{c.confirmed:.3f}", formula(c.losses))
-        for c in _trained(journal)[:SHOWN]))
+    lines += table(
+        ("#", "origin", "round", "tiny set", "val mAP", "confirmed", "formula"),
+        (
+            (
+                c.id,
+                c.origin,
+                c.round,
+                "" if c.simulated is None else f"{c.simulated:.3f}",
+                f"{c.fitness:.3f}",
+                "" if c.confirmed is None else f"{c.confirmed:.3f}",
+                formula(c.losses),
+            )
+            for c in _trained(journal)[:SHOWN]
+        ),
+    )
     if confirmed := len({row.trial.seed for row in journal.trials("confirm")}):
-        lines += [f"Confirmed: mean mAP on val over {confirmed} seeds that neither the search nor the comparison uses.", ""]
+        lines += [
+            f"Confirmed: mean mAP on val over {confirmed} seeds that neither the search nor the comparison uses.",
+            "",
+        ]
     if failed := journal.candidates(Fate.FAILED):
         lines += ["Failed trainings:", "", *(f"* #{c.id}: {c.reason}" for c in failed[:SHOWN]), ""]
     return lines
@@ -109,37 +178,75 @@ def _provenance(journal: Journal) -> Iterable[tuple[str, Any]]:
     rows = [row for row in journal.trials(finished=True) if row.result.mAP is not None]
     if rows:
         yield from rows[-1].result.provenance.items()
-        yield "trainings", f"{len(rows)}, {duration(sum(row.result.seconds for row in rows))} of worker time"
+        yield (
+            "trainings",
+            f"{len(rows)}, {duration(sum(row.result.seconds for row in rows))} of worker time",
+        )
 
 
 def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
-    """Draw the mAP of each proxy training in the order of the search, the default's and the final comparison beside it."""
+    """Draw the mAP of each proxy training in the order of the search, the default's and the final
+    comparison beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (progress, final) = pyplot.subplots(1, 2, figsize=(11, 4.2), width_ratios=(2, 1), sharey=True, layout="constrained")
+    figure, (progress, final) = pyplot.subplots(
+        1, 2, figsize=(11, 4.2), width_ratios=(2, 1), sharey=True, layout="constrained"
+    )
     origin = {c.id: c.origin for c in journal.candidates()}
-    rows = [row for row in journal.trials("proxy", finished=True) if row.result.mAP is not None]
-    for known, label, color in ((True, "known losses", "tab:gray"), (False, "found by the search", "tab:blue")):
-        points = [(i, row.result.mAP) for i, row in enumerate(rows, 1) if origin[row.candidate].startswith(KNOWN) == known]
+    rows = [row for row in journal.trials("full", finished=True) if row.result.mAP is not None]
+    for known, label, color in (
+        (True, "known losses", "tab:gray"),
+        (False, "found by the search", "tab:blue"),
+    ):
+        points = [
+            (i, row.result.mAP)
+            for i, row in enumerate(rows, 1)
+            if origin[row.candidate].startswith(KNOWN) == known
+        ]
         if points:
             progress.scatter(*zip(*points), s=18, color=color, label=label)
     best = [max(row.result.mAP for row in rows[:i]) for i in range(1, len(rows) + 1)]
-    progress.step(range(1, len(rows) + 1), best, where="post", color="tab:blue", alpha=0.5, label="best so far")
+    progress.step(
+        range(1, len(rows) + 1),
+        best,
+        where="post",
+        color="tab:blue",
+        alpha=0.5,
+        label="best so far",
+    )
     if status.baseline:
-        progress.axhline(status.baseline["mAP"], color="tab:red", linestyle="--", label="default, tuned")
+        progress.axhline(
+            status.baseline["mAP"], color="tab:red", linestyle="--", label="default, tuned"
+        )
     progress.set(xlabel="proxy training", ylabel="mAP on val", title="The search")
     progress.legend(fontsize=8)
     for place, row in enumerate(status.comparison):
         for split, color, shift in (("val", "tab:blue", -0.1), ("test", "tab:orange", 0.1)):
             values = getattr(row, split)
-            final.plot([place + shift] * len(values), values, "o", color=color, markersize=5,
-                       label=None if place else split)
+            final.plot(
+                [place + shift] * len(values),
+                values,
+                "o",
+                color=color,
+                markersize=5,
+                label=None if place else split,
+            )
             if values:
-                final.hlines(sum(values) / len(values), place + shift - 0.09, place + shift + 0.09, color=color)
-    final.set_xticks(range(len(status.comparison)), [row.label for row in status.comparison], rotation=20, fontsize=8)
+                final.hlines(
+                    sum(values) / len(values),
+                    place + shift - 0.09,
+                    place + shift + 0.09,
+                    color=color,
+                )
+    final.set_xticks(
+        range(len(status.comparison)),
+        [row.label for row in status.comparison],
+        rotation=20,
+        fontsize=8,
+    )
     final.set(title="Fresh seeds (bar: mean)")
     if status.comparison:
         final.legend(fontsize=8)

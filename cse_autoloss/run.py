@@ -1,4 +1,5 @@
 """A run from start to end: check everything, search, and write down what came of it."""
+
 from __future__ import annotations
 
 import platform
@@ -35,14 +36,18 @@ def check(config: Config) -> dict[str, Any]:
     """
     name = config.detector.get("trainer")
     if not isinstance(name, str):
-        raise ConfigError("detector.trainer: missing; the class that trains, such as detectors.training:DetectorTrainer")
+        raise ConfigError(
+            "detector.trainer: missing; the class that trains, such as detectors.training:DetectorTrainer"
+        )
     checked = load_trainer(name).check(config.detector)
     spaces = {**checked["spaces"], **config.search.spaces}
     for branch, origin in spaces.items():
         space, own = load_space(origin), load_space(checked["spaces"][branch])
         if space.inputs != own.inputs:
-            raise ConfigError(f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this detector's "
-                              f"losses need {own.inputs}, as {own.name} has")
+            raise ConfigError(
+                f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this detector's "
+                f"losses need {own.inputs}, as {own.name} has"
+            )
         spaces[branch] = space.origin
     compared_besides(config, spaces)
     return {**checked, "spaces": spaces}
@@ -51,28 +56,47 @@ def check(config: Config) -> dict[str, Any]:
 def start(config: Config, folder: Path, console: Console) -> None:
     """Start a run in a new folder and see it through."""
     checked = check(config)
-    journal = Journal.create(folder, {
-        "config": config.model_dump(mode="json"), "spaces": checked["spaces"], "classes": checked["classes"],
-        "images": checked["images"], "created": time.time(), "versions": versions()})
+    journal = Journal.create(
+        folder,
+        {
+            "config": config.model_dump(mode="json"),
+            "spaces": checked["spaces"],
+            "classes": checked["classes"],
+            "images": checked["images"],
+            "created": time.time(),
+            "versions": versions(),
+        },
+    )
     images = ", ".join(f"{count} {split}" for split, count in checked["images"].items())
-    console.print(f"run {folder}: {len(checked['classes'])} classes; images: {images}", highlight=False, soft_wrap=True)
+    console.print(
+        f"run {folder}: {len(checked['classes'])} classes; images: {images}",
+        highlight=False,
+        soft_wrap=True,
+    )
     try:
         _drive(journal, console)
     except ClusterError:
-        if not Journal.read(folder).trials():  # a run that never began leaves nothing in the way of the next try
+        if not Journal.read(
+            folder
+        ).trials():  # a run that never began leaves nothing in the way of the next try
             shutil.rmtree(folder)
         raise
 
 
 def resume(folder: Path, console: Console, settings: Sequence[str] = ()) -> None:
-    """Go on with a run that was stopped or killed, or, with ``settings`` such as ``budget.trials=500``, that had finished."""
+    """Go on with a run that was stopped or killed, or, with ``settings`` such as
+    ``budget.trials=500``, that had finished."""
     journal = Journal.resume(folder)
     before = parse_config(journal["config"])
     config = change_config(before, settings)
     check(config)
     for label, losses in compared_besides(config, journal["spaces"]).items():
-        if any(row.label == label and row.trial.losses != losses for row in journal.trials("final")):
-            raise ConfigError(f"final.others.{label}: this run has compared other losses by that name; choose another")
+        if any(
+            row.label == label and row.trial.losses != losses for row in journal.trials("final")
+        ):
+            raise ConfigError(
+                f"final.others.{label}: this run has compared other losses by that name; choose another"
+            )
     with journal.step():
         journal["config"] = config.model_dump(mode="json")
         if config.budget != before.budget:
@@ -80,7 +104,11 @@ def resume(folder: Path, console: Console, settings: Sequence[str] = ()) -> None
         if config != before:
             journal["compared"] = False
     done = journal.trials(finished=True)
-    console.print(f"resuming {folder}: {len(done)} trainings are done and stay done", highlight=False, soft_wrap=True)
+    console.print(
+        f"resuming {folder}: {len(done)} trainings are done and stay done",
+        highlight=False,
+        soft_wrap=True,
+    )
     _drive(journal, console)
 
 
@@ -102,15 +130,24 @@ def _drive(journal: Journal, console: Console) -> None:
         if read_status(journal).phase != "finished":
             with journal.step():
                 journal["driver started"] = time.time()
-            with Cluster(config.cluster, config.detector) as cluster, watching(journal, console) as watch:
+            with (
+                Cluster(config.cluster, config.detector) as cluster,
+                watching(journal, console) as watch,
+            ):
                 Search(config, journal["spaces"], journal, cluster, watch).run()
         status = read_status(journal)
         console.print(comparison_table(status.comparison))
         for path in write_report(journal):
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-        console.print(f"done in {duration(time.monotonic() - started)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"done in {duration(time.monotonic() - started)}", highlight=False, soft_wrap=True
+        )
     except KeyboardInterrupt:
-        console.print(f"stopped; nothing finished is lost: cse-search resume {journal.folder}", highlight=False, soft_wrap=True)
+        console.print(
+            f"stopped; nothing finished is lost: cse-search resume {journal.folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise
     finally:
         journal.close()

@@ -1,9 +1,9 @@
-"""Model-optimisation simulation on predictions alone: does descent with a loss get labels right, and boxes onto
-targets?
+"""Model-optimisation simulation on predictions alone: does descent with a loss get labels right,
+and boxes onto targets?
 
-Logits, or boxes, are themselves what is optimised, by a few dozen steps of gradient descent whose length does not
-depend on the loss's scale. Many candidates descend at once, on one graph (``screening.graph``). What passes goes on
-to a tiny detector: a ``Trial`` with ``task="verify"``.
+Logits, or boxes, are themselves what is optimised, by a few dozen steps of gradient descent whose
+length does not depend on the loss's scale. Many candidates descend at once, on one graph
+(``screening.graph``). What passes goes on to a tiny detector: a ``Trial`` with ``task="tiny"``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from cse_autoloss.variation import Population
 
 SAMPLES = 32
 STEPS = 60
-STEP_SIZE = {"cls": 0.3, "reg": 0.03}  # root mean square of the first step; in logits, or shares of the target's size
+STEP_SIZE = {
+    "cls": 0.3,
+    "reg": 0.03,
+}  # root mean square of the first step; in logits, or shares of the target's size
 LEAST = {"cls": 0.95, "reg": 0.7}  # accuracy, or mean IoU, that is asked for at the end
 TOGETHER = 256  # candidates that descend on one graph
 
@@ -42,7 +45,9 @@ class Outcome(NamedTuple):
     finite: bool
 
 
-def simulate_predictions(expressions: Sequence[Expression], space: SearchSpace, seed: int = 0) -> list[Outcome]:
+def simulate_predictions(
+    expressions: Sequence[Expression], space: SearchSpace, seed: int = 0
+) -> list[Outcome]:
     """Descend with each loss from the same predictions.
 
     Args:
@@ -58,13 +63,17 @@ def simulate_predictions(expressions: Sequence[Expression], space: SearchSpace, 
             text = f"{batch.measure} {score:.3f} after {STEPS} steps of descent; at least {least:g} is asked for"
             if not finite:
                 text = f"the gradient became infinite or undefined; {text}"
-            outcomes.append(Outcome(bool(finite and score >= least), float(score), text, bool(finite)))
+            outcomes.append(
+                Outcome(bool(finite and score >= least), float(score), text, bool(finite))
+            )
     return outcomes
 
 
-def _descend(batch: Batch, graph: Graph, step_size: float, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Final score of each of the graph's losses, and whether its gradients stayed finite. Step lengths fall to 0
-    linearly."""
+def _descend(
+    batch: Batch, graph: Graph, step_size: float, arrays: Arrays
+) -> tuple[np.ndarray, np.ndarray]:
+    """Final score of each of the graph's losses, and whether its gradients stayed finite. Step
+    lengths fall to 0 linearly."""
     predictions = np.repeat(batch.initial[None], len(graph.roots), axis=0)
     finite = np.ones(len(predictions), bool)
     for step in range(STEPS):

@@ -2,6 +2,7 @@
 
 A space is a name ("reg") or a path to a YAML file of the same form as those in ``search_spaces/``.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -22,8 +23,13 @@ from cse_autoloss.primitives import PRIMITIVES
 
 FOLDER = Path(search_spaces.__file__).parent
 
-#: What (pred, target) can be turned into, and the variables that this gives, in the order of computation.
-INPUTS = {"two_stage": ("X", "Y", "Z"), "one_stage": ("X", "Q", "PY", "NY"), "boxes": ("U", "I", "E")}
+#: What (pred, target) can be turned into, and the variables that this gives, in the order of
+#: computation.
+INPUTS = {
+    "two_stage": ("X", "Y", "Z"),
+    "one_stage": ("X", "Q", "PY", "NY"),
+    "boxes": ("U", "I", "E"),
+}
 #: The variables that carry the prediction's gradient.
 PREDICTED = {"two_stage": ("X",), "one_stage": ("X",), "boxes": ("U", "I", "E")}
 
@@ -43,7 +49,8 @@ class KnownLoss:
 
 @dataclass(frozen=True, eq=False)
 class SearchSpace:
-    """What may be searched. :func:`load_space` gives one object for one name, so a space equals itself alone.
+    """What may be searched. :func:`load_space` gives one object for one name, so a space equals
+    itself alone.
 
     Attributes:
         name: the space's name.
@@ -54,8 +61,10 @@ class SearchSpace:
         constants: small positive integers.
         operators: names of rows of the operator table.
         losses: the known losses, by name.
-        probes: the points that candidates are judged on, and tolerances (read by ``screening.probes``).
-        plugins: modules imported before the operators are looked up; they register rows of their own.
+        probes: the points that candidates are judged on, and tolerances (read by
+            ``screening.probes``).
+        plugins: modules imported before the operators are looked up; they register rows of their
+            own.
     """
 
     name: str
@@ -70,7 +79,8 @@ class SearchSpace:
     plugins: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles are the space loaded again by its origin, with its plug-ins imported."""
+        """Copies and pickles are the space loaded again by its origin, with its plug-ins
+        imported."""
         return load_space, (self.origin,)
 
     @property
@@ -93,8 +103,10 @@ class SearchSpace:
             names = {name.casefold(): name for name in self.losses}
             near = difflib.get_close_matches(text.strip().casefold()[:60], names, n=1, cutoff=0.7)
             if near and "(" not in text:
-                raise ExpressionError(f"no loss {text.strip()[:60]!r} in space {self.name}; "
-                                      f"did you mean {names[near[0]]!r}?") from None
+                raise ExpressionError(
+                    f"no loss {text.strip()[:60]!r} in space {self.name}; "
+                    f"did you mean {names[near[0]]!r}?"
+                ) from None
             raise error
 
 
@@ -108,7 +120,9 @@ def load_space(name: str) -> SearchSpace:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(space_names())
-        raise SpaceError(f"no search space {name!r}: give one of {known}, or the path of a YAML file")
+        raise SpaceError(
+            f"no search space {name!r}: give one of {known}, or the path of a YAML file"
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -124,7 +138,9 @@ def space_names() -> list[str]:
 def _build(data: Any, path: Path, origin: str) -> SearchSpace:
     def need(condition: bool, key: str, right: str) -> None:
         if not condition:
-            raise SpaceError(f"{path}: {key}: expected {right}, found {str(data.get(key, 'nothing'))[:80]}")
+            raise SpaceError(
+                f"{path}: {key}: expected {right}, found {str(data.get(key, 'nothing'))[:80]}"
+            )
 
     if not isinstance(data, dict):
         raise SpaceError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
@@ -132,22 +148,41 @@ def _build(data: Any, path: Path, origin: str) -> SearchSpace:
     for key in data:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=1)
-            raise SpaceError(f"{path}: unknown key {str(key)!r}; " + (
-                f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(allowed)}"))
+            raise SpaceError(
+                f"{path}: unknown key {str(key)!r}; "
+                + (f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(allowed)}")
+            )
     need(isinstance(data.get("name"), str), "name", "a text")
     need(data.get("branch") in ("cls", "reg"), "branch", "cls or reg")
     need(data.get("inputs") in INPUTS, "inputs", f"one of {', '.join(INPUTS)}")
-    need((data["inputs"] == "boxes") == (data["branch"] == "reg"), "inputs", "boxes for reg, another for cls")
+    need(
+        (data["inputs"] == "boxes") == (data["branch"] == "reg"),
+        "inputs",
+        "boxes for reg, another for cls",
+    )
     variables = INPUTS[data["inputs"]]
-    need(isinstance(data.get("variables"), dict) and set(data["variables"]) <= set(variables), "variables",
-         f"a mapping with names of {', '.join(variables)}")
-    need(any(name in data["variables"] for name in PREDICTED[data["inputs"]]), "variables",
-         f"at least one of {', '.join(PREDICTED[data['inputs']])}")
+    need(
+        isinstance(data.get("variables"), dict) and set(data["variables"]) <= set(variables),
+        "variables",
+        f"a mapping with names of {', '.join(variables)}",
+    )
+    need(
+        any(name in data["variables"] for name in PREDICTED[data["inputs"]]),
+        "variables",
+        f"at least one of {', '.join(PREDICTED[data['inputs']])}",
+    )
     constants = data.get("constants", [])
-    need(isinstance(constants, list) and all(type(c) is int and c > 0 for c in constants), "constants",
-         "a list of positive integers")
+    need(
+        isinstance(constants, list) and all(type(c) is int and c > 0 for c in constants),
+        "constants",
+        "a list of positive integers",
+    )
     plugins = data.get("plugins", [])
-    need(isinstance(plugins, list) and all(isinstance(p, str) for p in plugins), "plugins", "a list of module names")
+    need(
+        isinstance(plugins, list) and all(isinstance(p, str) for p in plugins),
+        "plugins",
+        "a list of module names",
+    )
     for plugin in plugins:
         try:
             importlib.import_module(plugin)
@@ -158,24 +193,46 @@ def _build(data: Any, path: Path, origin: str) -> SearchSpace:
     for operator in operators:
         if operator not in PRIMITIVES:
             near = difflib.get_close_matches(str(operator), PRIMITIVES, n=1, cutoff=0.5)
-            raise SpaceError(f"{path}: operators: unknown operator {str(operator)!r}; " + (
-                f"did you mean {near[0]!r}?" if near else f"operators are {', '.join(PRIMITIVES)}"))
+            raise SpaceError(
+                f"{path}: operators: unknown operator {str(operator)!r}; "
+                + (
+                    f"did you mean {near[0]!r}?"
+                    if near
+                    else f"operators are {', '.join(PRIMITIVES)}"
+                )
+            )
         if PRIMITIVES[operator].classwise and data["branch"] == "reg":
-            raise SpaceError(f"{path}: operators: {operator} looks along the class axis, which branch reg does not have")
+            raise SpaceError(
+                f"{path}: operators: {operator} looks along the class axis, which branch reg does not have"
+            )
     need(isinstance(data.get("probes", {}), dict), "probes", "a mapping")
     bare = SearchSpace(
-        name=data["name"], branch=data["branch"], inputs=data["inputs"],
-        variables=MappingProxyType({name: str(data["variables"][name]) for name in variables if name in data["variables"]}),
-        constants=tuple(constants), operators=tuple(operators), origin=origin, probes=data.get("probes", {}),
-        plugins=tuple(plugins))
+        name=data["name"],
+        branch=data["branch"],
+        inputs=data["inputs"],
+        variables=MappingProxyType(
+            {name: str(data["variables"][name]) for name in variables if name in data["variables"]}
+        ),
+        constants=tuple(constants),
+        operators=tuple(operators),
+        origin=origin,
+        probes=data.get("probes", {}),
+        plugins=tuple(plugins),
+    )
     need(isinstance(data.get("losses", []), list), "losses", "a list")
     losses = {}
     for entry in data.get("losses", []):
         if not (isinstance(entry, dict) and set(entry) == {"name", "expression", "source"}):
-            raise SpaceError(f"{path}: losses: each needs name, expression and source, found {str(entry)[:80]}")
+            raise SpaceError(
+                f"{path}: losses: each needs name, expression and source, found {str(entry)[:80]}"
+            )
         try:
-            losses[entry["name"]] = KnownLoss(entry["name"], Expression.parse(entry["expression"], bare), entry["source"])
+            losses[entry["name"]] = KnownLoss(
+                entry["name"], Expression.parse(entry["expression"], bare), entry["source"]
+            )
         except ExpressionError as error:
             raise SpaceError(f"{path}: losses: {entry['name']}: {error}") from error
-    return SearchSpace(**{f.name: getattr(bare, f.name) for f in fields(bare) if f.name != "losses"},
-                       losses=MappingProxyType(losses))
+    return SearchSpace(
+        **{f.name: getattr(bare, f.name) for f in fields(bare) if f.name != "losses"},
+        losses=MappingProxyType(losses),
+    )

@@ -1,8 +1,11 @@
-"""What ``build_loss(..., stable=True)`` does: logarithms of probabilities that keep a gradient for confident logits.
+"""What ``build_loss(..., stable=True)`` does: logarithms of probabilities that keep a gradient for
+confident logits.
 
-In float32 the released ``Log(Sub(1,Sig(X)))`` is log(1e-20), flat, from X = 17 on, and ``Log(Softmax(X))`` fades 46 below the
-largest logit. The two operators here are those logarithms taken at once. They belong to no search space.
+In float32 the released ``Log(Sub(1,Sig(X)))`` is log(1e-20), flat, from X = 17 on, and
+``Log(Softmax(X))`` fades 46 below the largest logit. The two operators here are those logarithms
+taken at once. They belong to no search space.
 """
+
 from __future__ import annotations
 
 import torch
@@ -17,15 +20,32 @@ def log_softmax(x):
     return torch.log_softmax(x, dim=-1)
 
 
-register(Primitive(
-    "LogSoftmax", 1, lambda xp, x: x - xp.max(x) - xp.log(xp.sum(xp.exp(x - xp.max(x)))),
-    lambda xp, v, a, t: t[0] - xp.sum(xp.exp(v) * t[0]), log_softmax,
-    lambda sp, x: sp.log(PRIMITIVES["Softmax"].sympy(sp, x)), r"\log\operatorname{softmax}\left(#1\right)", (2, 0),
-    classwise=True))
-register(Primitive(
-    "LogSig", 1, lambda xp, x: -xp.relu(-x) - xp.log1p(xp.exp(-xp.abs(x))), elementwise(lambda xp, v, x: xp.sigmoid(-x)),
-    torch.nn.functional.logsigmoid, lambda sp, x: sp.log(PRIMITIVES["Sig"].sympy(sp, x)),
-    r"\log\sigma\left(#1\right)", (2, 0), monotone=True))
+register(
+    Primitive(
+        "LogSoftmax",
+        1,
+        lambda xp, x: x - xp.max(x) - xp.log(xp.sum(xp.exp(x - xp.max(x)))),
+        lambda xp, v, a, t: t[0] - xp.sum(xp.exp(v) * t[0]),
+        log_softmax,
+        lambda sp, x: sp.log(PRIMITIVES["Softmax"].sympy(sp, x)),
+        r"\log\operatorname{softmax}\left(#1\right)",
+        (2, 0),
+        classwise=True,
+    )
+)
+register(
+    Primitive(
+        "LogSig",
+        1,
+        lambda xp, x: -xp.relu(-x) - xp.log1p(xp.exp(-xp.abs(x))),
+        elementwise(lambda xp, v, x: xp.sigmoid(-x)),
+        torch.nn.functional.logsigmoid,
+        lambda sp, x: sp.log(PRIMITIVES["Sig"].sympy(sp, x)),
+        r"\log\sigma\left(#1\right)",
+        (2, 0),
+        monotone=True,
+    )
+)
 
 
 def stabilized(expression: Expression) -> Expression:
@@ -41,9 +61,11 @@ def _node(primitive: Primitive, args: list[Program]) -> Program:
         if argument[0] == "Sig":
             return "LogSig", *argument[1:]
         for complement in (("Sub", "1", "Sig"), ("Add", "1", "Neg", "Sig")):
-            if argument[:len(complement)] == complement:
-                return "LogSig", "Neg", *argument[len(complement):]
-        ends = Expression(argument).subtree(1).stop if argument[:3] == ("Add", "Neg", "Sig") else None
+            if argument[: len(complement)] == complement:
+                return "LogSig", "Neg", *argument[len(complement) :]
+        ends = (
+            Expression(argument).subtree(1).stop if argument[:3] == ("Add", "Neg", "Sig") else None
+        )
         if ends and argument[ends:] == ("1",):
             return "LogSig", "Neg", *argument[3:-1]
     return primitive.name, *(name for arg in args for name in arg)

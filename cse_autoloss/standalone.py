@@ -1,8 +1,10 @@
 """A loss as one Python file that needs nothing but PyTorch.
 
-The file carries the sources of the functions that it uses: the operator table's (:mod:`cse_autoloss.primitives`) and those
-from predictions to variables (:mod:`cse_autoloss.variables`). There is one definition of everything.
+The file carries the sources of the functions that it uses: the operator table's
+(:mod:`cse_autoloss.primitives`) and those from predictions to variables
+(:mod:`cse_autoloss.variables`). There is one definition of everything.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -20,7 +22,12 @@ from cse_autoloss.primitives import Primitive
 from cse_autoloss.space import INPUTS, SearchSpace
 
 #: How Python writes these functions of torch.
-_INFIX = {torch.add: "({} + {})", torch.sub: "({} - {})", torch.mul: "({} * {})", torch.neg: "(-{})"}
+_INFIX = {
+    torch.add: "({} + {})",
+    torch.sub: "({} - {})",
+    torch.mul: "({} * {})",
+    torch.neg: "(-{})",
+}
 _LINE = 100  # a longer statement is cut in two
 
 #: Branch to what its loss's class is called in an exported file.
@@ -32,22 +39,29 @@ _PARTS = {
 }
 _ARGUMENTS = {
     "two_stage": "pred: (N, C+1) logits, background last; target: (N,) labels in 0..C;\n    "
-                 "pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None; weight: (N,) or None.",
+    "pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None; weight: (N,) or None.",
     "one_stage": "pred: (N, C) logits; target: (N,) labels, 0..C-1 for a class, C for background;\n    "
-                 "pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None; weight: (N,) or None.",
+    "pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None; weight: (N,) or None.",
     "boxes": "pred, target: (P, 4) boxes x1 y1 x2 y2 in pixels; weight: (P,) or (P, 4) or None.",
 }
 
 
-def standalone_module(expression: Expression, space: SearchSpace, class_name: str = "SearchedLoss",
-                      loss_weight: float = 1.0, alpha: float | None = 0.25) -> str:
-    """The source text of a Python file with the loss as a ``torch.nn.Module`` called ``class_name``.
+def standalone_module(
+    expression: Expression,
+    space: SearchSpace,
+    class_name: str = "SearchedLoss",
+    loss_weight: float = 1.0,
+    alpha: float | None = 0.25,
+) -> str:
+    """The source text of a Python file with the loss as a ``torch.nn.Module`` called
+    ``class_name``.
 
-    Its ``forward`` is that of :func:`cse_autoloss.losses.build_loss`'s modules, its values are theirs, computed in torch's
-    own graph. ``alpha`` counts for one-stage classification only.
+    Its ``forward`` is that of :func:`cse_autoloss.losses.build_loss`'s modules, its values are
+    theirs, computed in torch's own graph. ``alpha`` counts for one-stage classification only.
 
     Raises:
-        ValueError: if ``class_name`` is no identifier, or an operator's torch function has no source that can be carried.
+        ValueError: if ``class_name`` is no identifier, or an operator's torch function has no
+            source that can be carried.
     """
     if not class_name.isidentifier():
         raise ValueError(f"class name {class_name!r}: expected a Python identifier")
@@ -100,14 +114,18 @@ def _source(function: Callable[..., Any]) -> str:
     except (OSError, TypeError):
         source = ""
     if not source.startswith("def "):
-        raise ValueError(f"{function!r} has no source that an exported loss could carry: write it with 'def' in a file")
+        raise ValueError(
+            f"{function!r} has no source that an exported loss could carry: write it with 'def' in a file"
+        )
     return source
 
 
 def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[Callable[..., Any]]]:
     """Python statements that set ``value``, and the functions that they call."""
     like = next(iter(INPUTS[space.inputs]))
-    uses = Counter()  # how often a subexpression stands in the program, a repeated one's parts counted once
+    uses = (
+        Counter()
+    )  # how often a subexpression stands in the program, a repeated one's parts counted once
     seen: set[tuple[str, ...]] = set()
 
     def count(primitive: Primitive, args: list[tuple[str, ...]]) -> tuple[str, ...]:
@@ -122,14 +140,19 @@ def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[C
     functions: dict[str, Callable[..., Any]] = {}
     names: dict[str, str] = {}
 
-    def node(primitive: Primitive, args: list[tuple[tuple[str, ...], str]]) -> tuple[tuple[str, ...], str]:
+    def node(
+        primitive: Primitive, args: list[tuple[tuple[str, ...], str]]
+    ) -> tuple[tuple[str, ...], str]:
         program = (primitive.name, *(name for arg, _ in args for name in arg))
         texts = [text for _, text in args]
         infix = _INFIX.get(primitive.torch)
         # A Python number is fine beside a tensor in infix notation, and nowhere else.
         constants = [arg[0].isdigit() for arg, _ in args]
         if not infix or all(constants):
-            texts = [f"{like}.new_tensor({text})" if constant else text for text, constant in zip(texts, constants)]
+            texts = [
+                f"{like}.new_tensor({text})" if constant else text
+                for text, constant in zip(texts, constants)
+            ]
         if infix:
             text = infix.format(*texts)
         else:
@@ -141,7 +164,9 @@ def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[C
             text = names[text]
         return program, text
 
-    program, text = expression.fold(lambda name: ((name,), f"{float(name)}" if name.isdigit() else name), node)
+    program, text = expression.fold(
+        lambda name: ((name,), f"{float(name)}" if name.isdigit() else name), node
+    )
     if program[0].isdigit():
         text = f"{like}.new_tensor({text})"
     if not expression.variables & space.predicted:
@@ -168,5 +193,7 @@ def _call(primitive: Primitive, functions: dict[str, Callable[..., Any]]) -> str
         if getattr(module, function.__name__, None) is function:
             return f"{prefix}.{function.__name__}"
     if functions.setdefault(function.__name__, function) is not function:
-        raise ValueError(f"operator {primitive.name}: another operator's torch function is called {function.__name__}, too")
+        raise ValueError(
+            f"operator {primitive.name}: another operator's torch function is called {function.__name__}, too"
+        )
     return function.__name__

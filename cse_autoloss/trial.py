@@ -1,9 +1,10 @@
 """A trial: one detector trained with one choice of losses, and what came of it.
 
-This is the only door between the engine and the detectors. The engine never imports a detection library; it names a
-:class:`Trainer` in the run's configuration (``"package.module:Class"``), and text goes through: expressions in, numbers
-out.
+This is the only door between the engine and the detectors. The engine never imports a detection
+library; it names a :class:`Trainer` in the run's configuration (``"package.module:Class"``), and
+text goes through: expressions in, numbers out.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -18,7 +19,8 @@ BRANCHES = ("cls", "reg")
 
 
 class ConfigError(UserError):
-    """What a user configured cannot work. One line: which key or file, what is wrong, what would be right."""
+    """What a user configured cannot work. One line: which key or file, what is wrong, what would be
+    right."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,18 @@ class Trial:
 
     Attributes:
         key: identity of the trial within its run.
-        losses: branch (``"cls"``, ``"reg"``) to expression text; a branch that is absent keeps the detector's default.
-        spaces: branch to the name (or YAML path) of the search space that its expression is written in.
-        task: ``"proxy"`` trains on the train split; ``"verify"`` trains on the verify split (one image of each category)
-            and measures on the same images, for a fraction of the proxy's steps.
-        evaluate: splits that mAP is measured on after training (``"val"``, ``"test"``); ignored by ``"verify"``.
+        losses: branch (``"cls"``, ``"reg"``) to expression text; a branch that is absent keeps the
+            detector's default.
+        spaces: branch to the name (or YAML path) of the search space that its expression is written
+            in.
+        task: ``"full"`` trains on the train split; ``"tiny"`` trains on the tiny split (one image
+            of each category) and measures on the same images, for a fraction of the proxy's steps.
+        evaluate: splits that mAP is measured on after training (``"val"``, ``"test"``); ignored by
+            ``"tiny"``.
         seed: seeds the head's initial weights, the order of the images and their augmentation.
-        scale: branch to the gradient norm that this branch starts with, as a multiple of the detector's default loss's.
-            The loss weight of a searched loss is set to reach it on a fixed batch, so every loss starts equally strong.
+        scale: branch to the gradient norm that this branch starts with, as a multiple of the
+            detector's default loss's. The loss weight of a searched loss is set to reach it on a
+            fixed batch, so every loss starts equally strong.
         lr_scale: multiple of the configured learning rate.
         time_limit: seconds after which the trial is given up, or None.
     """
@@ -42,7 +48,7 @@ class Trial:
     key: str
     losses: Mapping[str, str] = field(default_factory=dict)
     spaces: Mapping[str, str] = field(default_factory=dict)
-    task: str = "proxy"
+    task: str = "full"
     evaluate: tuple[str, ...] = ("val",)
     seed: int = 0
     scale: Mapping[str, float] = field(default_factory=dict)
@@ -64,14 +70,17 @@ class TrialResult:
 
     Attributes:
         key: the trial's key.
-        mAP: COCO AP (IoU 0.50:0.95) in [0, 1] on the first evaluated split, or None if the trial failed.
-        metrics: ``"<split>/<metric>"`` to value, e.g. ``"val/mAP"``, ``"val/mAP_50"``, ``"test/mAP"``.
+        mAP: COCO AP (IoU 0.50:0.95) in [0, 1] on the first evaluated split, or None if the trial
+            failed.
+        metrics: ``"<split>/<metric>"`` to value, e.g. ``"val/mAP"``, ``"val/mAP_50"``,
+            ``"test/mAP"``.
         curve: (step, total training loss) pairs.
         loss_weights: branch to the loss weight that was used.
         seconds: wall-clock time of the trial in its worker, training and evaluation.
         steps: optimiser steps done.
         failure: why there is no mAP (one line), or None.
-        provenance: versions, configuration digest, device and host that the number was measured with.
+        provenance: versions, configuration digest, device and host that the number was measured
+            with.
     """
 
     key: str
@@ -117,11 +126,13 @@ class Found:
 
 
 class Trainer(Protocol):
-    """What the engine asks of the detectors' side. ``options`` is the ``detector`` section of a run's configuration."""
+    """What the engine asks of the detectors' side. ``options`` is the ``detector`` section of a
+    run's configuration."""
 
     @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Validate everything that can be known without training: keys, files, classes, data that is not empty.
+        """Validate everything that can be known without training: keys, files, classes, data that
+        is not empty.
 
         Returns:
             ``{"spaces": {"cls": name, "reg": name}, "classes": [...], "images": {split: count}}``.
@@ -132,28 +143,38 @@ class Trainer(Protocol):
 
     @staticmethod
     def prepare(options: Mapping[str, Any]) -> bytes:
-        """What all trials start from (initial weights), made once and kept in the user's cache; runs on a worker."""
+        """What all trials start from (initial weights), made once and kept in the user's cache;
+        runs on a worker."""
 
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
         """Import, load the data, stay: every later trial of this worker pays none of that again."""
 
-    def train(self, trial: Trial, progress: Callable[[int, int], None] | None = None) -> TrialResult:
-        """Train and measure. Raises nothing for a loss that diverges: that is a failed result with its reason.
+    def train(
+        self, trial: Trial, progress: Callable[[int, int], None] | None = None
+    ) -> TrialResult:
+        """Train and measure. Raises nothing for a loss that diverges: that is a failed result with
+        its reason.
 
         Args:
             progress: called with (steps done, steps in all) now and then.
         """
 
     @staticmethod
-    def export(options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2",
-               name: str = "found") -> dict[str, str]:
+    def export(
+        options: Mapping[str, Any],
+        found: Found,
+        base: str | None = None,
+        target: str = "mmdet2",
+        name: str = "found",
+    ) -> dict[str, str]:
         """The files of a training configuration with the found losses.
 
         Args:
-            base: path of the user's own configuration to put the losses into; the run's detector where None.
+            base: path of the user's own configuration to put the losses into; the run's detector
+                where None.
             target: ``"mmdet2"`` or ``"mmdet3"``: the version of MMDetection it is written for.
-            name: of the configuration's file, without ``.py``. ``NAME_cls.py`` and ``NAME_reg.py`` will stand beside it:
-                the losses as plain PyTorch modules.
+            name: of the configuration's file, without ``.py``. ``NAME_cls.py`` and ``NAME_reg.py``
+                will stand beside it: the losses as plain PyTorch modules.
 
         Returns:
             File name to text: ``NAME.py``, and what it imports beside those.

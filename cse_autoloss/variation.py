@@ -1,8 +1,8 @@
 """Populations of expressions as arrays, and how they vary: grow, mutate, cross.
 
-A population is an integer array of prefix programs, so thousands of trees vary in a few array calls, without a Python
-loop over trees. Operators are those of genetic programming (Koza 1992); their names and laws follow DEAP's ``gp``
-module.
+A population is an integer array of prefix programs, so thousands of trees vary in a few array
+calls, without a Python loop over trees. Operators are those of genetic programming (Koza 1992);
+their names and laws follow DEAP's ``gp`` module.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from cse_autoloss.space import SearchSpace
 
 PAD = 255  # fills a row after its program's end
 MAX_GROWN_DEPTH = 15
-#: Offspring beyond these limits are replaced by their parent, as DEAP's ``staticLimit`` does; 17 is Koza's depth.
+#: Offspring beyond these limits are replaced by their parent, as DEAP's ``staticLimit`` does; 17 is
+#: Koza's depth.
 OFFSPRING_MAX_SIZE = 80
 OFFSPRING_MAX_DEPTH = 17
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a space: operators first, then variables, then constants; a token's code is its place.
+    """The tokens of a space: operators first, then variables, then constants; a token's code is its
+    place.
 
     Attributes:
         names: token names by code.
@@ -60,7 +62,8 @@ class Population:
 
     Attributes:
         vocabulary: what the codes mean.
-        programs: (n, L) uint8 prefix programs, one a row, padded with ``PAD``; columns are contiguous in memory.
+        programs: (n, L) uint8 prefix programs, one a row, padded with ``PAD``; columns are
+            contiguous in memory.
         lengths: (n,) number of nodes of each.
     """
 
@@ -86,10 +89,14 @@ class Population:
         programs = np.full((sum(map(len, populations)), widest), PAD, np.uint8, order="F")
         start = 0
         for population in populations:
-            programs[start : start + len(population), : population.programs.shape[1]] = population.programs
+            programs[start : start + len(population), : population.programs.shape[1]] = (
+                population.programs
+            )
             start += len(population)
         return cls(
-            populations[0].vocabulary, programs, np.concatenate([population.lengths for population in populations])
+            populations[0].vocabulary,
+            programs,
+            np.concatenate([population.lengths for population in populations]),
         )
 
     def __len__(self) -> int:
@@ -128,13 +135,19 @@ class Population:
         sizes = np.zeros((width + 1, count), np.int32)
         heights = np.zeros((width + 1, count), np.int32)
         rows = np.arange(count)
-        for column in range(width - 1, -1, -1):  # the first argument follows at once, the second after it
+        for column in range(
+            width - 1, -1, -1
+        ):  # the first argument follows at once, the second after it
             arity = self.vocabulary.arity[self.programs[:, column]]
             after = np.minimum(column + 1 + sizes[column + 1], width)
             second = np.where(arity == 2, sizes[after, rows], 0)
-            sizes[column] = (column < self.lengths) + np.where(arity > 0, sizes[column + 1], 0) + second
+            sizes[column] = (
+                (column < self.lengths) + np.where(arity > 0, sizes[column + 1], 0) + second
+            )
             heights[column] = np.where(
-                arity > 0, 1 + np.maximum(heights[column + 1], np.where(arity == 2, heights[after, rows], 0)), 0
+                arity > 0,
+                1 + np.maximum(heights[column + 1], np.where(arity == 2, heights[after, rows], 0)),
+                0,
             )
         return sizes[:-1].T, heights[0]
 
@@ -144,9 +157,9 @@ def grow(
 ) -> Population:
     """Random trees by ramped half-and-half.
 
-    Each tree has a depth limit drawn from ``min_depth..max_depth``; half of the trees are full (every branch reaches
-    the limit), half are grown (from ``min_depth`` on, a node is any operator or leaf, all equally likely). This is
-    the law of DEAP's ``genHalfAndHalf``.
+    Each tree has a depth limit drawn from ``min_depth..max_depth``; half of the trees are full
+    (every branch reaches the limit), half are grown (from ``min_depth`` on, a node is any operator
+    or leaf, all equally likely). This is the law of DEAP's ``genHalfAndHalf``.
 
     Raises:
         ValueError: if the depths are not ``0 <= min_depth <= max_depth <= 15``.
@@ -157,9 +170,13 @@ def grow(
         )
     vocabulary = Vocabulary.of(space)
     operators, tokens = vocabulary.operators, len(vocabulary.names)
-    # The node at a depth of a tree of a kind (its limit, and from where on leaves may come) is an operator, anything,
-    # or a leaf: the first code of its range, and how many there are.
-    kinds = [(limit, leaves_from) for limit in range(min_depth, max_depth + 1) for leaves_from in (limit, min_depth)]
+    # The node at a depth of a tree of a kind (its limit, and from where on leaves may come) is an
+    # operator, anything, or a leaf: the first code of its range, and how many there are.
+    kinds = [
+        (limit, leaves_from)
+        for limit in range(min_depth, max_depth + 1)
+        for leaves_from in (limit, min_depth)
+    ]
     first, choices = np.zeros((len(kinds), 256), np.uint32), np.zeros((len(kinds), 256), np.uint32)
     for kind, (limit, leaves_from) in enumerate(kinds):
         first[kind, limit:] = operators
@@ -172,8 +189,9 @@ def grow(
     deepest = np.zeros(2 << max_depth, np.uint8)
     for depth in range(max_depth + 1):
         deepest[1 << depth : 2 << depth] = depth
-    # A tree's state is one number: its kind, the depth of its next node, and above them a bit for each depth at which
-    # a second argument is still to come (these stand at different depths of one branch).
+    # A tree's state is one number: its kind, the depth of its next node, and above them a bit for
+    # each depth at which a second argument is still to come (these stand at different depths of one
+    # branch).
     state = rng.integers(len(kinds), size=count, dtype=np.uint32) << 8
     rows = np.arange(count, dtype=np.int32)
     columns, lengths = [], np.zeros(count, np.intp)
@@ -205,8 +223,9 @@ def grow(
 
 
 def mutate(rng: np.random.Generator, population: Population, space: SearchSpace) -> Population:
-    """One change in each tree, drawn anew for each: a random subtree is replaced by a new one of depth 0 to 2, or one
-    node by another of its arity, or a subtree by one of its own arguments (which shrinks the tree).
+    """One change in each tree, drawn anew for each: a random subtree is replaced by a new one of
+    depth 0 to 2, or one node by another of its arity, or a subtree by one of its own arguments
+    (which shrinks the tree).
     """
     kind = rng.integers(3, size=len(population))
     spots = _random_nodes(rng, population)
@@ -230,17 +249,24 @@ def mutate(rng: np.random.Generator, population: Population, space: SearchSpace)
     return _within_limits(Population(population.vocabulary, programs, mutants.lengths), population)
 
 
-def crossover(rng: np.random.Generator, mothers: Population, fathers: Population, space: SearchSpace) -> Population:
-    """Each mother with a random subtree replaced by a random subtree of her father (one-point crossover).
+def crossover(
+    rng: np.random.Generator, mothers: Population, fathers: Population, space: SearchSpace
+) -> Population:
+    """Each mother with a random subtree replaced by a random subtree of her father (one-point
+    crossover).
 
     Raises:
         ValueError: if there are not as many fathers as mothers.
     """
     if len(mothers) != len(fathers):
-        raise ValueError(f"crossover: {len(mothers)} mothers and {len(fathers)} fathers: expected as many")
+        raise ValueError(
+            f"crossover: {len(mothers)} mothers and {len(fathers)} fathers: expected as many"
+        )
     rows = np.arange(len(mothers))
     spots, taken = _random_nodes(rng, mothers), _random_nodes(rng, fathers)
-    children = _graft(mothers, spots, mothers.sizes[rows, spots], fathers, taken, fathers.sizes[rows, taken])
+    children = _graft(
+        mothers, spots, mothers.sizes[rows, spots], fathers, taken, fathers.sizes[rows, taken]
+    )
     return _within_limits(children, mothers)
 
 
@@ -270,12 +296,17 @@ def _graft(
     starts: np.ndarray,
     donor_sizes: np.ndarray,
 ) -> Population:
-    """Each tree with the ``sizes`` nodes at ``spots`` replaced by the donor's ``donor_sizes`` nodes at ``starts``."""
+    """Each tree with the ``sizes`` nodes at ``spots`` replaced by the donor's ``donor_sizes`` nodes
+    at ``starts``."""
     lengths = population.lengths - sizes + donor_sizes
     column = np.arange(lengths.max(initial=1))[:, None]
     rows = np.arange(len(population))
     # Reading outside a program happens only where the result is the donor's or padding.
-    own = np.clip(np.where(column < spots, column, column - donor_sizes + sizes), 0, population.programs.shape[1] - 1)
+    own = np.clip(
+        np.where(column < spots, column, column - donor_sizes + sizes),
+        0,
+        population.programs.shape[1] - 1,
+    )
     other = np.clip(column - spots + starts, 0, donors.programs.shape[1] - 1)
     inside = (column >= spots) & (column < spots + donor_sizes)
     programs = np.where(inside, donors.programs[rows, other], population.programs[rows, own])

@@ -1,7 +1,9 @@
-"""The MMDetection side: searched losses and IoU-aware heads as registered modules, data sets, configs and training.
+"""The MMDetection side: searched losses and IoU-aware heads as registered modules, data sets,
+configs and training.
 
 A config needs one line to use it: ``custom_imports = dict(imports=["detectors"])``.
 """
+
 import warnings
 
 with warnings.catch_warnings():

@@ -1,4 +1,5 @@
 """Where what was made once is kept: the user's cache folder."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,5 @@
 """Commands of ``cse-search`` that belong to the detectors' side."""
+
 from __future__ import annotations
 
 import os
@@ -29,52 +30,140 @@ class _Options(click.Command):
 
 @click.command(cls=_Options)
 @click.argument("config")
-@click.option("--loss-cls", "--loss_cls", metavar="NAME|EXPR", help="Classification loss; 'default' is mmdet's own.")
-@click.option("--loss-reg", "--loss_reg", metavar="NAME|EXPR", help="Regression loss; 'default' is mmdet's own.")
-@click.option("--data", help="embedded, coco:/path or voc:/path; the config's own data where absent.")
-@click.option("--cfg-options", "--cfg_options", "changes", multiple=True, metavar="KEY=VALUE...",
-              help="Changes of the config, made last, as in mmdet.")
-@click.option("--work-dir", "--work_dir", type=click.Path(path_type=Path, file_okay=False),
-              help="For logs and checkpoints; work_dirs/CONFIG where absent.")
-@click.option("--resume-from", "--resume_from", type=click.Path(path_type=Path), help="A checkpoint to go on from.")
+@click.option(
+    "--loss-cls",
+    "--loss_cls",
+    metavar="NAME|EXPR",
+    help="Classification loss; 'default' is mmdet's own.",
+)
+@click.option(
+    "--loss-reg",
+    "--loss_reg",
+    metavar="NAME|EXPR",
+    help="Regression loss; 'default' is mmdet's own.",
+)
+@click.option(
+    "--data", help="embedded, coco:/path or voc:/path; the config's own data where absent."
+)
+@click.option(
+    "--cfg-options",
+    "--cfg_options",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE...",
+    help="Changes of the config, made last, as in mmdet.",
+)
+@click.option(
+    "--work-dir",
+    "--work_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="For logs and checkpoints; work_dirs/CONFIG where absent.",
+)
+@click.option(
+    "--resume-from",
+    "--resume_from",
+    type=click.Path(path_type=Path),
+    help="A checkpoint to go on from.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--launcher", type=click.Choice(["none", "pytorch"]),
-              help="pytorch: one of the processes that torchrun has started; found out where absent.")
-@click.option("--no-validate", "--no_validate", is_flag=True, help="Do not measure mAP during the training.")
-def train(config: str, loss_cls: str | None, loss_reg: str | None, data: str | None, changes: tuple[str, ...],
-          work_dir: Path | None, resume_from: Path | None, seed: int, launcher: str | None, no_validate: bool) -> None:
-    """Train the detector CONFIG, a name (faster_rcnn_r50, atss_proxy) or an mmdet config's path, with any losses."""
+@click.option(
+    "--launcher",
+    type=click.Choice(["none", "pytorch"]),
+    help="pytorch: one of the processes that torchrun has started; found out where absent.",
+)
+@click.option(
+    "--no-validate", "--no_validate", is_flag=True, help="Do not measure mAP during the training."
+)
+def train(
+    config: str,
+    loss_cls: str | None,
+    loss_reg: str | None,
+    data: str | None,
+    changes: tuple[str, ...],
+    work_dir: Path | None,
+    resume_from: Path | None,
+    seed: int,
+    launcher: str | None,
+    no_validate: bool,
+) -> None:
+    """Train the detector CONFIG, a name (faster_rcnn_r50, atss_proxy) or an mmdet config's path,
+    with any losses."""
     from detectors.train import Training
     from detectors.train import train as start
 
-    losses = {branch: text for branch, text in (("cls", loss_cls), ("reg", loss_reg)) if text is not None}
+    losses = {
+        branch: text for branch, text in (("cls", loss_cls), ("reg", loss_reg)) if text is not None
+    }
     launcher = launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
-    folder = start(Training(config, losses, data, dict(_change(text) for text in changes), work_dir, resume_from, seed,
-                            launcher, not no_validate))
+    folder = start(
+        Training(
+            config,
+            losses,
+            data,
+            dict(_change(text) for text in changes),
+            work_dir,
+            resume_from,
+            seed,
+            launcher,
+            not no_validate,
+        )
+    )
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"logs and checkpoints are in {folder}")
 
 
 @click.command()
-@click.argument("first", metavar="WORK_DIR_A", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("second", metavar="WORK_DIR_B", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("compare.png"), show_default=True,
-              help="The picture: .png, .svg, .pdf.")
-@click.option("--images", type=click.IntRange(min=1), default=6, show_default=True, help="How many of the val split are shown.")
-@click.option("--score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Detections below it are not drawn.")
+@click.argument(
+    "first", metavar="WORK_DIR_A", type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.argument(
+    "second", metavar="WORK_DIR_B", type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("compare.png"),
+    show_default=True,
+    help="The picture: .png, .svg, .pdf.",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    default=6,
+    show_default=True,
+    help="How many of the val split are shown.",
+)
+@click.option(
+    "--score",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="Detections below it are not drawn.",
+)
 def compare(first: Path, second: Path, output: Path, images: int, score: float) -> None:
-    """Two trainings side by side: curves, and the detections of their last checkpoints beside the ground truth."""
+    """Two trainings side by side: curves, and the detections of their last checkpoints beside the
+    ground truth."""
     from detectors.compare import compare as draw
 
     for run in draw(first, second, output, images, score):
         losses, measured = run.curves.loss, run.curves.mAP
-        best = f"best mAP {max(value for _, value in measured):.3f}" if measured else "mAP was not measured"
-        click.echo(f"{run.folder}: last loss {losses[-1][1]:.3f}, {best}" if losses else f"{run.folder}: nothing logged")
+        best = (
+            f"best mAP {max(value for _, value in measured):.3f}"
+            if measured
+            else "mAP was not measured"
+        )
+        click.echo(
+            f"{run.folder}: last loss {losses[-1][1]:.3f}, {best}"
+            if losses
+            else f"{run.folder}: nothing logged"
+        )
     click.echo(f"{output} written")
 
 
 def _change(text: str) -> tuple[str, object]:
-    """A ``KEY=VALUE`` as mmdet's ``--cfg-options`` reads it: numbers, true, false, none, lists, tuples; else text."""
+    """A ``KEY=VALUE`` as mmdet's ``--cfg-options`` reads it: numbers, true, false, none, lists,
+    tuples; else text."""
     from mmcv import DictAction
 
     key, equals, value = text.partition("=")
@@ -85,7 +174,13 @@ def _change(text: str) -> tuple[str, object]:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which data set; same seed, same bytes.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Which data set; same seed, same bytes.",
+)
 def data(folder: Path, seed: int) -> None:
     """Write the embedded data set, in COCO format with boxes and masks, to FOLDER."""
     try:
@@ -93,4 +188,6 @@ def data(folder: Path, seed: int) -> None:
     except OSError as error:
         raise click.ClickException(str(error)) from error
     for split, count in shapes.SPLITS.items():
-        click.echo(f"{folder / 'annotations' / f'instances_{split}2017.json'}: {count} images in {folder / f'{split}2017'}")
+        click.echo(
+            f"{folder / 'annotations' / f'instances_{split}2017.json'}: {count} images in {folder / f'{split}2017'}"
+        )

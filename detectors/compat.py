@@ -1,24 +1,32 @@
-"""What mmdet 2.28 and mmcv-full 1.7, the last of their line, need to run beside today's torch and NumPy.
+"""What mmdet 2.28 and mmcv-full 1.7, the last of their line, need to run beside today's torch and
+NumPy.
 
-Narrow mends, made once by ``import detectors``. Each touches only the mmcv or mmdet module that it names; nothing
-that another library could see is changed.
+Narrow patches, made once by ``import detectors``. Each touches only the mmcv or mmdet module that it
+names; nothing that another library could see is changed.
 
-* torchvision. ``mmcv/runner/checkpoint.py`` imports it at its top, for checkpoints named ``torchvision://...`` alone.
-  Where torchvision cannot be imported, a placeholder stands in for it while that one module is imported, and is gone
-  from ``sys.modules`` afterwards: ``import torchvision`` elsewhere still fails as it should, and a ``torchvision://``
-  checkpoint is refused with a message that says what to install.
-* NumPy. Three modules of mmdet write ``np.int``, which NumPy dropped in 1.24. They see a NumPy that still has it.
-* ``torch.nn.parallel.DistributedDataParallel``. mmcv's subclass reads ``_use_replicated_tensor_module``, which torch
-  dropped in 2.1. It gets it back with the value that it had for everyone: False.
-* ``torch.nn.parallel._functions._get_stream``. mmcv hands it a GPU's number; since 2.1 torch wants a ``torch.device``.
-* Training on CPUs. mmcv's runner of steps goes on from a checkpoint by way of a GPU; mmdet puts seeds on one to tell them
-  to other processes, and wraps a model of theirs for one alone. Where there is no GPU, checkpoints and seeds stay on the
-  CPU, and the wrapper is mmcv's with a batch unpacked as on one CPU.
+* torchvision. ``mmcv/runner/checkpoint.py`` imports it at its top, for checkpoints named
+  ``torchvision://...`` alone. Where torchvision cannot be imported, a placeholder stands in for it
+  while that one module is imported, and is gone from ``sys.modules`` afterwards: ``import
+  torchvision`` elsewhere still fails as it should, and a ``torchvision://`` checkpoint is refused
+  with a message that says what to install.
+* NumPy. Three modules of mmdet write ``np.int``, which NumPy dropped in 1.24. They see a NumPy that
+  still has it.
+* ``torch.nn.parallel.DistributedDataParallel``. mmcv's subclass reads
+  ``_use_replicated_tensor_module``, which torch dropped in 2.1. It gets it back with the value that
+  it had for everyone: False.
+* ``torch.nn.parallel._functions._get_stream``. mmcv hands it a GPU's number; since 2.1 torch wants
+  a ``torch.device``.
+* Training on CPUs. mmcv's runner of steps goes on from a checkpoint by way of a GPU; mmdet puts
+  seeds on one to tell them to other processes, and wraps a model of theirs for one alone. Where
+  there is no GPU, checkpoints and seeds stay on the CPU, and the wrapper is mmcv's with a batch
+  unpacked as on one CPU.
 
-mmdet's own ``tools/train.py`` imports ``mmcv.runner`` before it reads a config, and with it torchvision. A config's
-``custom_imports`` is too late for that one line, so where torchvision is not installed such a script is run as
-``python -m detectors tools/train.py CONFIG ...``, which makes the mends first. ``cse-search train`` needs none of this.
+mmdet's own ``tools/train.py`` imports ``mmcv.runner`` before it reads a config, and with it
+torchvision. A config's ``custom_imports`` is too late for that one line, so where torchvision is
+not installed such a script is run as ``python -m detectors tools/train.py CONFIG ...``, which makes
+the patches first. ``cse-search train`` needs none of this.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -37,7 +45,7 @@ _USERS_OF_NP_INT = (
 
 
 def apply() -> None:
-    """Make the mends. Doing it again changes nothing."""
+    """Make the patches. Doing it again changes nothing."""
     _import_mmcv_runner()
     from mmcv.parallel import MMDistributedDataParallel
 
@@ -65,9 +73,14 @@ class _NoTorchvision(types.ModuleType):
     """What ``mmcv.runner.checkpoint`` holds in torchvision's place."""
 
     def __getattr__(self, name: str) -> object:
-        if name not in ("__version__", "models"):  # what the loader of such checkpoints asks for first
+        if name not in (
+            "__version__",
+            "models",
+        ):  # what the loader of such checkpoints asks for first
             raise AttributeError(name)
-        raise ImportError("checkpoints named torchvision://... need torchvision: pip install torchvision")
+        raise ImportError(
+            "checkpoints named torchvision://... need torchvision: pip install torchvision"
+        )
 
 
 def _import_mmcv_runner() -> None:
@@ -81,7 +94,8 @@ def _import_mmcv_runner() -> None:
 
 
 def _torchvision_works() -> bool:
-    """Whether it can be imported: one that was built for another torch is installed and yet fails, in many ways."""
+    """Whether it can be imported: one that was built for another torch is installed and yet fails,
+    in many ways."""
     try:
         importlib.import_module("torchvision")
     except Exception:  # ImportError, RuntimeError (operator torchvision::nms does not exist), OSError of the linker
@@ -112,7 +126,8 @@ def _train_on_cpus() -> None:
     from torch import nn
 
     class OnCPU(MMDistributedDataParallel):
-        """mmcv's wrapper unpacks a batch's containers for a GPU alone; here they are unpacked for the CPU first."""
+        """mmcv's wrapper unpacks a batch's containers for a GPU alone; here they are unpacked for
+        the CPU first."""
 
         def train_step(self, *inputs: Any, **kwargs: Any) -> Any:
             inputs, kwargs = scatter_kwargs(inputs, kwargs, [-1])
@@ -126,7 +141,9 @@ def _train_on_cpus() -> None:
             inputs, kwargs = scatter_kwargs(inputs, kwargs, [-1])
             return super()._run_ddp_forward(*inputs[0], **kwargs[0])
 
-    def build_ddp(model: nn.Module, device: str, device_ids: list[int], **kwargs: Any) -> MMDistributedDataParallel:
+    def build_ddp(
+        model: nn.Module, device: str, device_ids: list[int], **kwargs: Any
+    ) -> MMDistributedDataParallel:
         return OnCPU(model, **kwargs)
 
     IterBasedRunner.resume.__defaults__ = (True, "cpu")

@@ -1,4 +1,5 @@
 """Found losses as MMDetection configs that train on their own."""
+
 from __future__ import annotations
 
 import json
@@ -26,7 +27,8 @@ def searched_losses(found: Found) -> dict[str, dict[str, Any]]:
 
 
 def proxy_config(config: Config, data: DataSet, found: Found) -> str:
-    """The config that the search trained, with the found losses and the weights that its trials started from, as text.
+    """The config that the search trained, with the found losses and the weights that its trials
+    started from, as text.
 
     Args:
         config: the detector's; changed in place.
@@ -37,7 +39,10 @@ def proxy_config(config: Config, data: DataSet, found: Found) -> str:
     for split in ("train", "val", "test"):
         files = data.splits[split]
         config.data[split].update(
-            type="CocoDataset", ann_file=files.ann_file, img_prefix=files.img_prefix, classes=list(data.classes)
+            type="CocoDataset",
+            ann_file=files.ann_file,
+            img_prefix=files.img_prefix,
+            classes=list(data.classes),
         )
     steps = config.runner.max_iters
     config.evaluation = dict(interval=steps, metric="bbox")
@@ -66,9 +71,13 @@ def user_config(config: Config, found: Found) -> str:
 
 def header(found: Found) -> str:
     """Comment lines that say where the losses come from."""
-    lines = ["Written by cse-search export. Trains with mmdet's tools/train.py or with: cse-search train THIS_FILE", "",
-             *(f"{branch}: {text}" for branch, text in found.losses.items()), "",
-             *(f"{key}: {json.dumps(value)}" for key, value in _flat(found.provenance))]
+    lines = [
+        "Written by cse-search export. Trains with mmdet's tools/train.py or with: cse-search train THIS_FILE",
+        "",
+        *(f"{branch}: {text}" for branch, text in found.losses.items()),
+        "",
+        *(f"{key}: {json.dumps(value)}" for key, value in _flat(found.provenance)),
+    ]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 

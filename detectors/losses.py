@@ -1,7 +1,9 @@
 """``SearchedLoss`` in mmdet's registry: an expression as the loss of a head.
 
-    loss_cls=dict(type="SearchedLoss", expression="Neg(Dot(Y,Log(Softmax(X))))", space="two_stage_cls", loss_weight=1.0)
+loss_cls=dict(type="SearchedLoss", expression="Neg(Dot(Y,Log(Softmax(X))))", space="two_stage_cls",
+loss_weight=1.0)
 """
+
 import inspect
 
 from mmdet.models import LOSSES

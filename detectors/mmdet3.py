@@ -1,7 +1,10 @@
-"""Found losses for MMDetection 3.x: a config that inherits the user's, and a module with the losses and the heads they need.
+"""Found losses for MMDetection 3.x: a config that inherits the user's, and a module with the losses
+and the heads they need.
 
-MMDetection 3 need not be installed to write them; to train with them nothing of this package need be.
+MMDetection 3 need not be installed to write them; to train with them nothing of this package need
+be.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -15,34 +18,44 @@ from cse_autoloss.trial import ConfigError, Found
 from detectors import configure
 from detectors.export import header
 
-# A detector's type to its config here, whose heads are those of MMDetection 3's, and to MMDetection 3's own config.
+# A detector's type to its config here, whose heads are those of MMDetection 3's, and to MMDetection
+# 3's own config.
 _OWN = {
     "FasterRCNN": ("faster_rcnn_r50", "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"),
     "CascadeRCNN": ("cascade_rcnn_r50", "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py"),
     "MaskRCNN": ("mask_rcnn_r50", "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"),
-    "FCOS": ("fcos_r50", "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py"),
+    "FCOS": (
+        "fcos_r50",
+        "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py",
+    ),
     "ATSS": ("atss_r50", "atss/atss_r50_fpn_1x_coco.py"),
 }
 
 
 def files(base: str | None, run: Config, found: Found, name: str) -> dict[str, str]:
-    """``NAME.py``, the config, and ``NAME_mmdet3.py``, which it imports and which imports ``NAME_cls.py``, ``NAME_reg.py``.
+    """``NAME.py``, the config, and ``NAME_mmdet3.py``, which it imports and which imports
+    ``NAME_cls.py``, ``NAME_reg.py``.
 
     Args:
-        base: path of an MMDetection 3.x config that the new one inherits; where None, MMDetection's own R50 one, on
-            COCO, for the kind of detector that the run trained.
+        base: path of an MMDetection 3.x config that the new one inherits; where None, MMDetection's
+            own R50 one, on COCO, for the kind of detector that the run trained.
         run: the config that the run trained.
         name: of the config's file, without ``.py``.
 
     Raises:
-        ConfigError: the base does not read, or its heads cannot take the losses; names those that can.
+        ConfigError: the base does not read, or its heads cannot take the losses; names those that
+            can.
     """
     if not name.isidentifier():
-        raise ConfigError(f"-o {name}.py: the config imports a module of this name: letters, digits and _ only")
+        raise ConfigError(
+            f"-o {name}.py: the config imports a module of this name: letters, digits and _ only"
+        )
     if base is None:
         kind = run.model.type
         if kind not in _OWN:
-            raise ConfigError(f"--target mmdet3: no config known for {kind}; give one with --config")
+            raise ConfigError(
+                f"--target mmdet3: no config known for {kind}; give one with --config"
+            )
         own, inherited = _OWN[kind][0], f"mmdet::{_OWN[kind][1]}"
         model, imports = configure.read_config(own).model, []
     else:
@@ -51,13 +64,23 @@ def files(base: str | None, run: Config, found: Found, name: str) -> dict[str, s
         model, imports = config.model, (config.get("custom_imports") or {}).get("imports", [])
     spaces = configure.spaces(model)
     for branch in found.losses:
-        if found.spaces[branch] in ("two_stage_cls", "one_stage_cls") and found.spaces[branch] != spaces[branch]:
-            raise ConfigError(f"--config {base}: the {branch} loss was found for {found.spaces[branch]}, this detector's is "
-                              f"{spaces[branch]}")
-    configure.set_losses(model, {
-        branch: dict(type=f"Found{CLASS_NAMES[branch]}", loss_weight=round(found.loss_weights[branch], 6))
-        for branch in found.losses
-    })
+        if (
+            found.spaces[branch] in ("two_stage_cls", "one_stage_cls")
+            and found.spaces[branch] != spaces[branch]
+        ):
+            raise ConfigError(
+                f"--config {base}: the {branch} loss was found for {found.spaces[branch]}, this detector's is "
+                f"{spaces[branch]}"
+            )
+    configure.set_losses(
+        model,
+        {
+            branch: dict(
+                type=f"Found{CLASS_NAMES[branch]}", loss_weight=round(found.loss_weights[branch], 6)
+            )
+            for branch in found.losses
+        },
+    )
     return {
         f"{name}.py": _config(inherited, model, [*imports, f"{name}_mmdet3"], found),
         f"{name}_mmdet3.py": _module(name, found),
@@ -68,8 +91,10 @@ def _read(path: str) -> Config:
     try:
         config = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # a config is a program: anything can come out of it
-        raise ConfigError(f"--config {path} does not read: {type(error).__name__}: {error}; bases should be given by path, "
-                          "not as 'mmdet::...' or read_base()") from error
+        raise ConfigError(
+            f"--config {path} does not read: {type(error).__name__}: {error}; bases should be given by path, "
+            "not as 'mmdet::...' or read_base()"
+        ) from error
     if "model" not in config:
         raise ConfigError(f"--config {path}: it has no model")
     return config
@@ -78,20 +103,31 @@ def _read(path: str) -> Config:
 def _config(inherited: str, model: Mapping[str, Any], imports: list[str], found: Found) -> str:
     two_stage = "roi_head" in model
     head = model["roi_head"]["bbox_head"] if two_stage else model["bbox_head"]
-    if not isinstance(head, list):  # a list replaces the inherited one; a dict would be merged into it
+    if not isinstance(
+        head, list
+    ):  # a list replaces the inherited one; a dict would be merged into it
         head = {**head, "_delete_": True}
     changes = dict(roi_head=dict(bbox_head=head)) if two_stage else dict(bbox_head=head)
-    body = Config(dict(model=changes, custom_imports=dict(imports=imports, allow_failed_imports=False))).pretty_text
-    comment = header(found).replace("Trains with mmdet's tools/train.py or with: cse-search train THIS_FILE",
-                                    "Trains with the tools/train.py of MMDetection 3.")
-    return (f"{comment}import sys\n\nsys.path.insert(0, r'{{{{ fileDirname }}}}')  # custom_imports lie beside this file\n"
-            f"_base_ = {inherited!r}\n{body}")
+    body = Config(
+        dict(model=changes, custom_imports=dict(imports=imports, allow_failed_imports=False))
+    ).pretty_text
+    comment = header(found).replace(
+        "Trains with mmdet's tools/train.py or with: cse-search train THIS_FILE",
+        "Trains with the tools/train.py of MMDetection 3.",
+    )
+    return (
+        f"{comment}import sys\n\nsys.path.insert(0, r'{{{{ fileDirname }}}}')  # custom_imports lie beside this file\n"
+        f"_base_ = {inherited!r}\n{body}"
+    )
 
 
 def _module(name: str, found: Found) -> str:
-    """The heads, which MMDetection 3 alone can import, and the losses of NAME_cls.py and NAME_reg.py in its registry."""
+    """The heads, which MMDetection 3 alone can import, and the losses of NAME_cls.py and
+    NAME_reg.py in its registry."""
     last_import = "from mmdet.utils import reduce_mean\n"
-    imports = "".join(f"from {name}_{branch} import {CLASS_NAMES[branch]}\n" for branch in found.losses)
+    imports = "".join(
+        f"from {name}_{branch} import {CLASS_NAMES[branch]}\n" for branch in found.losses
+    )
     heads = Path(__file__).with_name("mmdet3_heads.py").read_text(encoding="utf-8")
     return heads.replace(last_import, f"{last_import}{imports}") + "".join(
         f"\n\n@MODELS.register_module()\nclass Found{CLASS_NAMES[branch]}({CLASS_NAMES[branch]}):\n"

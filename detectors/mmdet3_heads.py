@@ -1,14 +1,21 @@
-"""Heads for MMDetection 3.x that tell the classification loss the IoU of each positive's predicted box with its target.
+"""Heads for MMDetection 3.x that tell the classification loss the IoU of each positive's predicted
+box with its target.
 
-In FCOS and ATSS that IoU, without gradient, also is the centerness target, the weight of the regression loss and, summed,
-its avg_factor. As in CSE-Autoloss (ICLR 2021); needs MMDetection 3.x alone.
+In FCOS and ATSS that IoU, without gradient, also is the centerness target, the weight of the
+regression loss and, summed, its avg_factor. As in CSE-Autoloss (ICLR 2021); needs MMDetection 3.x
+alone.
 """
+
 import inspect
 
 import torch
 from mmdet.models.dense_heads import ATSSHead, FCOSHead
 from mmdet.models.losses import accuracy
-from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from mmdet.models.roi_heads.bbox_heads import (
+    ConvFCBBoxHead,
+    Shared2FCBBoxHead,
+    Shared4Conv1FCBBoxHead,
+)
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmdet.utils import reduce_mean
@@ -22,16 +29,34 @@ def wants_pos_ious(loss):
 @torch.no_grad()
 def aligned_ious(boxes, targets):
     """(P,) IoU of (P, 4) boxes with their targets, in [1e-7, 1], without gradient."""
-    return bbox_overlaps(get_box_tensor(boxes), get_box_tensor(targets), is_aligned=True).clamp(min=1e-7)
+    return bbox_overlaps(get_box_tensor(boxes), get_box_tensor(targets), is_aligned=True).clamp(
+        min=1e-7
+    )
 
 
 class IoUAware:
-    """Mixed into a BBoxHead: hands ``loss_cls`` the IoU of each positive's predicted box with its target."""
+    """Mixed into a BBoxHead: hands ``loss_cls`` the IoU of each positive's predicted box with its
+    target."""
 
-    def loss(self, cls_score, bbox_pred, rois, labels, label_weights, bbox_targets, bbox_weights, reduction_override=None):
+    def loss(
+        self,
+        cls_score,
+        bbox_pred,
+        rois,
+        labels,
+        label_weights,
+        bbox_targets,
+        bbox_weights,
+        reduction_override=None,
+    ):
         """As ``BBoxHead.loss``, with the same arguments."""
         targets = (labels, label_weights, bbox_targets, bbox_weights, reduction_override)
-        if cls_score is None or cls_score.numel() == 0 or bbox_pred is None or not wants_pos_ious(self.loss_cls):
+        if (
+            cls_score is None
+            or cls_score.numel() == 0
+            or bbox_pred is None
+            or not wants_pos_ious(self.loss_cls)
+        ):
             return super().loss(cls_score, bbox_pred, rois, *targets)
         losses = dict(
             loss_cls=self.loss_cls(
@@ -53,7 +78,9 @@ class IoUAware:
         positive = (labels >= 0) & (labels < self.num_classes)
         boxes, deltas, targets = rois[positive, 1:], bbox_pred[positive], bbox_targets[positive]
         if not self.reg_class_agnostic:
-            deltas = deltas.view(len(deltas), self.num_classes, 4)[torch.arange(len(deltas)), labels[positive]]
+            deltas = deltas.view(len(deltas), self.num_classes, 4)[
+                torch.arange(len(deltas)), labels[positive]
+            ]
         if not self.reg_decoded_bbox:
             targets = self.bbox_coder.decode(boxes, targets)
         return aligned_ious(self.bbox_coder.decode(boxes, deltas), targets)
@@ -81,16 +108,31 @@ def rows(level, width):
 
 @MODELS.register_module()
 class IoUAwareFCOSHead(FCOSHead):
-    def loss_by_feat(self, cls_scores, bbox_preds, centernesses, batch_gt_instances, batch_img_metas,
-                     batch_gt_instances_ignore=None):
+    def loss_by_feat(
+        self,
+        cls_scores,
+        bbox_preds,
+        centernesses,
+        batch_gt_instances,
+        batch_img_metas,
+        batch_gt_instances_ignore=None,
+    ):
         """As ``FCOSHead.loss_by_feat``, with the same arguments."""
         sizes = [scores.shape[-2:] for scores in cls_scores]
-        points = self.prior_generator.grid_priors(sizes, dtype=bbox_preds[0].dtype, device=bbox_preds[0].device)
-        labels, targets = (torch.cat(levels) for levels in self.get_targets(points, batch_gt_instances))
+        points = self.prior_generator.grid_priors(
+            sizes, dtype=bbox_preds[0].dtype, device=bbox_preds[0].device
+        )
+        labels, targets = (
+            torch.cat(levels) for levels in self.get_targets(points, batch_gt_instances)
+        )
         points = torch.cat([level.repeat(len(batch_gt_instances), 1) for level in points])
         scores, deltas, centerness = (
             torch.cat([rows(level, width) for level in levels])
-            for levels, width in ((cls_scores, self.cls_out_channels), (bbox_preds, 4), (centernesses, 1))
+            for levels, width in (
+                (cls_scores, self.cls_out_channels),
+                (bbox_preds, 4),
+                (centernesses, 1),
+            )
         )
         positive = ((labels >= 0) & (labels < self.num_classes)).nonzero()[:, 0]
         boxes = self.bbox_coder.decode(points[positive], deltas[positive])
@@ -101,8 +143,12 @@ class IoUAwareFCOSHead(FCOSHead):
         extra = dict(pos_ious=ious) if wants_pos_ious(self.loss_cls) else {}
         losses = dict(loss_cls=self.loss_cls(scores, labels, avg_factor=count, **extra))
         if len(positive):
-            losses["loss_bbox"] = self.loss_bbox(boxes, target_boxes, weight=ious, avg_factor=total_iou)
-            losses["loss_centerness"] = self.loss_centerness(centerness[positive, 0], ious, avg_factor=count)
+            losses["loss_bbox"] = self.loss_bbox(
+                boxes, target_boxes, weight=ious, avg_factor=total_iou
+            )
+            losses["loss_centerness"] = self.loss_centerness(
+                centerness[positive, 0], ious, avg_factor=count
+            )
         else:
             losses["loss_bbox"] = deltas[positive].sum()
             losses["loss_centerness"] = centerness[positive].sum()
@@ -111,7 +157,17 @@ class IoUAwareFCOSHead(FCOSHead):
 
 @MODELS.register_module()
 class IoUAwareATSSHead(ATSSHead):
-    def loss_by_feat_single(self, anchors, cls_score, bbox_pred, centerness, labels, label_weights, bbox_targets, avg_factor):
+    def loss_by_feat_single(
+        self,
+        anchors,
+        cls_score,
+        bbox_pred,
+        centerness,
+        labels,
+        label_weights,
+        bbox_targets,
+        avg_factor,
+    ):
         """As ``ATSSHead.loss_by_feat_single``, with the same arguments, of one level."""
         scores, deltas = rows(cls_score, self.cls_out_channels), rows(bbox_pred, 4)
         centerness = rows(centerness, 1)
@@ -121,10 +177,14 @@ class IoUAwareATSSHead(ATSSHead):
         targets = bbox_targets.reshape(-1, 4)[positive]
         ious = aligned_ious(boxes, targets)
         extra = dict(pos_ious=ious) if wants_pos_ious(self.loss_cls) else {}
-        loss_cls = self.loss_cls(scores, labels, weight=label_weights.reshape(-1), avg_factor=avg_factor, **extra)
+        loss_cls = self.loss_cls(
+            scores, labels, weight=label_weights.reshape(-1), avg_factor=avg_factor, **extra
+        )
         if len(positive):
             loss_bbox = self.loss_bbox(boxes, targets, weight=ious, avg_factor=1.0)
-            loss_centerness = self.loss_centerness(centerness[positive, 0], ious, avg_factor=avg_factor)
+            loss_centerness = self.loss_centerness(
+                centerness[positive, 0], ious, avg_factor=avg_factor
+            )
         else:
             loss_bbox, loss_centerness = deltas.sum() * 0, centerness.sum() * 0
         return loss_cls, loss_bbox, loss_centerness, ious.sum()

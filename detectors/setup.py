@@ -1,4 +1,6 @@
-"""What a trial is made of: the ``detector`` section of a run, its config and its data, read and checked."""
+"""What a trial is made of: the ``detector`` section of a run, its config and its data, read and
+checked."""
+
 from __future__ import annotations
 
 import copy
@@ -21,6 +23,7 @@ from detectors.cache import cache_dir, digest
 from detectors.datasets import coco
 
 _FEWEST = 10  # steps: fewer are no schedule
+_WARMUP = "2"  # counts the ways in which training.py has made warm weights; a cached one of another way is stale
 
 
 class Options(BaseModel):
@@ -31,10 +34,11 @@ class Options(BaseModel):
         config: a name in ``detectors/configs`` or the path of an mmdet config.
         data: ``embedded``, ``coco:/path`` or ``voc:/path``.
         data_seed: of the embedded data set.
-        steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's ``runner.max_iters`` and
-            ``data.samples_per_gpu`` unless given.
-        verify_steps, warmup_steps: of the verify task and of the warm-up that all trials start from; the config's
-            ``proxy.verify_steps`` and ``proxy.warmup.steps`` unless given. No warm-up at 0: weights as the config says.
+        steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's
+            ``runner.max_iters`` and ``data.samples_per_gpu`` unless given.
+        tiny_steps, warmup_steps: of the tiny task and of the warm-up that all trials start from;
+            the config's ``proxy.tiny_steps`` and ``proxy.warmup.steps`` unless given. No warm-up at
+            0: weights as the config says.
         device: ``cpu`` or ``cuda``; a GPU where there is one unless given.
         cfg_options: changes of the config, dotted key to value, as in mmdet's ``--cfg-options``.
     """
@@ -47,22 +51,27 @@ class Options(BaseModel):
     data_seed: int = Field(0, ge=0)
     steps: int | None = Field(None, ge=_FEWEST)
     batch_size: int | None = Field(None, gt=0)
-    verify_steps: int | None = Field(None, ge=_FEWEST)
+    tiny_steps: int | None = Field(None, ge=_FEWEST)
     warmup_steps: int | None = Field(None, ge=0)
     device: str | None = Field(None, pattern="^(cpu|cuda)$")
     cfg_options: dict[str, Any] = {}
 
 
 class Setup:
-    """Options, config and data, read and checked; what one of them leaves open, the next decides."""
+    """Options, config and data, read and checked; what one of them leaves open, the next
+    decides."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = _options(options)
-        self.device = torch.device(self.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(
+            self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
         self.data = coco.find(self.options.data, self.options.data_seed)
         self.config = config = configure.read_config(self.options.config)
         try:
-            config.merge_from_dict(copy.deepcopy(self.options.cfg_options))  # mmcv takes each _delete_ out of what it merges
+            config.merge_from_dict(
+                copy.deepcopy(self.options.cfg_options)
+            )  # mmcv takes each _delete_ out of what it merges
         except (KeyError, TypeError, IndexError) as error:
             raise ConfigError(f"detector.cfg_options: {' '.join(str(error).split())}") from error
         if config.get("runner", {}).get("type") != "IterBasedRunner":
@@ -78,12 +87,16 @@ class Setup:
             config.data.samples_per_gpu = self.options.batch_size
         self.steps = config.runner.max_iters
         proxy = config.get("proxy", {})
-        self.verify_steps = self.options.verify_steps or proxy.get("verify_steps") or max(_FEWEST, self.steps // 4)
+        self.tiny_steps = (
+            self.options.tiny_steps or proxy.get("tiny_steps") or max(_FEWEST, self.steps // 4)
+        )
         self._warmup = proxy.get("warmup", {})
         given = self.options.warmup_steps
         self.warmup_steps = self._warmup.get("steps", 0) if given is None else given
         if 0 < self.warmup_steps < _FEWEST:
-            raise ConfigError(f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found {self.warmup_steps}")
+            raise ConfigError(
+                f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found {self.warmup_steps}"
+            )
         self.config_digest = digest(config.pretty_text)
 
     def warmup_config(self) -> Config:
@@ -95,11 +108,8 @@ class Setup:
 
     def warmup_path(self) -> Path:
         """Where the warm weights are, or will be, in the user's cache."""
-        here = Path(__file__).parent
-        sources = (here / "training.py", *sorted([*here.glob("heads/*.py"), *here.glob("datasets/*.py")]))
-        code = [path.read_bytes() for path in sources]
         made_by = json.dumps([self.device.type, versions()])
-        name = digest(self.warmup_config().pretty_text, self.data.digest, made_by, *code)
+        name = digest(_WARMUP, self.warmup_config().pretty_text, self.data.digest, made_by)
         return cache_dir() / "warmup" / f"{name}.pt"
 
 
@@ -111,7 +121,11 @@ def _options(options: Mapping[str, Any]) -> Options:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Options.model_fields, n=1)
-            right = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(Options.model_fields)}"
+            right = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"keys are {', '.join(Options.model_fields)}"
+            )
             raise ConfigError(f"detector.{key}: unknown key; {right}") from None
         message = first["msg"].replace("Input should be", "should be")
         raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None

@@ -1,8 +1,11 @@
-"""Training a detector with any losses, as mmdet's own ``tools/train.py`` does it, in one process or in many.
+"""Training a detector with any losses, as mmdet's own ``tools/train.py`` does it, in one process or
+in many.
 
-What differs from mmdet's script: losses by name or expression, data sets by name, processes on CPUs, the start of a
-proxy from the weights that a search's trials start from, and that what is wrong is said before anything starts.
+What differs from mmdet's script: losses by name or expression, data sets by name, processes on
+CPUs, the start of a proxy from the weights that a search's trials start from, and that what is
+wrong is said before anything starts.
 """
+
 from __future__ import annotations
 
 import os
@@ -47,8 +50,10 @@ class Training:
 
     Attributes:
         config: a name in ``detectors/configs`` or the path of an mmdet config.
-        losses: branch to an expression, a known loss's name, or ``default``; an absent branch keeps the config's loss.
-        data: ``embedded``, ``coco:/path`` or ``voc:/path``; where None, the config's own data (a proxy's: ``embedded``).
+        losses: branch to an expression, a known loss's name, or ``default``; an absent branch keeps
+            the config's loss.
+        data: ``embedded``, ``coco:/path`` or ``voc:/path``; where None, the config's own data (a
+            proxy's: ``embedded``).
         cfg_options: changes of the config, dotted key to value, made last.
         work_dir: where logs and checkpoints go; ``work_dirs/CONFIG`` where None.
         resume_from: a checkpoint to go on from, with its optimiser and step.
@@ -75,12 +80,15 @@ def train(training: Training) -> Path:
         The work folder.
 
     Raises:
-        ConfigError: one line, before anything is trained or written, for what is wrong with config, losses or data.
+        ConfigError: one line, before anything is trained or written, for what is wrong with config,
+            losses or data.
     """
     config = read(training)
     setup_multi_processes(config)
     torch.backends.cudnn.benchmark = config.get("cudnn_benchmark", False)
-    _start_as_trials_do(training, config)  # before there are other processes, which have no part in it
+    _start_as_trials_do(
+        training, config
+    )  # before there are other processes, which have no part in it
     joined = join_processes(training.launcher)
     config.gpu_ids = range(get_dist_info()[1]) if joined else [0]
     config.device = get_device()
@@ -98,7 +106,9 @@ def train(training: Training) -> Path:
         timestamp = time.strftime("%Y%m%d_%H%M%S")
         logger = get_root_logger(str(work_dir / f"{timestamp}.log"), config.log_level)
         environment = "\n".join(f"{key}: {value}" for key, value in collect_env().items())
-        logger.info(f"Environment info:\n{environment}\nDistributed training: {joined}\nConfig:\n{config.pretty_text}")
+        logger.info(
+            f"Environment info:\n{environment}\nDistributed training: {joined}\nConfig:\n{config.pretty_text}"
+        )
         if config.checkpoint_config is not None:
             config.checkpoint_config.meta = dict(CLASSES=dataset.CLASSES)
         train_detector(
@@ -108,7 +118,12 @@ def train(training: Training) -> Path:
             distributed=joined,
             validate=training.validate,
             timestamp=timestamp,
-            meta=dict(env_info=environment, config=config.pretty_text, seed=seed, exp_name=Path(training.config).name),
+            meta=dict(
+                env_info=environment,
+                config=config.pretty_text,
+                seed=seed,
+                exp_name=Path(training.config).name,
+            ),
         )
     finally:
         if joined:
@@ -117,7 +132,8 @@ def train(training: Training) -> Path:
 
 
 def read(training: Training) -> Config:
-    """The config that will be trained: losses and data in their places, then the user's own changes.
+    """The config that will be trained: losses and data in their places, then the user's own
+    changes.
 
     Raises:
         ConfigError: one line for what is wrong.
@@ -140,12 +156,15 @@ def read(training: Training) -> Config:
         if not training.resume_from.is_file():
             raise ConfigError(f"--resume-from: {training.resume_from}: no such checkpoint")
         config.resume_from = str(training.resume_from)
-    config.work_dir = str(training.work_dir or config.get("work_dir") or Path("work_dirs", Path(training.config).stem))
+    config.work_dir = str(
+        training.work_dir or config.get("work_dir") or Path("work_dirs", Path(training.config).stem)
+    )
     return config
 
 
 def join_processes(launcher: str) -> bool:
-    """Join the processes that torchrun has started, each with a GPU of its own, or all on CPUs where there is no GPU.
+    """Join the processes that torchrun has started, each with a GPU of its own, or all on CPUs
+    where there is no GPU.
 
     Returns:
         Whether there are any to join.
@@ -156,11 +175,15 @@ def join_processes(launcher: str) -> bool:
     if launcher == "none":
         return False
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
-        raise ConfigError("--launcher pytorch: this process was not started by torchrun; use scripts/dist_train.sh CONFIG N")
+        raise ConfigError(
+            "--launcher pytorch: this process was not started by torchrun; use scripts/dist_train.sh CONFIG N"
+        )
     if torch.cuda.is_available():
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise ConfigError(f"--launcher pytorch: {torch.cuda.device_count()} GPUs here, and none for process {local}")
+            raise ConfigError(
+                f"--launcher pytorch: {torch.cuda.device_count()} GPUs here, and none for process {local}"
+            )
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return True
@@ -209,7 +232,8 @@ def _set_default(config: Config, branch: str) -> None:
 
 
 def _inherited(path: Path) -> Iterator[Config]:
-    """The configs with a model that a config's file inherits, nearest first. Such files are programs: it is run."""
+    """The configs with a model that a config's file inherits, nearest first. Such files are
+    programs: it is run."""
     bases = runpy.run_path(str(path)).get("_base_", [])
     for base in [bases] if isinstance(bases, str) else bases:
         base = path.parent / base
@@ -225,7 +249,9 @@ def _set_data(config: Config, data: coco.DataSet) -> None:
         while "dataset" in part:  # RepeatDataset and the like
             part = part["dataset"]
         if "pipeline" not in part:
-            raise ConfigError(f"--data: data.{split} of {config.filename} has no pipeline that would read {data.name}")
+            raise ConfigError(
+                f"--data: data.{split} of {config.filename} has no pipeline that would read {data.name}"
+            )
         files = data.splits[split]
         pipeline = part["pipeline"]
         part.clear()
@@ -237,7 +263,9 @@ def _set_data(config: Config, data: coco.DataSet) -> None:
             pipeline=pipeline,
         )
     configure.set_num_classes(config.model, len(data.classes))
-    if config.get("evaluation", {}).get("metric") == "mAP":  # of a VOC config; the data is in COCO format now
+    if (
+        config.get("evaluation", {}).get("metric") == "mAP"
+    ):  # of a VOC config; the data is in COCO format now
         config.evaluation.metric = "bbox"
 
 
@@ -250,11 +278,14 @@ def _check_files(config: Config, training: Training) -> None:
         for name in [names] if isinstance(names, str) else names:
             path = Path(part.get("data_root") or "", name)
             if not path.is_file():
-                raise ConfigError(f"{path}: no such file (data.{split}.ann_file); give --data embedded or --data coco:/path")
+                raise ConfigError(
+                    f"{path}: no such file (data.{split}.ann_file); give --data embedded or --data coco:/path"
+                )
 
 
 def _set_intervals(config: Config, given: Mapping[str, Any]) -> None:
-    """A proxy's schedule is a few hundred steps: five measurements, the last after the last step, where not set."""
+    """A proxy's schedule is a few hundred steps: five measurements, the last after the last step,
+    where not set."""
     steps = config.runner.max_iters
     every = next(steps // parts for parts in (5, 4, 3, 2, 1) if steps % parts == 0)
     intervals = {"evaluation": every, "checkpoint_config": every, "log_config": max(1, steps // 50)}
@@ -265,7 +296,9 @@ def _set_intervals(config: Config, given: Mapping[str, Any]) -> None:
 
 def _build(training: Training, config: Config) -> tuple[torch.nn.Module, CocoDataset]:
     try:
-        model = build_detector(config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg"))
+        model = build_detector(
+            config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
+        )
         model.init_weights()
         dataset = build_dataset(config.data.train)
     except Exception as error:  # a config can name anything: what comes of it is the config's
@@ -278,15 +311,25 @@ def _build(training: Training, config: Config) -> tuple[torch.nn.Module, CocoDat
 
 
 def _start_as_trials_do(training: Training, config: Config) -> None:
-    """Where a config has a ``proxy.warmup``, start from its weights, as every trial of a search does.
+    """Where a config has a ``proxy.warmup``, start from its weights, as every trial of a search
+    does.
 
-    The first process makes them, or finds them in the user's cache; a ``load_from`` or ``resume_from`` goes before.
+    The first process makes them, or finds them in the user's cache; a ``load_from`` or
+    ``resume_from`` goes before.
     """
-    if not config.get("proxy", {}).get("warmup", {}).get("steps") or config.get("load_from") or config.get("resume_from"):
+    if (
+        not config.get("proxy", {}).get("warmup", {}).get("steps")
+        or config.get("load_from")
+        or config.get("resume_from")
+    ):
         return
     config.load_from = str(Path(config.work_dir, "start.pth"))
     if os.environ.get("RANK", "0") == "0":
-        shape = {key: value for key, value in training.cfg_options.items() if key.startswith(("model.", "proxy."))}
+        shape = {
+            key: value
+            for key, value in training.cfg_options.items()
+            if key.startswith(("model.", "proxy."))
+        }
         prepared = DetectorTrainer.prepare(
             {"config": training.config, "data": training.data or "embedded", "cfg_options": shape}
         )

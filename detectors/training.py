@@ -1,9 +1,10 @@
 """A trial in, mAP out: an mmdet detector trained with one choice of losses, in one process.
 
-Everything that learns or measures is mmdet's and mmcv's: the detector, its data pipelines, optimiser and schedule hooks,
-and the COCO evaluation. Here stands what a trial is: from which weights it starts, how strong its losses are, when it
-is given up.
+Everything that learns or measures is mmdet's and mmcv's: the detector, its data pipelines,
+optimiser and schedule hooks, and the COCO evaluation. Here stands what a trial is: from which
+weights it starts, how strong its losses are, when it is given up.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -38,11 +39,14 @@ from detectors.setup import Options, Setup, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
-# Of the warm-up's weights, what trials start from: all but the layers that put out what the losses see, and R-CNN heads.
+# Of the warm-up's weights, what trials start from: all but the layers that put out what the losses
+# see, and R-CNN heads.
 _START_PARTS = ("backbone.", "neck.", "rpn_head.", "bbox_head.cls_convs.", "bbox_head.reg_convs.")
 _MEASURED_ON = "measured_on."  # prefix of a dense head's other layers: whoever loads them for a training passes them over
 _MEASURED_AT_ONCE = 8  # images
-_SILENT = logging.getLogger("detectors.silent")  # mmcv's runner wants a logger; a trial tells by its result
+_SILENT = logging.getLogger(
+    "detectors.silent"
+)  # mmcv's runner wants a logger; a trial tells by its result
 _SILENT.setLevel(logging.CRITICAL)
 _SILENT.propagate = False
 
@@ -61,12 +65,15 @@ class DetectorTrainer:
 
     @staticmethod
     def prepare(options: Mapping[str, Any]) -> bytes:
-        """What trials start from, after a training with the default losses, or nothing if ``warmup_steps`` is 0.
+        """What trials start from, after a training with the default losses, or nothing if
+        ``warmup_steps`` is 0.
 
-        Backbone, neck, RPN, the towers of a one-stage head. Beside them the last layers of such a head, from which no trial
+        Backbone, neck, RPN, the towers of a one-stage head. Beside them the last layers of such a
+        head, from which no trial
         starts: the strength of losses is measured on them.
 
-        Kept in the user's cache under a digest of all that they come from: options, config, data, code, versions.
+        Kept in the user's cache under a digest of all that they come from: options, config, data,
+        code, versions.
         """
         setup = Setup(options)
         if setup.warmup_steps == 0:
@@ -79,7 +86,11 @@ class DetectorTrainer:
             worker._fit(model, config, "train", steps, _FIXED_SEED, _Watch(steps))
             weights = {name: value.cpu() for name, value in model.state_dict().items()}
             kept = {name: value for name, value in weights.items() if name.startswith(_START_PARTS)}
-            head = {name: value for name, value in weights.items() if name.startswith("bbox_head.") and name not in kept}
+            head = {
+                name: value
+                for name, value in weights.items()
+                if name.startswith("bbox_head.") and name not in kept
+            }
             kept |= {_MEASURED_ON + name: value for name, value in head.items()}
             buffer = io.BytesIO()
             torch.save(kept, buffer)
@@ -88,12 +99,20 @@ class DetectorTrainer:
 
     @staticmethod
     def export(
-        options: Mapping[str, Any], found: Found, base: str | None = None, target: str = "mmdet2", name: str = "found"
+        options: Mapping[str, Any],
+        found: Found,
+        base: str | None = None,
+        target: str = "mmdet2",
+        name: str = "found",
     ) -> dict[str, str]:
         if target == "mmdet3":
-            return mmdet3.files(base, configure.read_config(options.get("config", Options().config)), found, name)
+            return mmdet3.files(
+                base, configure.read_config(options.get("config", Options().config)), found, name
+            )
         if base is not None:
-            return {f"{name}.py": export.user_config(configure.read_config(base, "--config"), found)}
+            return {
+                f"{name}.py": export.user_config(configure.read_config(base, "--config"), found)
+            }
         setup = Setup(options)
         return {f"{name}.py": export.proxy_config(setup.config, setup.data, found)}
 
@@ -102,30 +121,46 @@ class DetectorTrainer:
         self._processes = get_dist_info()[1]
         images = self._setup.config.data.samples_per_gpu
         if images % self._processes:
-            raise ConfigError(f"detector.batch_size: {images} images cannot be shared evenly by {self._processes} processes")
+            raise ConfigError(
+                f"detector.batch_size: {images} images cannot be shared evenly by {self._processes} processes"
+            )
         self._device = self._setup.device
         if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("detector.device: cuda, and this worker has no GPU; cluster.num_gpus=1 gives it one")
+            raise ConfigError(
+                "detector.device: cuda, and this worker has no GPU; cluster.num_gpus=1 gives it one"
+            )
         if self._device.type == "cpu":
-            torch.set_num_threads(1)  # a worker is a core: more workers beat more threads at this size
+            torch.set_num_threads(
+                1
+            )  # a worker is a core: more workers beat more threads at this size
             cv2.setNumThreads(0)
-        self._warm = torch.load(io.BytesIO(prepared), map_location="cpu", weights_only=True) if prepared else {}
+        self._warm = (
+            torch.load(io.BytesIO(prepared), map_location="cpu", weights_only=True)
+            if prepared
+            else {}
+        )
         self._prepared_digest = digest(prepared)
         self._datasets: dict[tuple[str, bool], CocoDataset] = {}
         self._default_norms: dict[str, float] | None = None
 
-    def train(self, trial: Trial, progress: Callable[[int, int], None] | None = None) -> TrialResult:
+    def train(
+        self, trial: Trial, progress: Callable[[int, int], None] | None = None
+    ) -> TrialResult:
         started = time.monotonic()
-        verify = trial.task == "verify"
-        split = "verify" if verify else "train"
-        steps = self._setup.verify_steps if verify else self._setup.steps
+        tiny = trial.task == "tiny"
+        split = "tiny" if tiny else "train"
+        steps = self._setup.tiny_steps if tiny else self._setup.steps
         watch = _Watch(steps, progress, trial.time_limit and started + trial.time_limit)
         try:
             config, weights = self._with_losses(trial)
             model = self._model(config, trial.seed)
             self._fit(model, config, split, steps, trial.seed, watch, trial.lr_scale)
-            evaluated = ("verify",) if verify else trial.evaluate
-            metrics = {f"{name}/{key}": value for name in evaluated for key, value in self._measure(model, name, watch)}
+            evaluated = ("tiny",) if tiny else trial.evaluate
+            metrics = {
+                f"{name}/{key}": value
+                for name in evaluated
+                for key, value in self._measure(model, name, watch)
+            }
         except _GivenUp as reason:
             return TrialResult.failed(trial, str(reason), time.monotonic() - started)
         return TrialResult(
@@ -144,7 +179,8 @@ class DetectorTrainer:
         config = copy.deepcopy(self._setup.config)
         default = configure.heads(config.model)[0]
         weights = {
-            branch: default[configure.LOSS_KEYS[branch]].get("loss_weight", 1.0) * trial.scale.get(branch, 1.0)
+            branch: default[configure.LOSS_KEYS[branch]].get("loss_weight", 1.0)
+            * trial.scale.get(branch, 1.0)
             for branch in BRANCHES
         }
         spaces = {**configure.spaces(config.model), **trial.spaces}
@@ -159,20 +195,26 @@ class DetectorTrainer:
             norms = self._gradient_norms(config)
             for branch in searched:
                 if not 0 < norms[branch] < math.inf:
-                    raise _GivenUp(f"gradient norm {norms[branch]} of the {branch} loss before the first step")
-                weights[branch] = trial.scale.get(branch, 1.0) * self._default_norms[branch] / norms[branch]
+                    raise _GivenUp(
+                        f"gradient norm {norms[branch]} of the {branch} loss before the first step"
+                    )
+                weights[branch] = (
+                    trial.scale.get(branch, 1.0) * self._default_norms[branch] / norms[branch]
+                )
         for head in configure.heads(config.model):
             for branch, weight in weights.items():
                 head[configure.LOSS_KEYS[branch]]["loss_weight"] = weight
         return config, weights
 
     def _gradient_norms(self, config: Config) -> dict[str, float]:
-        """Branch to the mean L2 norm of its loss's gradient in a prediction (a RoI's or a location's).
+        """Branch to the mean L2 norm of its loss's gradient in a prediction (a RoI's or a
+        location's).
 
-        On one batch of the train split, from the warm weights and heads that are the same for every trial. The
-        gradient is taken in what the heads put out, logits and encoded boxes: there a loss on decoded boxes and one on
-        deltas can be compared. A new dense head would not do: its boxes are far from everything, and a classification
-        loss that weighs a positive by its IoU next to nothing there. Its last layers have their warm weights, too.
+        On one batch of the train split, from the warm weights and heads that are the same for every
+        trial. The gradient is taken in what the heads put out, logits and encoded boxes: there a
+        loss on decoded boxes and one on deltas can be compared. A new dense head would not do: its
+        boxes are far from everything, and a classification loss that weighs a positive by its IoU
+        next to nothing there. Its last layers have their warm weights, too.
         """
         model = self._model(config, _FIXED_SEED, warm_head=True).train()
         batch = next(iter(self._loader(config, "train", _FIXED_SEED)))
@@ -188,20 +230,33 @@ class DetectorTrainer:
         norms = {}
         for branch, key in configure.LOSS_KEYS.items():
             values = [value for name, value in losses.items() if name.split(".")[-1] == key]
-            total = sum(part.sum() for value in values for part in (value if isinstance(value, list) else [value]))
-            gradients = torch.autograd.grad(total, predictions[branch], retain_graph=True, allow_unused=True)
+            total = sum(
+                part.sum()
+                for value in values
+                for part in (value if isinstance(value, list) else [value])
+            )
+            gradients = torch.autograd.grad(
+                total, predictions[branch], retain_graph=True, allow_unused=True
+            )
             gradients = [gradient for gradient in gradients if gradient is not None]
-            rows = sum(prediction.numel() // prediction.shape[1] for prediction in predictions[branch])
-            norms[branch] = _mean_of_processes(sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows)
+            rows = sum(
+                prediction.numel() // prediction.shape[1] for prediction in predictions[branch]
+            )
+            norms[branch] = _mean_of_processes(
+                sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows
+            )
         return norms
 
     def _model(self, config: Config, seed: int, warm_head: bool = False) -> nn.Module:
-        """A detector with the warm weights, those of a dense head's last layers if asked; all else made from the seed."""
+        """A detector with the warm weights, those of a dense head's last layers if asked; all else
+        made from the seed."""
         set_random_seed(seed)
         model = build_detector(config.model)
         with quiet():
             model.init_weights()
-        weights = {name: value for name, value in self._warm.items() if not name.startswith(_MEASURED_ON)}
+        weights = {
+            name: value for name, value in self._warm.items() if not name.startswith(_MEASURED_ON)
+        }
         if warm_head:
             weights = {name.removeprefix(_MEASURED_ON): value for name, value in self._warm.items()}
         left = model.load_state_dict(weights, strict=False)
@@ -219,7 +274,8 @@ class DetectorTrainer:
         watch: _Watch,
         lr_scale: float = 1.0,
     ) -> None:
-        """Train the model in place, by mmcv's runner and its hooks, one step at a time under the watch's eyes."""
+        """Train the model in place, by mmcv's runner and its hooks, one step at a time under the
+        watch's eyes."""
         config = copy.deepcopy(config)
         config.runner.max_iters = steps
         config.optimizer.lr *= lr_scale
@@ -228,7 +284,11 @@ class DetectorTrainer:
         set_random_seed(seed)
         runner: IterBasedRunner = build_runner(
             config.runner,
-            dict(model=self._together(model), optimizer=build_optimizer(model, config.optimizer), logger=_SILENT),
+            dict(
+                model=self._together(model),
+                optimizer=build_optimizer(model, config.optimizer),
+                logger=_SILENT,
+            ),
         )
         runner.register_lr_hook(config.lr_config)
         runner.register_optimizer_hook(config.optimizer_config)
@@ -238,27 +298,39 @@ class DetectorTrainer:
         runner.call_hook("before_epoch")
         while runner.iter < steps:
             runner.train(loader)
-            # A limit of infinity clips nothing; it returns the norm, which is what a loss breaks first.
-            norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], math.inf)
+            # A limit of infinity clips nothing; it returns the norm, which is what a loss breaks
+            # first.
+            norm = nn.utils.clip_grad_norm_(
+                [p for p in model.parameters() if p.grad is not None], math.inf
+            )
             watch.step(runner.iter, runner.outputs["log_vars"]["loss"], float(norm))
             runner.log_buffer.clear()
 
     @torch.no_grad()
     def _measure(self, model: nn.Module, split: str, watch: _Watch) -> list[tuple[str, float]]:
-        """COCO AP on a split: (metric, value in [0, 1]); sizes of which the split has no object are absent."""
+        """COCO AP on a split: (metric, value in [0, 1]); sizes of which the split has no object are
+        absent."""
         model.eval()
         parallel = self._parallel(model)
         dataset = self._dataset(split, training=False)
-        loader = build_dataloader(dataset, _MEASURED_AT_ONCE, 0, dist=self._processes > 1, shuffle=False)
+        loader = build_dataloader(
+            dataset, _MEASURED_AT_ONCE, 0, dist=self._processes > 1, shuffle=False
+        )
         results = []
         for batch in loader:
             watch.check_time()
             found = parallel(return_loss=False, rescale=True, **batch)
-            results += [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # (boxes, masks)
-        if self._processes > 1:  # images were dealt in turn, and some twice where they could not be dealt evenly
+            results += [
+                boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found
+            ]  # (boxes, masks)
+        if (
+            self._processes > 1
+        ):  # images were dealt in turn, and some twice where they could not be dealt evenly
             parts: list[Any] = [None] * self._processes
             distributed.all_gather_object(parts, results)
-            results = [result for turn in zip(*parts, strict=True) for result in turn][: len(dataset)]
+            results = [result for turn in zip(*parts, strict=True) for result in turn][
+                : len(dataset)
+            ]
         with quiet():
             values = dataset.evaluate(results, metric="bbox", logger="silent")
         # Without a single detection mmdet returns nothing at all, and the AP is 0.
@@ -286,17 +358,22 @@ class DetectorTrainer:
                         ann_file=files.ann_file,
                         img_prefix=files.img_prefix,
                         classes=self._setup.data.classes,
-                        pipeline=_in_memory(pipeline if training else replace_ImageToTensor(pipeline)),
+                        pipeline=_in_memory(
+                            pipeline if training else replace_ImageToTensor(pipeline)
+                        ),
                         test_mode=not training,
                     )
                 )
         return self._datasets[split, training]
 
     def _together(self, model: nn.Module) -> MMDataParallel | MMDistributedDataParallel:
-        """The model for a training in all processes of the trial, which share its images and average its gradients."""
+        """The model for a training in all processes of the trial, which share its images and
+        average its gradients."""
         if self._processes == 1:
             return self._parallel(model)
-        return mmdet_train.build_ddp(model, self._device.type, device_ids=[0], broadcast_buffers=False)
+        return mmdet_train.build_ddp(
+            model, self._device.type, device_ids=[0], broadcast_buffers=False
+        )
 
     def _parallel(self, model: nn.Module) -> MMDataParallel:
         wrapped = MMDataParallel(model, device_ids=[0] if self._device.type == "cuda" else None)
@@ -315,7 +392,9 @@ class DetectorTrainer:
             "batch_size": self._setup.config.data.samples_per_gpu,
             "processes": self._processes,
             "seed": trial.seed,
-            "device": torch.cuda.get_device_name() if self._device.type == "cuda" else f"cpu ({platform.processor()})",
+            "device": torch.cuda.get_device_name()
+            if self._device.type == "cuda"
+            else f"cpu ({platform.processor()})",
             "host": platform.node(),
         }
 
@@ -325,10 +404,14 @@ class _GivenUp(Exception):
 
 
 class _Watch:
-    """Follows a training: records its curve, reports progress, gives up on divergence and when time is over."""
+    """Follows a training: records its curve, reports progress, gives up on divergence and when time
+    is over."""
 
     def __init__(
-        self, steps: int, progress: Callable[[int, int], None] | None = None, deadline: float | None = None
+        self,
+        steps: int,
+        progress: Callable[[int, int], None] | None = None,
+        deadline: float | None = None,
     ) -> None:
         self.curve: list[tuple[int, float]] = []
         self._steps = steps
@@ -338,7 +421,9 @@ class _Watch:
 
     def step(self, step: int, loss: float, gradient_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise _GivenUp(f"diverged at step {step}: loss {loss:g}, gradient norm {gradient_norm:g}")
+            raise _GivenUp(
+                f"diverged at step {step}: loss {loss:g}, gradient norm {gradient_norm:g}"
+            )
         if step % self._every == 0 or step == self._steps:
             self.curve.append((step, loss))
             if self._progress:
@@ -346,14 +431,20 @@ class _Watch:
         self.check_time()
 
     def check_time(self) -> None:
-        if self._deadline and _mean_of_processes(float(time.monotonic() > self._deadline)):  # given up by all or none
-            raise _GivenUp(f"time limit reached after {self.curve[-1][0] if self.curve else 0} of {self._steps} steps")
+        if self._deadline and _mean_of_processes(
+            float(time.monotonic() > self._deadline)
+        ):  # given up by all or none
+            raise _GivenUp(
+                f"time limit reached after {self.curve[-1][0] if self.curve else 0} of {self._steps} steps"
+            )
 
 
 def _mean_of_processes(value: float) -> float:
     """Over the processes that train a trial together; the value itself where there is one."""
     on_gpu = distributed.is_initialized() and distributed.get_backend() == "nccl"
-    return reduce_mean(torch.tensor(value, dtype=torch.float64, device="cuda" if on_gpu else "cpu")).item()
+    return reduce_mean(
+        torch.tensor(value, dtype=torch.float64, device="cuda" if on_gpu else "cpu")
+    ).item()
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:
@@ -363,14 +454,17 @@ def _heads(model: nn.Module) -> list[nn.Module]:
 
 def _in_memory(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {**step, "type": "LoadImageFromMemory"} if step["type"] == "LoadImageFromFile" else dict(step)
+        {**step, "type": "LoadImageFromMemory"}
+        if step["type"] == "LoadImageFromFile"
+        else dict(step)
         for step in pipeline
     ]
 
 
 @contextlib.contextmanager
 def quiet():
-    """Without what pycocotools prints and mmcv and mmdet log about each data set, measurement and weight."""
+    """Without what pycocotools prints and mmcv and mmdet log about each data set, measurement and
+    weight."""
     logger = mmcv.utils.get_logger("mmcv")
     level = logger.level
     logger.setLevel(logging.ERROR)

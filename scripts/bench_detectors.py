@@ -1,13 +1,17 @@
-"""A full-size detector's training step with searched and with default losses: time, memory, the losses' share.
+"""A full-size detector's training step with searched and with default losses: time, memory, the
+losses' share.
 
-    python scripts/bench_detectors.py                                   # Faster R-CNN R50 and ATSS R50 at 640 pixels
-    python scripts/bench_detectors.py --detectors fcos_r50 --size 800 --images 4 --steps 50 --data coco:/path
+    python scripts/bench_detectors.py                                   # Faster R-CNN R50 and ATSS
+    R50 at 640 pixels python scripts/bench_detectors.py --detectors fcos_r50 --size 800 --images 4
+    --steps 50 --data coco:/path
 
-On a GPU where there is one. Losses take turns, each with a model of its own, on the same images, which are loaded before. The
-first steps of a turn are not counted. The losses' own time is that of their modules alone, forward and backward, run again on
-what the head gave them in the last step; what else a searched loss asks of the head (decoded boxes, IoUs) is in the step.
-Weights are new: nothing is downloaded.
+On a GPU where there is one. Losses take turns, each with a model of its own, on the same images,
+which are loaded before. The first steps of a turn are not counted. The losses' own time is that of
+their modules alone, forward and backward, run again on what the head gave them in the last step;
+what else a searched loss asks of the head (decoded boxes, IoUs) is in the step. Weights are new:
+nothing is downloaded.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,9 +22,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
+import detectors  # noqa: F401 - before mmcv and mmdet: patches them
 
-import detectors  # noqa: F401 - before mmcv: makes the mends
+# isort: split
+import torch
 from mmcv.parallel import MMDataParallel
 from mmcv.runner import build_optimizer
 from mmdet.apis import set_random_seed
@@ -41,7 +46,9 @@ REPLAYS = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     full = [name for name in configure.config_names() if not name.endswith("_proxy")]
-    parser.add_argument("--detectors", nargs="+", choices=full, default=["faster_rcnn_r50", "atss_r50"])
+    parser.add_argument(
+        "--detectors", nargs="+", choices=full, default=["faster_rcnn_r50", "atss_r50"]
+    )
     parser.add_argument("--size", type=int, default=640, help="pixels of a square image's side")
     parser.add_argument("--images", type=int, default=2, help="a step")
     parser.add_argument("--steps", type=int, default=20, help="counted, of each turn")
@@ -54,18 +61,52 @@ def main() -> None:
             turns.setdefault(losses, []).append(turn(name, losses, options))
         default = statistics.median(turn["step"] for turn in turns["default"])
         for losses, measured in turns.items():
-            step, own, memory = (statistics.median(turn[key] for turn in measured) for key in ("step", "losses", "memory"))
-            rows.append((name if losses == "default" else "", losses, f"{1000 * step:,.1f}", f"{step / default:.3f}",
-                         f"{1000 * own:,.2f}", f"{own / step:.2%}", f"{memory / 2**30:.2f}"))
-    print(f"{options.images} images of {options.size} pixels a step; torch {torch.__version__}, "
-          f"{torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'}\n")
-    memory = "peak GiB on the GPU" if torch.cuda.is_available() else "peak GiB of the process so far"
-    print("\n".join(table(("detector", "losses", "ms a step", "to default", "losses alone, ms", "share", memory), rows)))
+            step, own, memory = (
+                statistics.median(turn[key] for turn in measured)
+                for key in ("step", "losses", "memory")
+            )
+            rows.append(
+                (
+                    name if losses == "default" else "",
+                    losses,
+                    f"{1000 * step:,.1f}",
+                    f"{step / default:.3f}",
+                    f"{1000 * own:,.2f}",
+                    f"{own / step:.2%}",
+                    f"{memory / 2**30:.2f}",
+                )
+            )
+    print(
+        f"{options.images} images of {options.size} pixels a step; torch {torch.__version__}, "
+        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'}\n"
+    )
+    memory = (
+        "peak GiB on the GPU" if torch.cuda.is_available() else "peak GiB of the process so far"
+    )
+    print(
+        "\n".join(
+            table(
+                (
+                    "detector",
+                    "losses",
+                    "ms a step",
+                    "to default",
+                    "losses alone, ms",
+                    "share",
+                    memory,
+                ),
+                rows,
+            )
+        )
+    )
 
 
 def turn(name: str, losses: str, options: argparse.Namespace) -> dict[str, float]:
-    """A new model trained some steps: median seconds of a step and of the losses alone, peak bytes."""
-    config = read(Training(name, {"cls": losses, "reg": losses} if losses == "default" else {}, options.data))
+    """A new model trained some steps: median seconds of a step and of the losses alone, peak
+    bytes."""
+    config = read(
+        Training(name, {"cls": losses, "reg": losses} if losses == "default" else {}, options.data)
+    )
     config.model.backbone.init_cfg = None
     config.model.backbone.norm_eval = False  # the statistics of new weights are to be learnt
     for step in config.data.train.pipeline:
@@ -76,7 +117,9 @@ def turn(name: str, losses: str, options: argparse.Namespace) -> dict[str, float
     with quiet():
         model.init_weights()
     on_gpu = torch.cuda.is_available()
-    wrapped = MMDataParallel(model.cuda() if on_gpu else model, device_ids=[0] if on_gpu else None).train()
+    wrapped = MMDataParallel(
+        model.cuda() if on_gpu else model, device_ids=[0] if on_gpu else None
+    ).train()
     optimizer = build_optimizer(model, {**config.optimizer, "lr": 1e-4})
     with quiet():
         dataset = build_dataset(config.data.train)
@@ -84,7 +127,9 @@ def turn(name: str, losses: str, options: argparse.Namespace) -> dict[str, float
     batches = list(itertools.islice(loader, UNCOUNTED + options.steps))
     calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
 
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+    def keep(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any
+    ) -> None:
         calls.append((module, args, kwargs))
 
     for head in heads(model):
@@ -97,12 +142,22 @@ def turn(name: str, losses: str, options: argparse.Namespace) -> dict[str, float
     for batch in batches:
         calls.clear()
         times.append(seconds(lambda batch=batch: train_step(wrapped, optimizer, batch)))
-    memory = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     again = [seconds(lambda: replay(calls)) for _ in range(REPLAYS)]
-    return {"step": statistics.median(times[UNCOUNTED:]), "losses": statistics.median(again), "memory": float(memory)}
+    return {
+        "step": statistics.median(times[UNCOUNTED:]),
+        "losses": statistics.median(again),
+        "memory": float(memory),
+    }
 
 
-def train_step(model: MMDataParallel, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> None:
+def train_step(
+    model: MMDataParallel, optimizer: torch.optim.Optimizer, batch: dict[str, Any]
+) -> None:
     outputs = model.train_step(batch, optimizer)
     optimizer.zero_grad()
     outputs["loss"].backward()

@@ -1,10 +1,12 @@
 """Forward and backward of searched losses against MMDetection's hand-written ones, in one run.
 
-    python scripts/bench_losses.py [--device cpu] [--threads 1] [--seconds 2] [--compile] [--json FILE]
+    python scripts/bench_losses.py [--device cpu] [--threads 1] [--seconds 2] [--compile] [--json
+    FILE]
 
-Each row times both losses in turn, many short rounds, and prints the median of the rounds' ratios: what else the
-machine does meets both alike.
+Each row times both losses in turn, many short rounds, and prints the median of the rounds' ratios:
+what else the machine does meets both alike.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,11 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import detectors  # noqa: F401 - before mmcv and mmdet: patches them
 
-import detectors  # noqa: F401 - makes mmdet importable
-from cse_autoloss.losses import build_loss
+# isort: split
+import torch
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss
+
+from cse_autoloss.losses import build_loss
 
 Step = Callable[[], None]
 
@@ -51,28 +55,65 @@ def rows(device: str, compiled: bool) -> list[tuple[str, str, str, Step, Step]]:
     for count, classes in ((512, 81), (2048, 1231)):
         logits = torch.randn(count, classes, generator=generator).to(device).requires_grad_()
         labels = torch.full((count,), classes - 1)
-        labels[:count // 4] = torch.randint(classes - 1, (count // 4,), generator=generator)
+        labels[: count // 4] = torch.randint(classes - 1, (count // 4,), generator=generator)
         ious = torch.rand(count // 4, generator=generator).to(device)
         labels, weight = labels.to(device), torch.ones(count, device=device)
-        table.append(("CSE-Autoloss-A cls", "CrossEntropyLoss", f"{count} x {classes}",
-                      step(searched("CSE-Autoloss-A", "two_stage_cls"), logits, labels, ious, weight, avg_factor=count),
-                      step(CrossEntropyLoss().to(device), logits, labels, weight, avg_factor=count)))
+        table.append(
+            (
+                "CSE-Autoloss-A cls",
+                "CrossEntropyLoss",
+                f"{count} x {classes}",
+                step(
+                    searched("CSE-Autoloss-A", "two_stage_cls"),
+                    logits,
+                    labels,
+                    ious,
+                    weight,
+                    avg_factor=count,
+                ),
+                step(CrossEntropyLoss().to(device), logits, labels, weight, avg_factor=count),
+            )
+        )
     for name in ("CSE-Autoloss-A", "CSE-Autoloss-B"):
         for count in (512, 20_000):
             target = boxes(count, generator)
-            pred = (target + torch.randn(count, 4, generator=generator) * 4).to(device).requires_grad_()
+            pred = (
+                (target + torch.randn(count, 4, generator=generator) * 4)
+                .to(device)
+                .requires_grad_()
+            )
             target, weight = target.to(device), torch.ones(count, 4, device=device)
-            table.append((f"{name} reg", "GIoULoss", f"{count:,} boxes",
-                          step(searched(name, "reg"), pred, target, weight, avg_factor=count),
-                          step(GIoULoss().to(device), pred, target, weight, avg_factor=count)))
+            table.append(
+                (
+                    f"{name} reg",
+                    "GIoULoss",
+                    f"{count:,} boxes",
+                    step(searched(name, "reg"), pred, target, weight, avg_factor=count),
+                    step(GIoULoss().to(device), pred, target, weight, avg_factor=count),
+                )
+            )
     count, classes, positives = 20_000, 80, 400
     logits = (torch.randn(count, classes, generator=generator) - 4).to(device).requires_grad_()
     labels = torch.full((count,), classes)
-    labels[torch.randperm(count, generator=generator)[:positives]] = torch.randint(classes, (positives,), generator=generator)
+    labels[torch.randperm(count, generator=generator)[:positives]] = torch.randint(
+        classes, (positives,), generator=generator
+    )
     labels, ious = labels.to(device), torch.rand(positives, generator=generator).to(device)
-    table.append(("CSE-Autoloss-B cls", "FocalLoss", f"{count:,} x {classes}",
-                  step(searched("CSE-Autoloss-B", "one_stage_cls"), logits, labels, ious, avg_factor=positives),
-                  step(FocalLoss().to(device), logits, labels, avg_factor=positives)))
+    table.append(
+        (
+            "CSE-Autoloss-B cls",
+            "FocalLoss",
+            f"{count:,} x {classes}",
+            step(
+                searched("CSE-Autoloss-B", "one_stage_cls"),
+                logits,
+                labels,
+                ious,
+                avg_factor=positives,
+            ),
+            step(FocalLoss().to(device), logits, labels, avg_factor=positives),
+        )
+    )
     return table
 
 
@@ -87,7 +128,8 @@ def seconds(run: Step, repeats: int, device: str) -> float:
 
 
 def compare(ours: Step, theirs: Step, budget: float, device: str) -> tuple[float, float, float]:
-    """Median seconds of a step of ours and of theirs, and the median ratio of neighbouring rounds."""
+    """Median seconds of a step of ours and of theirs, and the median ratio of neighbouring
+    rounds."""
     for _ in range(3):
         ours(), theirs()
     repeats = max(1, int(0.02 / seconds(theirs, 2, device)))
@@ -100,24 +142,47 @@ def compare(ours: Step, theirs: Step, budget: float, device: str) -> tuple[float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], action="append",
-                        help="may be repeated; default: cpu, and cuda where there is one")
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        action="append",
+        help="may be repeated; default: cpu, and cuda where there is one",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each row (default 2)")
-    parser.add_argument("--compile", action="store_true", help="compile the searched losses with torch.compile")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the searched losses with torch.compile"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = []
     for device in args.device or ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {args.threads} thread(s)"
-        print(f"\n{where}, torch {torch.__version__}{', compiled' if args.compile else ''}\n\n"
-              "| searched loss | against | size | searched, ms | hand-written, ms | ratio |\n|---|---|---|---|---|---|")
+        where = (
+            torch.cuda.get_device_name() if device == "cuda" else f"CPU, {args.threads} thread(s)"
+        )
+        print(
+            f"\n{where}, torch {torch.__version__}{', compiled' if args.compile else ''}\n\n"
+            "| searched loss | against | size | searched, ms | hand-written, ms | ratio |\n|---|---|---|---|---|---|"
+        )
         for name, other, size, ours, theirs in rows(device, args.compile):
             mine, hand, ratio = compare(ours, theirs, args.seconds, device)
-            print(f"| {name} | {other} | {size} | {mine * 1e3:.3f} | {hand * 1e3:.3f} | {ratio:.2f} |", flush=True)
-            results.append({"device": where, "loss": name, "against": other, "size": size, "searched_s": mine,
-                            "hand_written_s": hand, "ratio": ratio, "compiled": args.compile})
+            print(
+                f"| {name} | {other} | {size} | {mine * 1e3:.3f} | {hand * 1e3:.3f} | {ratio:.2f} |",
+                flush=True,
+            )
+            results.append(
+                {
+                    "device": where,
+                    "loss": name,
+                    "against": other,
+                    "size": size,
+                    "searched_s": mine,
+                    "hand_written_s": hand,
+                    "ratio": ratio,
+                    "compiled": args.compile,
+                }
+            )
     if args.json:
         args.json.write_text(json.dumps({"torch": torch.__version__, "rows": results}, indent=1))
 

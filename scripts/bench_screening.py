@@ -2,10 +2,11 @@
 
     python scripts/bench_screening.py [--space NAME] [--candidates N] [--json FILE]
 
-Both ways draw trees by the same law (ramped half-and-half), skip duplicates and trees without the prediction, and
-judge the same properties with the same tolerances on the same probes, block by block, stopping at the first that
-falls. First the verdicts of both are compared on the same trees. One thread, no GPU; rates are candidates per second
-of CPU time, so other work on the machine matters little, and each is the median of several runs.
+Both ways draw trees by the same law (ramped half-and-half), skip duplicates and trees without the
+prediction, and judge the same properties with the same tolerances on the same probes, block by
+block, stopping at the first that falls. First the verdicts of both are compared on the same trees.
+One thread, no GPU; rates are candidates per second of CPU time, so other work on the machine
+matters little, and each is the median of several runs.
 """
 
 from __future__ import annotations
@@ -51,17 +52,23 @@ class Deap:
     def __init__(self, space: SearchSpace) -> None:
         self.space, self.probes = space, Screener(space).probes
         self.primitives = gp.PrimitiveSet("loss", len(space.variables))
-        self.primitives.renameArguments(**{f"ARG{i}": name for i, name in enumerate(space.variables)})
+        self.primitives.renameArguments(
+            **{f"ARG{i}": name for i, name in enumerate(space.variables)}
+        )
         for name in space.operators:
             self.primitives.addPrimitive(PRIMITIVES[name].torch, PRIMITIVES[name].arity, name)
         for constant in space.constants:
             self.primitives.addTerminal(torch.full((1, 1), float(constant)), f"c{constant}")
         self.inputs = [
-            {name: torch.tensor(block.values[name], requires_grad=name in space.predicted) for name in space.variables}
+            {
+                name: torch.tensor(block.values[name], requires_grad=name in space.predicted)
+                for name in space.variables
+            }
             for block in self.probes.blocks
         ]
         self.tangents = [
-            {name: torch.tensor(array) for name, array in block.tangents.items()} for block in self.probes.blocks
+            {name: torch.tensor(array) for name, array in block.tangents.items()}
+            for block in self.probes.blocks
         ]
         self.weights = [
             None if block.weights is None else torch.tensor(block.weights, dtype=torch.float32)
@@ -73,12 +80,17 @@ class Deap:
 
     def expression(self, tree: gp.PrimitiveTree) -> Expression:
         return Expression(
-            tuple(node.value.lstrip("c") if isinstance(node, gp.Terminal) else node.name for node in tree)
+            tuple(
+                node.value.lstrip("c") if isinstance(node, gp.Terminal) else node.name
+                for node in tree
+            )
         )
 
     def verdict(self, tree: gp.PrimitiveTree) -> str | None:
         """The property that falls, or None."""
-        if not any(node.value in self.space.predicted for node in tree if isinstance(node, gp.Terminal)):
+        if not any(
+            node.value in self.space.predicted for node in tree if isinstance(node, gp.Terminal)
+        ):
             return PROPERTIES[0]
         function = gp.compile(tree, self.primitives)
         for index, block in enumerate(self.probes.blocks):
@@ -89,13 +101,17 @@ class Deap:
                         return name
         return None
 
-    def losses(self, function: Callable[..., torch.Tensor], index: int) -> tuple[np.ndarray, np.ndarray]:
+    def losses(
+        self, function: Callable[..., torch.Tensor], index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         inputs, tangents = self.inputs[index], self.tangents[index]
         loss = function(**inputs)
         if self.weights[index] is not None:
             loss = loss * self.weights[index]
         loss = loss.sum(-1).expand(len(self.probes.blocks[index].positions))
-        gradients = torch.autograd.grad(loss.sum(), [inputs[name] for name in tangents], allow_unused=True)
+        gradients = torch.autograd.grad(
+            loss.sum(), [inputs[name] for name in tangents], allow_unused=True
+        )
         # What stands still stops an infinite gradient.
         slopes = sum(
             torch.where(tangent == 0, 0, gradient * tangent).sum(-1)
@@ -123,11 +139,17 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 
 
 def one_rate(
-    space: SearchSpace, count: int, batch_size: int = BATCH_SIZE, depths: tuple[int, int] = DEPTHS, seed: int = 0
+    space: SearchSpace,
+    count: int,
+    batch_size: int = BATCH_SIZE,
+    depths: tuple[int, int] = DEPTHS,
+    seed: int = 0,
 ) -> float:
     """Candidates per CPU second, grown and screened, with a fresh memory of what was seen."""
     screener = Screener(space, batch_size)
-    screener.screen(grow(np.random.default_rng(1000 + seed), min(count, batch_size), space, *depths))  # warms buffers
+    screener.screen(
+        grow(np.random.default_rng(1000 + seed), min(count, batch_size), space, *depths)
+    )  # warms buffers
     rng = np.random.default_rng(seed)
 
     def run() -> None:
@@ -137,8 +159,12 @@ def one_rate(
     return count / cpu_seconds(run)
 
 
-def rate(space: SearchSpace, count: int, batch_size: int = BATCH_SIZE, depths: tuple[int, int] = DEPTHS) -> float:
-    return statistics.median(one_rate(space, count, batch_size, depths, seed) for seed in range(REPEATS))
+def rate(
+    space: SearchSpace, count: int, batch_size: int = BATCH_SIZE, depths: tuple[int, int] = DEPTHS
+) -> float:
+    return statistics.median(
+        one_rate(space, count, batch_size, depths, seed) for seed in range(REPEATS)
+    )
 
 
 def compare(space: SearchSpace, count: int, deap_count: int) -> dict[str, float]:
@@ -172,7 +198,11 @@ def with_probes(space: SearchSpace, **keys: int) -> SearchSpace:
 def sweeps(space: SearchSpace, count: int) -> Iterator[tuple[str, object, float]]:
     for depth in (3, 4, 6, 8, 10):
         nodes = grow(np.random.default_rng(0), 20_000, space, 2, depth).lengths.mean()
-        yield "tree size", f"{nodes:.1f} nodes (depth 2 to {depth})", rate(space, count, depths=(2, depth))
+        yield (
+            "tree size",
+            f"{nodes:.1f} nodes (depth 2 to {depth})",
+            rate(space, count, depths=(2, depth)),
+        )
     for glance, steps in ((4, 9), (8, 17), (16, 33), (32, 65)):
         probed = with_probes(space, glance=glance, steps=steps)
         points = [len(block.positions) for block in Screener(probed).probes.blocks]
@@ -212,8 +242,8 @@ def profile(space: SearchSpace, count: int) -> dict[str, float]:
 
 
 def bandwidth(space: SearchSpace) -> tuple[float, float]:
-    """Bytes a second that evaluation moves at a glance (arguments read, results written), and that a plain copy
-    moves."""
+    """Bytes a second that evaluation moves at a glance (arguments read, results written), and that
+    a plain copy moves."""
     screener = Screener(space)
     population = grow(np.random.default_rng(0), BATCH_SIZE, space)
     columns = Columns.of(population, np.flatnonzero(screener.uses_prediction(population)))
@@ -221,7 +251,8 @@ def bandwidth(space: SearchSpace) -> tuple[float, float]:
     block = screener.probes.blocks[0]
     points = len(block.positions) * block.columns
     rows = sum(
-        (group.stop - group.start) * (1 + any(group.predicted) + len(group.predicted) + sum(group.predicted))
+        (group.stop - group.start)
+        * (1 + any(group.predicted) + len(group.predicted) + sum(group.predicted))
         for group in graph.groups
     )
     arrays = Arrays()
@@ -246,12 +277,33 @@ def peak_memory(space: SearchSpace, batch_size: int) -> float:
 
 
 @click.command()
-@click.option("--space", "names", multiple=True, default=space_names(), help="Repeatable; all spaces where absent.")
+@click.option(
+    "--space",
+    "names",
+    multiple=True,
+    default=space_names(),
+    help="Repeatable; all spaces where absent.",
+)
 @click.option("--candidates", default=131_072, show_default=True, help="Screened in each run.")
-@click.option("--deap-candidates", default=3000, show_default=True, help="Judged by DEAP and torch in each run.")
-@click.option("--compare-only", is_flag=True, help="Leave out how the rate changes, the profile and the memory.")
+@click.option(
+    "--deap-candidates",
+    default=3000,
+    show_default=True,
+    help="Judged by DEAP and torch in each run.",
+)
+@click.option(
+    "--compare-only",
+    is_flag=True,
+    help="Leave out how the rate changes, the profile and the memory.",
+)
 @click.option("--json", "output", type=click.Path(), help="Write all numbers to this file, too.")
-def main(names: tuple[str, ...], candidates: int, deap_candidates: int, compare_only: bool, output: str | None) -> None:
+def main(
+    names: tuple[str, ...],
+    candidates: int,
+    deap_candidates: int,
+    compare_only: bool,
+    output: str | None,
+) -> None:
     results: dict[str, dict[str, object]] = {}
     print(
         "| space | DEAP + torch, per second | screening, per second | ratio (lowest) | same fate, same property "
@@ -279,7 +331,10 @@ def main(names: tuple[str, ...], candidates: int, deap_candidates: int, compare_
             print(f"| {part} | {share:.0%} |", flush=True)
         moved, copied = bandwidth(load_space(name))
         results[name]["bytes_per_second"] = [moved, copied]
-        print(f"\nevaluation moves {moved / 1e9:.1f} GB/s, a plain copy of 64 MiB {copied / 1e9:.1f} GB/s", flush=True)
+        print(
+            f"\nevaluation moves {moved / 1e9:.1f} GB/s, a plain copy of 64 MiB {copied / 1e9:.1f} GB/s",
+            flush=True,
+        )
         results[name]["peak_mib"] = peak_memory(load_space(name), BATCH_SIZE)
         print(
             f"peak memory, a million candidates in batches of {BATCH_SIZE:,}: {results[name]['peak_mib']:.0f} MiB",

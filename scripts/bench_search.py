@@ -1,15 +1,19 @@
-"""What screening saves a search: its own candidates beside ones that nobody screened, trained alike.
+"""What screening saves a search: its own candidates beside ones that nobody screened, trained
+alike.
 
-    python scripts/bench_search.py RUN             # RUN: a finished run's folder; 60 unscreened candidates are trained
-    python scripts/bench_search.py RUN --count 200 # goes on from there
+    python scripts/bench_search.py RUN             # RUN: a finished run's folder; 60 unscreened
+    candidates are trained python scripts/bench_search.py RUN --count 200 # goes on from there
 
-Plain evolution trains whatever variation makes. Its candidates are drawn here as the run drew its own: from the known losses
-that the run trained first, by the same operators, new in classification, in regression or in both; but they are neither
-verified nor simulated. Each trains on the run's proxy task, on a Ray cluster of its own, with the run's seed and settings.
-What is compared is the detector training, in worker seconds and simulations included, that was spent for each new loss that
-is as good as the tuned default; one with a known loss's gradients is not new. Results are kept beside the journal, in
-unscreened.jsonl, a line each.
+Plain evolution trains whatever variation makes. Its candidates are drawn here as the run drew its
+own: from the known losses that the run trained first, by the same operators, new in classification,
+    in regression or in both; but they are neither
+verified nor simulated. Each trains on the run's proxy task, on a Ray cluster of its own, with the
+run's seed and settings. What is compared is the detector training, in worker seconds and
+simulations included, that was spent for each new loss that is as good as the tuned default; one
+with a known loss's gradients is not new. Results are kept beside the journal, in unscreened.jsonl,
+a line each.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,7 +49,11 @@ def main() -> None:
 
 def measure(journal: Journal, config: Config, count: int, path: Path) -> list[TrialResult]:
     """Train what the file does not hold yet."""
-    finished = [TrialResult.from_json(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    finished = (
+        [TrialResult.from_json(line) for line in path.read_text().splitlines()]
+        if path.is_file()
+        else []
+    )
     done = {result.key for result in finished}
     queue = [trial for trial in trials(journal, config, count) if trial.key not in done]
     if queue:
@@ -60,22 +68,31 @@ def measure(journal: Journal, config: Config, count: int, path: Path) -> list[Tr
                     finished.append(result)
                     with path.open("a") as file:
                         file.write(result.to_json() + "\n")
-                    print(result.key, result.mAP if result.failure is None else result.failure, flush=True)
+                    print(
+                        result.key,
+                        result.mAP if result.failure is None else result.failure,
+                        flush=True,
+                    )
     return finished
 
 
 def trials(journal: Journal, config: Config, count: int) -> list[Trial]:
     """The first ``count`` candidates as the run's own proxy trainings."""
-    model = journal.trials("proxy", finished=True)[0].trial
-    return [replace(model, key=f"unscreened-{i}", losses=losses)
-            for i, losses in zip(range(count), candidates(journal, config), strict=False)]
+    model = journal.trials("full", finished=True)[0].trial
+    return [
+        replace(model, key=f"unscreened-{i}", losses=losses)
+        for i, losses in zip(range(count), candidates(journal, config), strict=False)
+    ]
 
 
 def candidates(journal: Journal, config: Config) -> Iterator[dict[str, str]]:
-    """Choices of losses without end: in one branch or all of them a loss that nobody screened, in the others a parent's."""
+    """Choices of losses without end: in one branch or all of them a loss that nobody screened, in
+    the others a parent's."""
     spaces = {branch: load_space(journal["spaces"][branch]) for branch in config.search.branches}
     known = [c for c in journal.candidates(Fate.TRAINED) if c.origin.startswith(KNOWN)]
-    state = State(tuple(Member(c.losses, c.fitness) for c in known), State.initial(config.seed).random)
+    state = State(
+        tuple(Member(c.losses, c.fitness) for c in known), State.initial(config.seed).random
+    )
     patterns = [(branch,) for branch in spaces] + ([tuple(spaces)] if len(spaces) > 1 else [])
     seen: set[str] = set()
     while True:
@@ -85,7 +102,9 @@ def candidates(journal: Journal, config: Config) -> Iterator[dict[str, str]]:
             for branch in new:
                 fresh = None
                 while fresh is None or fresh in seen:
-                    offspring, state = evolution.ask(state, 10, branch, spaces[branch], config.search)
+                    offspring, state = evolution.ask(
+                        state, 10, branch, spaces[branch], config.search
+                    )
                     rng = evolution.generator(state)
                     fresh = str(offspring.expression(int(rng.integers(len(offspring)))))
                     state = replace(state, random=rng.bit_generator.state)
@@ -99,31 +118,61 @@ def table(journal: Journal, config: Config, unscreened: list[TrialResult]) -> li
     default = read_status(journal).baseline["mAP"]
     repeats = set(repeated(journal, trials(journal, config, len(unscreened))))
     own = {c.id for c in journal.candidates() if not c.origin.startswith(KNOWN)}
-    screened = [row.result for row in journal.trials("proxy", finished=True) if row.candidate in own]
-    simulated = sum(row.result.seconds for row in journal.trials("simulate", finished=True))
-    header = ("candidates", "trained", "known again", "failed", "mAP, median", "best", "as good", "worker seconds",
-              "for each as good")
+    screened = [row.result for row in journal.trials("full", finished=True) if row.candidate in own]
+    simulated = sum(row.result.seconds for row in journal.trials("tiny", finished=True))
+    header = (
+        "candidates",
+        "trained",
+        "known again",
+        "failed",
+        "mAP, median",
+        "best",
+        "as good",
+        "worker seconds",
+        "for each as good",
+    )
     rows = []
-    for name, results, before in (("screened", screened, simulated), ("unscreened", unscreened, 0.0)):
+    for name, results, before in (
+        ("screened", screened, simulated),
+        ("unscreened", unscreened, 0.0),
+    ):
         new = [result for result in results if result.key not in repeats]
         values = [result.mAP for result in new if result.mAP is not None]
         good = sum(value >= default - AS_GOOD for value in values)
         seconds = before + sum(result.seconds for result in results)
         each = f"{seconds / good:,.0f}" if good else f"more than {seconds:,.0f}"
-        rows.append((name, len(results), len(results) - len(new), len(new) - len(values),
-                     f"{statistics.median(values or [0]):.3f}", f"{max(values, default=0):.3f}", good, f"{seconds:,.0f}", each))
-    return [*markdown(header, rows), "Columns from the fourth on are of new losses; seconds are of all. As good: "
-            f"{default - AS_GOOD:.3f} mAP on val or more; the tuned default has {default:.3f}."]
+        rows.append(
+            (
+                name,
+                len(results),
+                len(results) - len(new),
+                len(new) - len(values),
+                f"{statistics.median(values or [0]):.3f}",
+                f"{max(values, default=0):.3f}",
+                good,
+                f"{seconds:,.0f}",
+                each,
+            )
+        )
+    return [
+        *markdown(header, rows),
+        "Columns from the fourth on are of new losses; seconds are of all. As good: "
+        f"{default - AS_GOOD:.3f} mAP on val or more; the tuned default has {default:.3f}.",
+    ]
 
 
 def repeated(journal: Journal, drawn: list[Trial]) -> Iterator[str]:
     """Keys of the candidates that have, in every branch, the gradients of a known loss."""
     spaces = {branch: load_space(path) for branch, path in journal["spaces"].items()}
-    known = {branch: set(fingerprint([loss.expression for loss in space.losses.values()], space))
-             for branch, space in spaces.items()}
+    known = {
+        branch: set(fingerprint([loss.expression for loss in space.losses.values()], space))
+        for branch, space in spaces.items()
+    }
     for trial in drawn:
-        if all(fingerprint([spaces[branch].expression(text)], spaces[branch])[0] in known[branch]
-               for branch, text in trial.losses.items()):
+        if all(
+            fingerprint([spaces[branch].expression(text)], spaces[branch])[0] in known[branch]
+            for branch, text in trial.losses.items()
+        ):
             yield trial.key
 
 

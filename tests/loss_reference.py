@@ -1,8 +1,11 @@
-"""The losses of CSE-Autoloss written down a second time, straight from the paper's and the released code's definitions.
+"""The losses of CSE-Autoloss written down a second time, straight from the paper's and the released
+code's definitions.
 
-Nothing here comes from the operator table: its operators are spelled out below, evaluated by torch in any precision and
-differentiated by torch's graph, so that what the engine computes can be held against it.
+Nothing here comes from the operator table: its operators are spelled out below, evaluated by torch
+in any precision and differentiated by torch's graph, so that what the engine computes can be held
+against it.
 """
+
 from __future__ import annotations
 
 import math
@@ -77,9 +80,17 @@ def one_stage(text: str, pred: Tensor, target: Tensor, ious: Tensor, alpha: floa
 
 def boxes(text: str, pred: Tensor, target: Tensor) -> Tensor:
     """(P,) the loss of each box."""
-    wh = (torch.min(pred[:, 2:], target[:, 2:]) - torch.max(pred[:, :2], target[:, :2])).clamp(min=0)
-    around = (torch.max(pred[:, 2:], target[:, 2:]) - torch.min(pred[:, :2], target[:, :2])).clamp(min=0)
+    wh = (torch.min(pred[:, 2:], target[:, 2:]) - torch.max(pred[:, :2], target[:, :2])).clamp(
+        min=0
+    )
+    around = (torch.max(pred[:, 2:], target[:, 2:]) - torch.min(pred[:, :2], target[:, :2])).clamp(
+        min=0
+    )
     overlap = wh[:, 0] * wh[:, 1]
     area = [(b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (pred, target)]
-    variables = {"U": area[0] + area[1] - overlap + 1e-7, "I": overlap, "E": around[:, 0] * around[:, 1] + 1e-7}
+    variables = {
+        "U": area[0] + area[1] - overlap + 1e-7,
+        "I": overlap,
+        "E": around[:, 0] * around[:, 1] + 1e-7,
+    }
     return evaluate(text, variables).expand(len(pred))

@@ -1,4 +1,6 @@
-"""A trainer that does what a trial's seed says, to see how the cluster takes it. It trains nothing."""
+"""A trainer that does what a trial's seed says, to see how the cluster takes it. It trains
+nothing."""
+
 import os
 import time
 from pathlib import Path
@@ -26,7 +28,11 @@ class MisbehavingTrainer:
             raise RuntimeError("the loss\nis no loss")
         if trial.seed == self.HANGS:
             time.sleep(600)
-        if trial.seed == self.DIES or trial.seed == self.DIES_ONCE and (self._folder / trial.key).stat().st_size == 1:
+        if (
+            trial.seed == self.DIES
+            or trial.seed == self.DIES_ONCE
+            and (self._folder / trial.key).stat().st_size == 1
+        ):
             os._exit(1)
         if trial.seed == self.SECOND_DIES_ONCE and torch.distributed.get_rank() == 1:
             died = self._folder / f"{trial.key}-died"
@@ -34,8 +40,12 @@ class MisbehavingTrainer:
                 died.touch()
                 os._exit(1)
         time.sleep(0.2)
-        return TrialResult(trial.key, mAP=0.5, seconds=0.2, provenance={
-            "process": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
+        return TrialResult(
+            trial.key,
+            mAP=0.5,
+            seconds=0.2,
+            provenance={"process": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")},
+        )
 
 
 class BrokenTrainer(MisbehavingTrainer):

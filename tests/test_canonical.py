@@ -1,4 +1,5 @@
 """The canonical form: one name for a loss, the same values, in the same language."""
+
 from __future__ import annotations
 
 import pytest
@@ -34,12 +35,16 @@ def check(space: str, text: str) -> None:
     assume(right.isfinite().all() and right.abs().max() < 1e15 and moved.isfinite().all())
     owed = max(1e-9, 1e4 * ((moved - right).abs().max() / right.abs().max().clamp(min=1e-9)).item())
     assume(owed < 1e-3)  # a cosine of 1e20 has no value worth keeping
-    assert (found - right).abs().max() <= owed * right.abs().max().clamp(min=1e-9), f"{text} became {form}"
+    assert (found - right).abs().max() <= owed * right.abs().max().clamp(min=1e-9), (
+        f"{text} became {form}"
+    )
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_it_keeps_the_values_and_stays_in_the_language(space: str) -> None:
-    settings(max_examples=250, deadline=None, derandomize=True)(given(formulas(space))(lambda text: check(space, text)))()
+    settings(max_examples=250, deadline=None, derandomize=True)(
+        given(formulas(space))(lambda text: check(space, text))
+    )()
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -56,34 +61,46 @@ def test_commuting_arguments_does_not_change_it(text: str, rng) -> None:
     assert same_loss(expression, Expression.parse(expression.fold(str, node), space), space)
 
 
-@pytest.mark.parametrize("space, one, other", [
-    ("reg", "Add(U,Add(I,E))", "Add(Add(E,U),I)"),
-    ("reg", "Mul(U,Mul(I,E))", "Mul(Mul(E,U),I)"),
-    ("reg", "Sub(1,Div(I,U))", "Add(Neg(Div(I,U)),1)"),
-    ("reg", "Neg(Sub(U,I))", "Sub(I,U)"),
-    ("reg", "Add(U,U)", "Mul(2,U)"),
-    ("reg", "Add(1,Add(2,U))", "Add(U,3)"),
-    ("reg", "Sub(U,Sub(I,I))", "U"),
-    ("reg", "Div(Mul(3,U),3)", "U"),
-    ("reg", "Mul(Sub(1,U),Sub(I,1))", "Neg(Mul(Sub(U,1),Sub(I,1)))"),
-    ("reg", "Sqrt(Add(1,3))", "2"),
-    ("two_stage_cls", "Neg(Dot(Mul(Y,Add(1,Sin(Z))),Log(Softmax(X))))", "Dot(Mul(Log(Softmax(X)),Add(Sin(Z),1)),Neg(Y))"),
-])
+@pytest.mark.parametrize(
+    "space, one, other",
+    [
+        ("reg", "Add(U,Add(I,E))", "Add(Add(E,U),I)"),
+        ("reg", "Mul(U,Mul(I,E))", "Mul(Mul(E,U),I)"),
+        ("reg", "Sub(1,Div(I,U))", "Add(Neg(Div(I,U)),1)"),
+        ("reg", "Neg(Sub(U,I))", "Sub(I,U)"),
+        ("reg", "Add(U,U)", "Mul(2,U)"),
+        ("reg", "Add(1,Add(2,U))", "Add(U,3)"),
+        ("reg", "Sub(U,Sub(I,I))", "U"),
+        ("reg", "Div(Mul(3,U),3)", "U"),
+        ("reg", "Mul(Sub(1,U),Sub(I,1))", "Neg(Mul(Sub(U,1),Sub(I,1)))"),
+        ("reg", "Sqrt(Add(1,3))", "2"),
+        (
+            "two_stage_cls",
+            "Neg(Dot(Mul(Y,Add(1,Sin(Z))),Log(Softmax(X))))",
+            "Dot(Mul(Log(Softmax(X)),Add(Sin(Z),1)),Neg(Y))",
+        ),
+    ],
+)
 def test_one_loss_has_one_form(space: str, one: str, other: str) -> None:
     language = load_space(space)
     assert same_loss(Expression.parse(one, language), Expression.parse(other, language), language)
 
 
-@pytest.mark.parametrize("space, one, other", [
-    ("reg", "Div(U,U)", "1"),  # 0 at 0
-    ("reg", "Div(1,Neg(I))", "Neg(Div(1,I))"),  # 1e20 and -1e20 at 0
-    ("reg", "Div(Div(1,I),I)", "Div(1,Mul(I,I))"),
-    ("two_stage_cls", "Sub(1,Sub(X,X))", "1"),  # a one for each class, and one
-    ("reg", "Mul(2,Add(U,I))", "Sub(U,I)"),
-])
+@pytest.mark.parametrize(
+    "space, one, other",
+    [
+        ("reg", "Div(U,U)", "1"),  # 0 at 0
+        ("reg", "Div(1,Neg(I))", "Neg(Div(1,I))"),  # 1e20 and -1e20 at 0
+        ("reg", "Div(Div(1,I),I)", "Div(1,Mul(I,I))"),
+        ("two_stage_cls", "Sub(1,Sub(X,X))", "1"),  # a one for each class, and one
+        ("reg", "Mul(2,Add(U,I))", "Sub(U,I)"),
+    ],
+)
 def test_losses_that_differ_keep_two_forms(space: str, one: str, other: str) -> None:
     language = load_space(space)
-    assert not same_loss(Expression.parse(one, language), Expression.parse(other, language), language)
+    assert not same_loss(
+        Expression.parse(one, language), Expression.parse(other, language), language
+    )
 
 
 @pytest.mark.parametrize("space, name", KNOWN)

@@ -1,4 +1,6 @@
-"""A run's configuration: what is wrong is said in one line that names the key and what would be right."""
+"""A run's configuration: what is wrong is said in one line that names the key and what would be
+right."""
+
 import pytest
 import yaml
 
@@ -12,24 +14,27 @@ def test_every_preset_is_valid_and_round_trips(name):
     assert parse_config(yaml.safe_load(config.to_yaml())) == config
 
 
-@pytest.mark.parametrize(("setting", "message"), [
-    ("serch.x=1", "serch: unknown key; did you mean 'search'?"),
-    ("search.poplation=1", "search.poplation: unknown key; did you mean 'population'?"),
-    ("search.population=many", "search.population: should be a valid integer, found 'many'"),
-    ("search.population=0", "search.population: should be greater than 0, found 0"),
-    ("search.population=2.5", "search.population: should be a valid integer"),
-    ("search.branch=mask", "search.branch: should be 'cls', 'reg' or 'both', found 'mask'"),
-    ("search.spaces.mask=reg", "search.spaces.mask"),
-    ("search=3", "search: "),
-    ("tuning.scales=[[1]]", "tuning.scales.0"),
-    ("final.others.mine.rge=IoU", "final.others.mine.rge"),
-    ("final.others.mine={}", "final.others.mine: "),
-    ("cluster.num_gpus=2", "cluster.num_gpus: should be less than or equal to 1, found 2"),
-    ("search.mutation=0.9", "search.mutation: mutation and crossover are shares"),
-    ("seed", "--set seed: expected KEY=VALUE"),
-    ("seed.x.y=1", "--set seed.x.y=1: seed is no section"),
-    ("seed=[", "--set seed=[: '[' is no YAML value"),
-])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("serch.x=1", "serch: unknown key; did you mean 'search'?"),
+        ("search.poplation=1", "search.poplation: unknown key; did you mean 'population'?"),
+        ("search.population=many", "search.population: should be a valid integer, found 'many'"),
+        ("search.population=0", "search.population: should be greater than 0, found 0"),
+        ("search.population=2.5", "search.population: should be a valid integer"),
+        ("search.branch=mask", "search.branch: should be 'cls', 'reg' or 'both', found 'mask'"),
+        ("search.spaces.mask=reg", "search.spaces.mask"),
+        ("search=3", "search: "),
+        ("tuning.scales=[[1]]", "tuning.scales.0"),
+        ("final.others.mine.rge=IoU", "final.others.mine.rge"),
+        ("final.others.mine={}", "final.others.mine: "),
+        ("cluster.num_gpus=2", "cluster.num_gpus: should be less than or equal to 1, found 2"),
+        ("search.mutation=0.9", "search.mutation: mutation and crossover are shares"),
+        ("seed", "--set seed: expected KEY=VALUE"),
+        ("seed.x.y=1", "--set seed.x.y=1: seed is no section"),
+        ("seed=[", "--set seed=[: '[' is no YAML value"),
+    ],
+)
 def test_a_wrong_setting_is_one_clear_line(setting, message):
     with pytest.raises(ConfigError) as caught:
         read_config(preset="quickstart", settings=[setting])
@@ -40,12 +45,22 @@ def test_settings_override_a_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("search: {population: 7}\nbudget: {trials: 5}\n")
     config = read_config(path, settings=["search.population=50", "detector.steps=10"])
-    assert (config.search.population, config.budget.trials, config.detector) == (50, 5, {"steps": 10})
+    assert (config.search.population, config.budget.trials, config.detector) == (
+        50,
+        5,
+        {"steps": 10},
+    )
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("a: [", "not YAML"), ("- 1", "expected sections"), ("\x00", "not YAML"), ("search: {population: }", "search.population"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not YAML"),
+        ("- 1", "expected sections"),
+        ("\x00", "not YAML"),
+        ("search: {population: }", "search.population"),
+    ],
+)
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     path.write_text(text)
@@ -65,5 +80,7 @@ def test_defaults_are_a_whole_configuration():
 
 
 def test_processes_of_a_trial_do_not_share_a_gpu():
-    with pytest.raises(ConfigError, match=r"cluster.num_gpus: .* a GPU each, or none; 1 or 0, found 0.5"):
+    with pytest.raises(
+        ConfigError, match=r"cluster.num_gpus: .* a GPU each, or none; 1 or 0, found 0.5"
+    ):
         parse_config({"cluster": {"processes": 2, "num_gpus": 0.5}})

@@ -1,4 +1,5 @@
 """The population: ask and tell on an explicit state that can be written down and read back."""
+
 import numpy as np
 import pytest
 
@@ -45,7 +46,9 @@ def test_without_members_all_offspring_are_grown():
     assert partner(State.initial(0), settings)[0] is None
 
 
-@pytest.mark.parametrize(("survival", "left"), [("best", [0.2, 0.3, 0.4]), ("age", [0.3, 0.1, 0.4])])
+@pytest.mark.parametrize(
+    ("survival", "left"), [("best", [0.2, 0.3, 0.4]), ("age", [0.3, 0.1, 0.4])]
+)
 def test_the_population_keeps_its_best_or_its_youngest(survival, left):
     settings = SearchSection(survival=survival, population=3)
     state = State.initial(0)

@@ -1,4 +1,5 @@
 """The journal keeps what was finished, whole steps only, for one driver at a time."""
+
 import os
 import signal
 import subprocess
@@ -14,16 +15,36 @@ from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
 def test_a_trial_and_its_result_come_back_as_they_were(tmp_path):
     journal = Journal.create(tmp_path / "run", {"config": {"seed": 3}})
-    trial = Trial("proxy-1", {"reg": "Sub(1,Div(I,U))"}, {"reg": "reg"}, evaluate=("val", "test"), scale={"reg": 2.0},
-                  time_limit=9.0)
-    result = TrialResult("proxy-1", 0.25, {"val/mAP": 0.25}, ((10, 1.5),), {"reg": 0.7}, 12.5, 20, None, {"torch": "2.13"})
+    trial = Trial(
+        "proxy-1",
+        {"reg": "Sub(1,Div(I,U))"},
+        {"reg": "reg"},
+        evaluate=("val", "test"),
+        scale={"reg": 2.0},
+        time_limit=9.0,
+    )
+    result = TrialResult(
+        "proxy-1",
+        0.25,
+        {"val/mAP": 0.25},
+        ((10, 1.5),),
+        {"reg": 0.7},
+        12.5,
+        20,
+        None,
+        {"torch": "2.13"},
+    )
     with journal.step():
-        journal.start_trial("proxy", trial, journal.add_candidate(trial.losses, {"reg": "ab"}, "offspring", 1, Fate.TRAINING))
+        journal.start_trial(
+            "full",
+            trial,
+            journal.add_candidate(trial.losses, {"reg": "ab"}, "offspring", 1, Fate.TRAINING),
+        )
     assert [row.trial for row in journal.trials(finished=False)] == [trial]
     with journal.step():
         journal.finish_trial(result)
     journal.close()
-    (row,) = Journal.resume(tmp_path / "run").trials("proxy", finished=True)
+    (row,) = Journal.resume(tmp_path / "run").trials("full", finished=True)
     assert (row.trial, row.result) == (trial, result)
 
 
@@ -73,14 +94,18 @@ def test_a_driver_killed_between_two_steps_loses_neither_the_first_nor_half_of_t
     assert Journal.resume(tmp_path / "run")["round"] == 1
 
 
-def test_a_pause_between_two_drivers_counts_neither_as_training_nor_as_searching(tmp_path, monkeypatch):
+def test_a_pause_between_two_drivers_counts_neither_as_training_nor_as_searching(
+    tmp_path, monkeypatch
+):
     clock = [1000.0]
     monkeypatch.setattr("time.time", lambda: clock[0])
     journal = Journal.create(tmp_path / "run", {"config": {}, "driver started": 1000.0})
 
     def start(key):
         with journal.step():
-            journal.start_trial("proxy", Trial(key), journal.add_candidate({}, {}, "offspring", 1, Fate.TRAINING))
+            journal.start_trial(
+                "full", Trial(key), journal.add_candidate({}, {}, "offspring", 1, Fate.TRAINING)
+            )
 
     def finish(key, seconds):
         clock[0] += seconds
@@ -98,8 +123,8 @@ def test_a_pause_between_two_drivers_counts_neither_as_training_nor_as_searching
     assert read_status(journal).trials_per_hour is None
     finish("proxy-2", 30)
     assert read_status(journal).trials_per_hour == pytest.approx(120)
-    assert journal.durations("proxy", last=10) == pytest.approx([30, 20])
-    assert journal.durations("proxy", last=1) == pytest.approx([30])
+    assert journal.durations("full", last=10) == pytest.approx([30, 20])
+    assert journal.durations("full", last=1) == pytest.approx([30])
 
 
 def test_found_losses_are_ranked_by_their_confirmation_in_which_a_failure_counts_nothing(tmp_path):
@@ -109,18 +134,29 @@ def test_found_losses_are_ranked_by_their_confirmation_in_which_a_failure_counts
         trial = Trial(f"confirm-{candidate}-{seed}", seed=seed)
         journal.start_trial("confirm", trial, candidate)
         if mAP is not None:
-            journal.finish_trial(TrialResult(trial.key, mAP or None, failure=None if mAP else "diverged at step 3"))
+            journal.finish_trial(
+                TrialResult(trial.key, mAP or None, failure=None if mAP else "diverged at step 3")
+            )
 
     with journal.step():
         lucky, steady, fragile, unconfirmed = (
-            journal.add_candidate({"reg": text}, {"reg": text}, "offspring", 1, Fate.TRAINED, fitness=fitness)
-            for text, fitness in (("U", 0.4), ("I", 0.3), ("E", 0.35), ("1", 0.2)))
-        for candidate, values in ((lucky, (0.2, 0.22)), (steady, (0.3, 0.32)), (fragile, (0.36, 0.0))):
+            journal.add_candidate(
+                {"reg": text}, {"reg": text}, "offspring", 1, Fate.TRAINED, fitness=fitness
+            )
+            for text, fitness in (("U", 0.4), ("I", 0.3), ("E", 0.35), ("1", 0.2))
+        )
+        for candidate, values in (
+            (lucky, (0.2, 0.22)),
+            (steady, (0.3, 0.32)),
+            (fragile, (0.36, 0.0)),
+        ):
             for seed, value in enumerate(values):
                 confirm(candidate, seed, value)
         confirm(steady, 2, None)  # still running: it says nothing yet
     assert [candidate.id for candidate in journal.found()] == [steady, lucky, fragile, unconfirmed]
-    assert [candidate.confirmed for candidate in journal.found()] == pytest.approx([0.31, 0.21, 0.18, None])
+    assert [candidate.confirmed for candidate in journal.found()] == pytest.approx(
+        [0.31, 0.21, 0.18, None]
+    )
 
 
 def test_a_gain_is_over_the_default_with_the_same_seed(tmp_path):
@@ -132,7 +168,14 @@ def test_a_gain_is_over_the_default_with_the_same_seed(tmp_path):
                 trial = Trial(f"final-{label}-{seed}", seed=seed, evaluate=("val", "test"))
                 journal.start_trial("final", trial, label=label)
                 metrics = {"val/mAP": 0.5, "test/mAP": value} if value else {}
-                journal.finish_trial(TrialResult(trial.key, value and 0.5, metrics, failure=None if value else "diverged"))
+                journal.finish_trial(
+                    TrialResult(
+                        trial.key, value and 0.5, metrics, failure=None if value else "diverged"
+                    )
+                )
     default, found = read_comparison(journal)
     assert (default.test, default.gain) == ((0.30, 0.34), ())
-    assert (found.test, found.failures) == ((0.31, 0.36), ("diverged",)) and found.gain == pytest.approx((0.01,))
+    assert (found.test, found.failures) == (
+        (0.31, 0.36),
+        ("diverged",),
+    ) and found.gain == pytest.approx((0.01,))

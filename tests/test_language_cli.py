@@ -1,4 +1,5 @@
 """cse-search show and losses: a loss in every form that people need."""
+
 from __future__ import annotations
 
 import json
@@ -23,15 +24,26 @@ def run(command, *arguments: str) -> str:
 
 
 def test_a_loss_has_one_text_whichever_way_it_is_named() -> None:
-    texts = {run(language.show, text, "--format", "text") for text in ("CSE-Autoloss-A", "cse-autoloss-a", RELEASED)}
+    texts = {
+        run(language.show, text, "--format", "text")
+        for text in ("CSE-Autoloss-A", "cse-autoloss-a", RELEASED)
+    }
     assert len(texts) == 1
     space = load_space("two_stage_cls")
-    assert same_loss(Expression.parse(texts.pop().strip(), space), Expression.parse(RELEASED, space), space)
+    assert same_loss(
+        Expression.parse(texts.pop().strip(), space), Expression.parse(RELEASED, space), space
+    )
 
 
-@pytest.mark.parametrize("form, part", [
-    ("sympy", "-dot("), ("latex", r"\operatorname{dot}"), ("torch", "class SearchedLoss(nn.Module)"),
-    ("mmdet", "type='SearchedLoss'")])
+@pytest.mark.parametrize(
+    "form, part",
+    [
+        ("sympy", "-dot("),
+        ("latex", r"\operatorname{dot}"),
+        ("torch", "class SearchedLoss(nn.Module)"),
+        ("mmdet", "type='SearchedLoss'"),
+    ],
+)
 def test_every_format_prints(form: str, part: str) -> None:
     assert part in run(language.show, "CSE-Autoloss-A", "--format", form)
 
@@ -39,7 +51,9 @@ def test_every_format_prints(form: str, part: str) -> None:
 def test_a_config_snippet_is_python_and_builds_the_loss() -> None:
     from cse_autoloss.losses import build_loss
 
-    imports, snippet = run(language.show, "CSE-Autoloss-B", "--space", "one_stage_cls", "--format", "mmdet").split("\n\n")
+    imports, snippet = run(
+        language.show, "CSE-Autoloss-B", "--space", "one_stage_cls", "--format", "mmdet"
+    ).split("\n\n")
     assert imports.startswith("custom_imports = dict(imports=['detectors']")
     import ast
 
@@ -51,14 +65,21 @@ def test_a_config_snippet_is_python_and_builds_the_loss() -> None:
 
 def test_json_has_what_a_program_wants() -> None:
     shown = json.loads(run(language.show, RELEASED, "--json"))
-    assert shown["name"] == "CSE-Autoloss-A" and shown["space"] == "two_stage_cls" and shown["size"] == 11
+    assert (
+        shown["name"] == "CSE-Autoloss-A"
+        and shown["space"] == "two_stage_cls"
+        and shown["size"] == 11
+    )
     assert {"text", "sympy", "latex"} <= shown.keys()
 
 
 def test_all_known_losses_are_listed_with_formula_and_source() -> None:
     listed = json.loads(run(language.losses, "--json"))
     assert {(loss["space"], loss["name"]) for loss in listed} == {
-        (space, name) for space in ("two_stage_cls", "one_stage_cls", "reg") for name in load_space(space).losses}
+        (space, name)
+        for space in ("two_stage_cls", "one_stage_cls", "reg")
+        for name in load_space(space).losses
+    }
     assert all(loss["sympy"] and loss["source"] for loss in listed)
     table = run(language.losses, "--space", "reg")
     assert "GIoU" in table and "CVPR 2019" in table and "Focal" not in table
@@ -85,7 +106,11 @@ def test_drawn_slopes_are_those_of_the_drawn_values() -> None:
                 steps = way.values.detach().diff()
                 middle = (values[2:] - values[:-2]) / (steps[1:] + steps[:-1])
                 error = (middle - slopes[1:-1]).abs()[20:]
-                assert error.max() < 0.02 * slopes[20:].abs().max(), (space.name, loss.name, way.title)
+                assert error.max() < 0.02 * slopes[20:].abs().max(), (
+                    space.name,
+                    loss.name,
+                    way.title,
+                )
 
 
 def test_a_tree_in_text_has_a_line_for_each_node() -> None:

@@ -1,4 +1,6 @@
-"""Losses built from expressions equal the released ones, in value and gradient, and behave as MMDetection's do."""
+"""Losses built from expressions equal the released ones, in value and gradient, and behave as
+MMDetection's do."""
+
 from __future__ import annotations
 
 import copy
@@ -23,29 +25,45 @@ BOXES = [pair for pair in KNOWN if pair[0] == "reg"]
 RELEASED_CLS = [("two_stage_cls", "CSE-Autoloss-A"), ("one_stage_cls", "CSE-Autoloss-B")]
 
 
-def batch(space: str, seed: int = 0, count: int = 40, classes: int = 7, spread: float = 3.0) -> dict[str, Tensor]:
+def batch(
+    space: str, seed: int = 0, count: int = 40, classes: int = 7, spread: float = 3.0
+) -> dict[str, Tensor]:
     """Arguments of a loss: predictions, targets and, for classification, IoUs of the positives."""
     generator = torch.Generator().manual_seed(seed)
     if space == "reg":
         corner = torch.rand(count, 2, generator=generator) * 100
-        target = torch.cat([corner, corner + 10 + torch.rand(count, 2, generator=generator) * 90], 1)
-        return {"pred": target + torch.randn(count, 4, generator=generator) * spread, "target": target}
+        target = torch.cat(
+            [corner, corner + 10 + torch.rand(count, 2, generator=generator) * 90], 1
+        )
+        return {
+            "pred": target + torch.randn(count, 4, generator=generator) * spread,
+            "target": target,
+        }
     columns = classes + (space == "two_stage_cls")
     target = torch.randint(classes + 1, (count,), generator=generator)
-    return {"pred": torch.randn(count, columns, generator=generator) * spread, "target": target,
-            "pos_ious": torch.rand(int((target < classes).sum()), generator=generator)}
+    return {
+        "pred": torch.randn(count, columns, generator=generator) * spread,
+        "target": target,
+        "pos_ious": torch.rand(int((target < classes).sum()), generator=generator),
+    }
 
 
-def expected(space: str, text: str, pred: Tensor, target: Tensor, pos_ious: Tensor | None = None) -> Tensor:
+def expected(
+    space: str, text: str, pred: Tensor, target: Tensor, pos_ious: Tensor | None = None
+) -> Tensor:
     """The reference's loss of each element, in float64, as a graph on ``pred``."""
     if space == "reg":
         return reference.boxes(text, pred.double(), target.double())
-    return getattr(reference, space.removesuffix("_cls"))(text, pred.double(), target, pos_ious.double())
+    return getattr(reference, space.removesuffix("_cls"))(
+        text, pred.double(), target, pos_ious.double()
+    )
 
 
-def both(loss: torch.nn.Module, space: str, text: str, weight: Tensor | None = None,
-         **arguments: Tensor) -> tuple[float, float]:
-    """Relative differences of the summed loss's value and of its gradient, to the largest in the reference."""
+def both(
+    loss: torch.nn.Module, space: str, text: str, weight: Tensor | None = None, **arguments: Tensor
+) -> tuple[float, float]:
+    """Relative differences of the summed loss's value and of its gradient, to the largest in the
+    reference."""
     pred = arguments.pop("pred")
     leaf, twin = pred.clone().requires_grad_(), pred.double().requires_grad_()
     value = loss(leaf, weight=weight, reduction_override="sum", **arguments)
@@ -54,13 +72,17 @@ def both(loss: torch.nn.Module, space: str, text: str, weight: Tensor | None = N
     if weight is not None:
         elements = elements * (weight if weight.dim() == elements.dim() else weight[:, None])
     elements.sum().backward()
-    return ((value.double() - elements.sum()).abs() / elements.abs().sum()).item(), difference(leaf.grad, twin.grad)
+    return ((value.double() - elements.sum()).abs() / elements.abs().sum()).item(), difference(
+        leaf.grad, twin.grad
+    )
 
 
 def difference(found: Tensor, right: Tensor) -> float:
     """The largest absolute difference relative to the largest value."""
     scale = right.abs().max().item()
-    return ((found.double() - right).abs().max().item() / scale) if scale else found.abs().max().item()
+    return (
+        ((found.double() - right).abs().max().item() / scale) if scale else found.abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("space, name", KNOWN)
@@ -95,20 +117,29 @@ def expressions(draw: st.DrawFn, space: str, depth: int = 4) -> str:
 def check_random_expression(space: str, text: str, seed: int) -> None:
     arguments = batch(space, seed, count=12, classes=4)
     loss = build_loss(text, space)
-    exact, single = (arguments["pred"].to(dtype, copy=True).requires_grad_() for dtype in (torch.float64, torch.float32))
+    exact, single = (
+        arguments["pred"].to(dtype, copy=True).requires_grad_()
+        for dtype in (torch.float64, torch.float32)
+    )
     right = expected(space, text, **{**arguments, "pred": exact})
     (right.sum() + 0 * exact.sum()).backward()
-    if not (right.abs().max() < 1e30 and exact.grad.isfinite().all() and exact.grad.abs().max() < 1e30):
+    if not (
+        right.abs().max() < 1e30 and exact.grad.isfinite().all() and exact.grad.abs().max() < 1e30
+    ):
         return  # more than float32 holds
     if 0 < exact.grad.abs().max() < 1e-15:
         return  # made of numbers that float32 holds only a few bits of
-    # The released code computes in float32. Where that, or an input moved by its last bit, leads far from the float64
-    # result, the formula is ill-conditioned at this point, and what the engine owes is an error of that order.
-    moved = (arguments["pred"].double() * (1 + 1e-7 * torch.sin(1e4 * arguments["pred"].double()))).requires_grad_()
+    # The released code computes in float32. Where that, or an input moved by its last bit, leads
+    # far from the float64 result, the formula is ill-conditioned at this point, and what the engine
+    # owes is an error of that order.
+    moved = (
+        arguments["pred"].double() * (1 + 1e-7 * torch.sin(1e4 * arguments["pred"].double()))
+    ).requires_grad_()
     beside = expected(space, text, **{**arguments, "pred": moved})
     (beside.sum() + 0 * moved.sum()).backward()
     plain = getattr(reference, "boxes" if space == "reg" else space.removesuffix("_cls"))(
-        text, single, *[arguments[name] for name in ("target", "pos_ious") if name in arguments])
+        text, single, *[arguments[name] for name in ("target", "pos_ious") if name in arguments]
+    )
     (plain.sum() + 0 * single.sum()).backward()
     leaf = arguments.pop("pred").detach().clone().requires_grad_()
     total = loss(leaf, **arguments, reduction_override="sum")
@@ -117,8 +148,11 @@ def check_random_expression(space: str, text: str, seed: int) -> None:
         return
     value = (total.double() - right.sum()).abs().item() / max(right.abs().sum().item(), 1e-30)
     slope = difference(leaf.grad, exact.grad)
-    owed = max(1e-5, *(30 * difference(found, exact.grad) for found in (single.grad, moved.grad)),
-               *(30 * difference(found, right) for found in (plain, beside)))
+    owed = max(
+        1e-5,
+        *(30 * difference(found, exact.grad) for found in (single.grad, moved.grad)),
+        *(30 * difference(found, right) for found in (plain, beside)),
+    )
     assert value <= owed, f"value of {text}: {total} for {right.sum()}"
     assert slope <= owed, f"gradient of {text}: off by {slope}, owed {owed}"
 
@@ -141,10 +175,13 @@ def test_any_box_expression_equals_the_reference(text: str, seed: int) -> None:
     check_random_expression("reg", text, seed)
 
 
-# --- MMDetection's way with weights, reductions and factors ------------------------------------------------------------
+# --- MMDetection's way with weights, reductions and factors
+# ------------------------------------------------------------
 
 
-def reduced(elements: Tensor, weight: Tensor | None, avg_factor: float | None, reduction: str) -> Tensor:
+def reduced(
+    elements: Tensor, weight: Tensor | None, avg_factor: float | None, reduction: str
+) -> Tensor:
     """MMDetection's weight_reduce_loss, for comparison."""
     if weight is not None:
         elements = elements * (weight if weight.dim() == elements.dim() else weight[:, None])
@@ -152,20 +189,37 @@ def reduced(elements: Tensor, weight: Tensor | None, avg_factor: float | None, r
         return elements
     if reduction == "sum":
         return elements.sum()
-    return elements.mean() if avg_factor is None else elements.sum() / (avg_factor + torch.finfo(torch.float32).eps)
+    return (
+        elements.mean()
+        if avg_factor is None
+        else elements.sum() / (avg_factor + torch.finfo(torch.float32).eps)
+    )
 
 
 @pytest.mark.parametrize("space, name", [*RELEASED_CLS, ("reg", "GIoU")])
-@pytest.mark.parametrize("reduction, avg_factor", [
-    ("mean", None), ("mean", 7.0), ("sum", None), ("none", None), ("none", 7.0)])
+@pytest.mark.parametrize(
+    "reduction, avg_factor",
+    [("mean", None), ("mean", 7.0), ("sum", None), ("none", None), ("none", 7.0)],
+)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_reductions_weights_and_factors_are_mmdetections(space, name, reduction, avg_factor, weighted) -> None:
+def test_reductions_weights_and_factors_are_mmdetections(
+    space, name, reduction, avg_factor, weighted
+) -> None:
     arguments = batch(space, spread=1.0)
     weight = torch.rand(40, generator=torch.Generator().manual_seed(3)) if weighted else None
-    leaf, twin = arguments["pred"].clone().requires_grad_(), arguments["pred"].double().requires_grad_()
+    leaf, twin = (
+        arguments["pred"].clone().requires_grad_(),
+        arguments["pred"].double().requires_grad_(),
+    )
     found = build_loss(name, space, loss_weight=2.5)(
-        **{**arguments, "pred": leaf}, weight=weight, avg_factor=avg_factor, reduction_override=reduction)
-    elements = expected(space, str(load_space(space).losses[name].expression), **{**arguments, "pred": twin})
+        **{**arguments, "pred": leaf},
+        weight=weight,
+        avg_factor=avg_factor,
+        reduction_override=reduction,
+    )
+    elements = expected(
+        space, str(load_space(space).losses[name].expression), **{**arguments, "pred": twin}
+    )
     right = 2.5 * reduced(elements, weight, avg_factor, reduction)
     assert found.shape == right.shape and difference(found.detach(), right.detach()) < 1e-5
     found.sum().backward()
@@ -176,14 +230,18 @@ def test_reductions_weights_and_factors_are_mmdetections(space, name, reduction,
 def test_an_avg_factor_may_be_a_tensor() -> None:
     arguments = batch("two_stage_cls")
     loss = build_loss("CSE-Autoloss-A", "two_stage_cls")
-    torch.testing.assert_close(loss(**arguments, avg_factor=torch.tensor(7.0)), loss(**arguments, avg_factor=7.0))
+    torch.testing.assert_close(
+        loss(**arguments, avg_factor=torch.tensor(7.0)), loss(**arguments, avg_factor=7.0)
+    )
 
 
 def test_a_box_weight_row_counts_as_its_mean() -> None:
     arguments, weight = batch("reg"), torch.rand(40, 4)
     for reduction in ("mean", "none"):
         loss = build_loss("GIoU", "reg", reduction=reduction)
-        torch.testing.assert_close(loss(**arguments, weight=weight), loss(**arguments, weight=weight.mean(-1)))
+        torch.testing.assert_close(
+            loss(**arguments, weight=weight), loss(**arguments, weight=weight.mean(-1))
+        )
 
 
 def test_one_stage_weights_may_be_given_for_each_element() -> None:
@@ -191,22 +249,31 @@ def test_one_stage_weights_may_be_given_for_each_element() -> None:
     loss = build_loss("CSE-Autoloss-B", "one_stage_cls")
     each = loss(**arguments, reduction_override="none") * weight
     for shape in (weight, weight.reshape(-1)):
-        torch.testing.assert_close(loss(**arguments, weight=shape, avg_factor=5.0), each.sum() / 5.0)
+        torch.testing.assert_close(
+            loss(**arguments, weight=shape, avg_factor=5.0), each.sum() / 5.0
+        )
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.6, None])
 def test_alpha_weighs_labels_against_the_rest(alpha: float | None) -> None:
     arguments = batch("one_stage_cls", spread=1.0)
     text = str(load_space("one_stage_cls").losses["Focal"].expression)
-    right = reference.one_stage(text, arguments["pred"].double(), arguments["target"], arguments["pos_ious"].double(),
-                                0.5 if alpha is None else alpha).sum() * (2 if alpha is None else 1)
+    right = reference.one_stage(
+        text,
+        arguments["pred"].double(),
+        arguments["target"],
+        arguments["pos_ious"].double(),
+        0.5 if alpha is None else alpha,
+    ).sum() * (2 if alpha is None else 1)
     found = build_loss("Focal", "one_stage_cls", alpha=alpha)(**arguments, reduction_override="sum")
     assert found.item() == pytest.approx(right.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("space, name", KNOWN)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_nothing_costs_nothing_and_stays_in_the_graph(space: str, name: str, reduction: str) -> None:
+def test_nothing_costs_nothing_and_stays_in_the_graph(
+    space: str, name: str, reduction: str
+) -> None:
     arguments = {key: value[:0] for key, value in batch(space).items()}
     leaf = arguments["pred"].clone().requires_grad_()
     loss = build_loss(name, space)(**{**arguments, "pred": leaf}, reduction_override=reduction)
@@ -220,19 +287,27 @@ def test_a_batch_without_positives_is_a_batch_of_negatives(space: str, name: str
     arguments = batch(space)
     arguments["target"] = torch.full((40,), 7)
     for ious in (torch.zeros(0), None):
-        value, gradient = both(build_loss(name, space), space, str(load_space(space).losses[name].expression),
-                               **{**arguments, "pos_ious": torch.zeros(0)})
+        value, gradient = both(
+            build_loss(name, space),
+            space,
+            str(load_space(space).losses[name].expression),
+            **{**arguments, "pos_ious": torch.zeros(0)},
+        )
         assert value < 1e-5 and gradient < 1e-5
-        torch.testing.assert_close(build_loss(name, space)(arguments["pred"], arguments["target"], ious),
-                                   build_loss(name, space)(arguments["pred"], arguments["target"], torch.zeros(0)))
+        torch.testing.assert_close(
+            build_loss(name, space)(arguments["pred"], arguments["target"], ious),
+            build_loss(name, space)(arguments["pred"], arguments["target"], torch.zeros(0)),
+        )
 
 
 @pytest.mark.parametrize("space, name", CLASSIFICATION)
 def test_without_ious_each_positive_counts_as_iou_1(space: str, name: str) -> None:
     arguments = batch(space)
     loss = build_loss(name, space)
-    torch.testing.assert_close(loss(arguments["pred"], arguments["target"]),
-                               loss(arguments["pred"], arguments["target"], torch.ones_like(arguments["pos_ious"])))
+    torch.testing.assert_close(
+        loss(arguments["pred"], arguments["target"]),
+        loss(arguments["pred"], arguments["target"], torch.ones_like(arguments["pos_ious"])),
+    )
     assert loss.needs_ious == ({"Q", "Z"} & loss.expression.variables != set())
 
 
@@ -248,7 +323,9 @@ def test_a_perfect_box_and_its_ties_have_torchs_gradient(space: str, name: str) 
 
 @pytest.mark.parametrize("space, name", KNOWN)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_predictions_are_computed_in_float32(space: str, name: str, dtype: torch.dtype) -> None:
+def test_half_precision_predictions_are_computed_in_float32(
+    space: str, name: str, dtype: torch.dtype
+) -> None:
     arguments = batch(space, spread=1.0)
     low = arguments["pred"].to(dtype)
     results = []
@@ -261,7 +338,8 @@ def test_half_precision_predictions_are_computed_in_float32(space: str, name: st
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
-# --- what a module of a training has to do -----------------------------------------------------------------------------
+# --- what a module of a training has to do
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("space, name", KNOWN)
@@ -272,7 +350,8 @@ def test_a_loss_copies_pickles_and_moves(space: str, name: str) -> None:
     torch.save(loss.state_dict(), saved)
     saved.seek(0)
     loss.load_state_dict(torch.load(saved, weights_only=True))
-    # Pickled and read back here alone, as spawn and Ray do with a module that they hand to another process.
+    # Pickled and read back here alone, as spawn and Ray do with a module that they hand to another
+    # process.
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), loss.to("cpu").train()):
         assert torch.equal(other(**arguments), loss(**arguments)) and other.loss_weight == 3.0
 
@@ -296,7 +375,9 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     arguments = batch("reg")
     leaf = arguments["pred"].clone().requires_grad_()
     with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(build_loss("GIoU", "reg")(leaf, arguments["target"]), leaf, create_graph=True)
+        torch.autograd.grad(
+            build_loss("GIoU", "reg")(leaf, arguments["target"]), leaf, create_graph=True
+        )
 
 
 @pytest.mark.parametrize("space, name", [*RELEASED_CLS, ("reg", "CSE-Autoloss-B")])
@@ -324,11 +405,15 @@ def test_a_loss_trains_under_ddp(tmp_path) -> None:
         def forward(self, features: Tensor, target: Tensor, ious: Tensor) -> Tensor:
             return self.loss_cls(self.fc(features), target, ious)
 
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
     try:
         arguments, head = batch("two_stage_cls"), Head()
         features = torch.randn(40, 5)
-        torch.nn.parallel.DistributedDataParallel(head)(features, arguments["target"], arguments["pos_ious"]).backward()
+        torch.nn.parallel.DistributedDataParallel(head)(
+            features, arguments["target"], arguments["pos_ious"]
+        ).backward()
         found = head.fc.weight.grad.clone()
         head.zero_grad()
         head(features, arguments["target"], arguments["pos_ious"]).backward()
@@ -337,8 +422,15 @@ def test_a_loss_trains_under_ddp(tmp_path) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("space, name", [("two_stage_cls", "CSE-Autoloss-A"), ("two_stage_cls", "CrossEntropy"),
-                                         ("one_stage_cls", "CSE-Autoloss-B"), ("one_stage_cls", "Focal")])
+@pytest.mark.parametrize(
+    "space, name",
+    [
+        ("two_stage_cls", "CSE-Autoloss-A"),
+        ("two_stage_cls", "CrossEntropy"),
+        ("one_stage_cls", "CSE-Autoloss-B"),
+        ("one_stage_cls", "Focal"),
+    ],
+)
 def test_stable_losses_keep_a_gradient_for_confident_logits(space: str, name: str) -> None:
     columns = 3
     logits = torch.tensor([[60.0, 0, 0], [0, 60, 0], [0, 0, 60]])
@@ -346,18 +438,33 @@ def test_stable_losses_keep_a_gradient_for_confident_logits(space: str, name: st
     gradients = {}
     for stable in (False, True):
         leaf = logits.clone().requires_grad_()
-        build_loss(name, space, stable=stable)(leaf, target, torch.ones(2), reduction_override="sum").backward()
+        build_loss(name, space, stable=stable)(
+            leaf, target, torch.ones(2), reduction_override="sum"
+        ).backward()
         gradients[stable] = leaf.grad
     assert gradients[False][0, 0].abs() < 0.05 < gradients[True][0, 0]
     arguments = batch(space, spread=1.0)
-    assert difference(build_loss(name, space, stable=True)(**arguments).detach(), build_loss(name, space)(**arguments)) < 1e-5
+    assert (
+        difference(
+            build_loss(name, space, stable=True)(**arguments).detach(),
+            build_loss(name, space)(**arguments),
+        )
+        < 1e-5
+    )
 
 
-@pytest.mark.parametrize("text, rewritten", [
-    ("Log(Softmax(X))", "LogSoftmax(X)"), ("Log(Sig(Sub(X,1)))", "LogSig(Sub(X,1))"),
-    ("Log(Sub(1,Sig(X)))", "LogSig(Neg(X))"), ("Log(Add(1,Neg(Sig(X))))", "LogSig(Neg(X))"),
-    ("Log(Add(Neg(Sig(Tanh(X))),1))", "LogSig(Neg(Tanh(X)))"),
-    ("Log(Add(Neg(Sig(X)),2))", "Log(Add(Neg(Sig(X)),2))"), ("Log(Sub(2,Sig(X)))", "Log(Sub(2,Sig(X)))")])
+@pytest.mark.parametrize(
+    "text, rewritten",
+    [
+        ("Log(Softmax(X))", "LogSoftmax(X)"),
+        ("Log(Sig(Sub(X,1)))", "LogSig(Sub(X,1))"),
+        ("Log(Sub(1,Sig(X)))", "LogSig(Neg(X))"),
+        ("Log(Add(1,Neg(Sig(X))))", "LogSig(Neg(X))"),
+        ("Log(Add(Neg(Sig(Tanh(X))),1))", "LogSig(Neg(Tanh(X)))"),
+        ("Log(Add(Neg(Sig(X)),2))", "Log(Add(Neg(Sig(X)),2))"),
+        ("Log(Sub(2,Sig(X)))", "Log(Sub(2,Sig(X)))"),
+    ],
+)
 def test_stable_takes_logarithms_of_probabilities_at_once(text: str, rewritten: str) -> None:
     assert str(stabilized(load_space("two_stage_cls").expression(text))) == rewritten
 
@@ -369,11 +476,14 @@ def test_a_blocked_batch_equals_a_whole_one() -> None:
     arguments["pos_ious"] = torch.rand(int((arguments["target"] < 60).sum()))
     text = str(load_space("one_stage_cls").losses["CSE-Autoloss-B"].expression)
     for weight in (None, torch.rand(1500), torch.rand(1500, 60)):
-        value, gradient = both(build_loss(text, "one_stage_cls"), "one_stage_cls", text, weight, **arguments)
+        value, gradient = both(
+            build_loss(text, "one_stage_cls"), "one_stage_cls", text, weight, **arguments
+        )
         assert value < 1e-5 and gradient < 1e-5
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
+# --- errors
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_loss_cannot_be_is_said_when_it_is_built() -> None:
@@ -381,7 +491,9 @@ def test_what_a_loss_cannot_be_is_said_when_it_is_built() -> None:
         build_loss("Neg(Loog(X))", "two_stage_cls")
     with pytest.raises(TypeError, match="no option 'aplha'; did you mean 'alpha'"):
         build_loss("Focal", "one_stage_cls", aplha=0.3)
-    with pytest.raises(ValueError, match="reduction: expected one of none, mean, sum, found 'median'"):
+    with pytest.raises(
+        ValueError, match="reduction: expected one of none, mean, sum, found 'median'"
+    ):
         build_loss("Focal", "one_stage_cls", reduction="median")
     with pytest.raises(ValueError, match="use_sigmoid: .* expected True"):
         build_loss("Focal", "one_stage_cls", use_sigmoid=False)
@@ -394,7 +506,9 @@ def test_what_a_loss_cannot_be_is_said_when_it_is_built() -> None:
 def test_arguments_that_do_not_fit_are_named() -> None:
     two, boxes = build_loss("CSE-Autoloss-A", "two_stage_cls"), build_loss("GIoU", "reg")
     logits, labels = torch.zeros(4, 3), torch.tensor([0, 1, 2, 2])
-    with pytest.raises(ValueError, match=r"pos_ious: expected shape \(2,\).*found \(4,\).*'weight'"):
+    with pytest.raises(
+        ValueError, match=r"pos_ious: expected shape \(2,\).*found \(4,\).*'weight'"
+    ):
         two(logits, labels, torch.ones(4))
     with pytest.raises(ValueError, match=r"pred: expected logits of shape \(N, classes\)"):
         two(logits[0], labels)
@@ -406,7 +520,9 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         two(logits, labels, avg_factor=2.0, reduction_override="sum")
     with pytest.raises(ValueError, match="reduction_override"):
         two(logits, labels, reduction_override="median")
-    with pytest.raises(ValueError, match=r"target: expected boxes of shape \(3, 4\), found \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"target: expected boxes of shape \(3, 4\), found \(2, 4\)"
+    ):
         boxes(torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"weight: expected shape \(3,\) or \(3, 4\)"):
         boxes(torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(2))
@@ -414,7 +530,9 @@ def test_arguments_that_do_not_fit_are_named() -> None:
 
 @pytest.mark.parametrize("text", ["Relu(X)", "Mul(NY,Softplus(X))", "Focal"])
 def test_double_precision_logits_have_double_precision_gradients(text):
-    logits = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = torch.randn(
+        5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     loss = build_loss(text, "one_stage_cls")(logits, torch.tensor([0, 1, 2, 3, 3]))
     loss.backward()
     assert logits.grad.dtype == loss.dtype == torch.float64

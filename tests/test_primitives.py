@@ -1,4 +1,5 @@
 """Each row of the operator table says one thing in all its forms."""
+
 from __future__ import annotations
 
 import math
@@ -28,27 +29,41 @@ def arguments(row: Primitive, dtype: type = np.float64) -> list[np.ndarray]:
 
 
 def test_the_released_operators_are_in_the_table_and_in_their_spaces() -> None:
-    assert set(reference.OPERATORS) == set(load_space("two_stage_cls").operators) and len(reference.OPERATORS) == 21
+    assert (
+        set(reference.OPERATORS) == set(load_space("two_stage_cls").operators)
+        and len(reference.OPERATORS) == 21
+    )
     assert set(load_space("one_stage_cls").operators) == set(reference.OPERATORS) - {"Dot"}
     assert set(load_space("reg").operators) == set(
-        "Add Sub Mul Div Neg Abs Exp Log Sqrt Softplus Sig Tanh Relu Sin Cos".split())
+        "Add Sub Mul Div Neg Abs Exp Log Sqrt Softplus Sig Tanh Relu Sin Cos".split()
+    )
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.name in reference.OPERATORS], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name in reference.OPERATORS], ids=lambda row: row.name
+)
 @pytest.mark.parametrize("form", ["numpy", "torch arrays", "torch graph"])
 def test_every_form_has_the_released_value(row: Primitive, form: str) -> None:
     args = arguments(row)
     tensors = [torch.tensor(arg) for arg in args]
-    found = {"numpy": lambda: row.array(NUMPY, *args), "torch arrays": lambda: row.array(TORCH, *tensors).numpy(),
-             "torch graph": lambda: row.torch(*tensors).numpy()}[form]()
+    found = {
+        "numpy": lambda: row.array(NUMPY, *args),
+        "torch arrays": lambda: row.array(TORCH, *tensors).numpy(),
+        "torch graph": lambda: row.torch(*tensors).numpy(),
+    }[form]()
     np.testing.assert_allclose(found, reference.OPERATORS[row.name](*tensors).numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
 @pytest.mark.parametrize("library", [NUMPY, TORCH], ids=["numpy", "torch"])
 def test_the_tangent_is_the_directional_derivative(row: Primitive, library) -> None:
-    args, directions = arguments(row), [np.random.default_rng(1).normal(size=(8, 5)) for _ in range(row.arity)]
-    _, right = torch.func.jvp(row.torch, tuple(map(torch.tensor, args)), tuple(map(torch.tensor, directions)))
+    args, directions = (
+        arguments(row),
+        [np.random.default_rng(1).normal(size=(8, 5)) for _ in range(row.arity)],
+    )
+    _, right = torch.func.jvp(
+        row.torch, tuple(map(torch.tensor, args)), tuple(map(torch.tensor, directions))
+    )
     convert = torch.tensor if library is TORCH else np.asarray
     args, directions = [convert(a) for a in args], [convert(d) for d in directions]
     found = row.tangent(library, row.array(library, *args), args, directions)
@@ -66,16 +81,20 @@ def test_the_adjoint_is_the_gradient(row: Primitive) -> None:
         torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.classwise], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if not row.classwise], ids=lambda row: row.name
+)
 def test_sympy_says_the_same(row: Primitive) -> None:
-    symbols = sympy.symbols("a b", real=True)[:row.arity]
+    symbols = sympy.symbols("a b", real=True)[: row.arity]
     formula = row.sympy(sympy, *symbols).doit()
     for point in zip(*(arg.ravel()[:5] for arg in arguments(row))):
         exact = float(formula.subs(dict(zip(symbols, map(float, point)))).evalf())
         assert row.array(NUMPY, *map(np.float64, point)) == pytest.approx(exact, rel=1e-12)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.classwise], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if not row.classwise], ids=lambda row: row.name
+)
 def test_values_lie_within_the_bounds(row: Primitive) -> None:
     rng = np.random.default_rng(2)
     for _ in range(50):
@@ -92,7 +111,9 @@ def test_s_curves_have_slope_a_quarter_at_0(name: str) -> None:
     zero = np.zeros(1)
     row = PRIMITIVES[name]
     assert row.array(NUMPY, zero) == 0.5
-    assert row.tangent(NUMPY, row.array(NUMPY, zero), [zero], [np.ones(1)]) == pytest.approx(0.25, rel=1e-12)
+    assert row.tangent(NUMPY, row.array(NUMPY, zero), [zero], [np.ones(1)]) == pytest.approx(
+        0.25, rel=1e-12
+    )
 
 
 def test_a_sigmoid_keeps_its_small_values() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cse_autoloss import Expression, SpaceError, load_space, screen, verify
 from cse_autoloss.cli import cli
@@ -32,7 +33,9 @@ def parse(text, space):
 # --- verdicts ---
 
 
-@pytest.mark.parametrize("space, name", [(space, name) for space in SPACES for name in space.losses])
+@pytest.mark.parametrize(
+    "space, name", [(space, name) for space in SPACES for name in space.losses]
+)
 def test_every_known_loss_passes(space, name):
     verdict = verify(space.losses[name].expression, space)
     assert verdict.accepted and verdict.failed is None, verdict.detail
@@ -64,8 +67,12 @@ def test_what_is_no_loss_falls_to_the_property_that_it_lacks(space, text, failed
 
 
 def test_a_quality_aware_loss_is_held_to_its_properties_at_iou_1_only_but_must_be_finite_everywhere():
-    assert verify(ONE.losses["QualityFocal"].expression, ONE).accepted  # at IoU 0.5 it wants a score of 0.5
-    broken = parse(f"Add({ONE.losses['QualityFocal'].expression},Log(Sub(Mul(2,Q),Mul(PY,1))))", ONE)
+    assert verify(
+        ONE.losses["QualityFocal"].expression, ONE
+    ).accepted  # at IoU 0.5 it wants a score of 0.5
+    broken = parse(
+        f"Add({ONE.losses['QualityFocal'].expression},Log(Sub(Mul(2,Q),Mul(PY,1))))", ONE
+    )
     verdict = verify(broken, ONE)
     assert verdict.failed == "finite-values" and "IoU 1e-07" in verdict.counterexample.sweep
 
@@ -83,7 +90,9 @@ def test_a_counterexample_is_one(space):
         assert trace.slopes[trace.at] > 0, verdict.detail
         variables = {name: torch.tensor([numbers]) for name, numbers in trace.variables.items()}
         loss = expression.fold(
-            lambda name: variables.get(name) if name in variables else torch.full((1, 1), float(name)),
+            lambda name: (
+                variables.get(name) if name in variables else torch.full((1, 1), float(name))
+            ),
             lambda primitive, args: primitive.torch(*args),
         )
         if space is ONE:
@@ -102,14 +111,21 @@ def test_gradients_of_the_shared_graph_are_those_of_torch(space, seed):
     population = grow(rng, 40, space, 1, 5)
     batch = draw_batch(space, rng, 6)
     found = gradients(
-        Graph.of_population(population, Language.of(space)), batch, batch.initial, Arrays(dtype="float64")
+        Graph.of_population(population, Language.of(space)),
+        batch,
+        batch.initial,
+        Arrays(dtype="float64"),
     )
     compared = []
     for expression, gradient in zip(population.expressions(), found):
         expected = torch_gradient(expression, space, batch)
         if expected is not None and np.isfinite(expected).all():
-            finite = np.isfinite(gradient)  # Sqrt(Relu(X)) is 0 / 0 in forward mode where X is negative
-            assert gradient[finite] == pytest.approx(expected[finite], rel=1e-4, abs=1e-6 * max(1, abs(expected).max()))
+            finite = np.isfinite(
+                gradient
+            )  # Sqrt(Relu(X)) is 0 / 0 in forward mode where X is negative
+            assert gradient[finite] == pytest.approx(
+                expected[finite], rel=1e-4, abs=1e-6 * max(1, abs(expected).max())
+            )
             compared.append(finite.mean())
     assert len(compared) > 10 and np.mean(compared) > 0.8
 
@@ -144,7 +160,11 @@ def torch_gradient(expression, space, batch):
         return value
 
     def leaf(name):
-        return variables[name] if name in variables else torch.full(constant, float(name), dtype=torch.float64)
+        return (
+            variables[name]
+            if name in variables
+            else torch.full(constant, float(name), dtype=torch.float64)
+        )
 
     value = expression.fold(leaf, node)
     if space is ONE:
@@ -156,7 +176,9 @@ def torch_gradient(expression, space, batch):
 @spaces
 def test_torch_tensors_give_the_verdicts_of_numpy_arrays(space):
     population = grow(np.random.default_rng(4), 4000, space)
-    ours, theirs = (Screener(space, device=device).screen(population).codes for device in (None, "cpu"))
+    ours, theirs = (
+        Screener(space, device=device).screen(population).codes for device in (None, "cpu")
+    )
     assert np.mean(ours == theirs) > 0.99  # which property falls may hang on a last bit
     assert ((ours == ACCEPTED) == (theirs == ACCEPTED)).all()
 
@@ -171,11 +193,18 @@ def test_screening_agrees_with_verification_one_by_one(space):
     for row in [*np.flatnonzero(report.codes == ACCEPTED), *range(300)]:
         if report.codes[row] != DUPLICATE:
             failed = screener.verify(population.expression(row)).failed
-            assert failed == (None if report.codes[row] == ACCEPTED else PROPERTIES[report.codes[row]])
+            assert failed == (
+                None if report.codes[row] == ACCEPTED else PROPERTIES[report.codes[row]]
+            )
 
 
 def test_equal_subexpressions_are_one_node_whatever_the_order_of_commutative_arguments():
-    texts = ["Mul(Add(U,I),Sqrt(E))", "Mul(Sqrt(E),Add(I,U))", "Sub(Add(I,U),Sqrt(E))", "Sub(Sqrt(E),Add(U,I))"]
+    texts = [
+        "Mul(Add(U,I),Sqrt(E))",
+        "Mul(Sqrt(E),Add(I,U))",
+        "Sub(Add(I,U),Sqrt(E))",
+        "Sub(Sqrt(E),Add(U,I))",
+    ]
     population = Population.from_expressions([parse(text, REG) for text in texts], REG)
     graph = Graph.of_population(population, Language.of(REG))
     assert graph.roots[0] == graph.roots[1] and graph.roots[2] != graph.roots[3]
@@ -197,7 +226,12 @@ def test_equal_hashes_have_one_representative(hashes):
 def test_more_than_99_percent_of_random_candidates_are_rejected(space):
     report = screen(grow(np.random.default_rng(8), 60_000, space), space)
     assert 0 < len(report.survivors) < 0.01 * report.unique
-    assert sum(report.rejected.values()) + len(report.survivors) == report.unique <= report.generated == 60_000
+    assert (
+        sum(report.rejected.values()) + len(report.survivors)
+        == report.unique
+        <= report.generated
+        == 60_000
+    )
 
 
 def test_memory_is_bounded_by_the_batch_size():
@@ -253,7 +287,11 @@ def test_seen_refuses_a_text_that_is_no_set():
     [
         (
             TWO,
-            ["Neg(Dot(Y,Log(Softmax(X))))", "Add(3,Neg(Dot(Log(Softmax(X)),Y)))", "Div(Dot(Y,Log(Softmax(X))),Neg(2))"],
+            [
+                "Neg(Dot(Y,Log(Softmax(X))))",
+                "Add(3,Neg(Dot(Log(Softmax(X)),Y)))",
+                "Div(Dot(Y,Log(Softmax(X))),Neg(2))",
+            ],
         ),
         (
             ONE,
@@ -280,7 +318,16 @@ def test_losses_that_differ_have_different_fingerprints(space):
 
 
 def test_losses_without_a_gradient_are_not_taken_for_each_other():
-    assert len(set(fingerprint([parse(text, REG) for text in ("1", "2", "Log(Neg(U))", "Sub(U,U)")], REG))) == 4
+    assert (
+        len(
+            set(
+                fingerprint(
+                    [parse(text, REG) for text in ("1", "2", "Log(Neg(U))", "Sub(U,U)")], REG
+                )
+            )
+        )
+        == 4
+    )
 
 
 # --- probes ---
@@ -316,15 +363,28 @@ def test_wrong_probes_are_refused_in_one_line(space, changes, message):
 def test_probes_can_be_tightened_and_widened():
     wobbly = parse("Add(Neg(Dot(Y,Log(Softmax(X)))),Div(Dot(Y,Sin(X)),Mul(3,Mul(3,3))))", TWO)
     assert verify(wobbly, TWO).failed == "monotonicity"
-    loose = probed(TWO, tolerances={**TWO.probes["tolerances"], "monotonicity": 0.5, "fading": 0.5, "convergence": 0.5})
+    loose = probed(
+        TWO,
+        tolerances={
+            **TWO.probes["tolerances"],
+            "monotonicity": 0.5,
+            "fading": 0.5,
+            "convergence": 0.5,
+        },
+    )
     assert verify(wobbly, loose).accepted
     steep = parse("Add(Neg(Dot(Y,Log(Softmax(X)))),Log(Exp(Mul(Dot(X,X),Dot(X,X)))))", TWO)
-    assert verify(steep, probed(TWO, logits=[-80, 80])).failed != verify(steep, probed(TWO, logits=[-1, 1])).failed
+    assert (
+        verify(steep, probed(TWO, logits=[-80, 80])).failed
+        != verify(steep, probed(TWO, logits=[-1, 1])).failed
+    )
 
 
 def test_probes_cover_what_they_promise():
     blocks = Screener(REG).probes.blocks
-    union, overlap, enclosing = (np.concatenate([block.values[name].ravel() for block in blocks]) for name in "UIE")
+    union, overlap, enclosing = (
+        np.concatenate([block.values[name].ravel() for block in blocks]) for name in "UIE"
+    )
     iou = overlap / union
     assert (overlap == 0).any() and (iou > 0.9999).any() and ((iou > 0) & (iou < 0.1)).any()
     assert (enclosing >= union * (1 - 1e-6)).all() and (union >= overlap).all()
@@ -344,25 +404,40 @@ def run(*args):
 
 def test_verify_says_what_fell_and_where(tmp_path):
     good = run("verify", "CSE-Autoloss-A", "--space", "reg", "--plot", str(tmp_path / "a.svg"))
-    assert good.exit_code == 0 and good.stdout.startswith("accepted") and (tmp_path / "a.svg").stat().st_size > 1000
+    assert (
+        good.exit_code == 0
+        and good.stdout.startswith("accepted")
+        and (tmp_path / "a.svg").stat().st_size > 1000
+    )
     bad = run("verify", "Sin(Div(I,U))", "--space", "reg")
-    assert bad.exit_code == 1 and bad.output.startswith("rejected: monotonicity") and "I = " in bad.output
+    assert (
+        bad.exit_code == 1
+        and bad.output.startswith("rejected: monotonicity")
+        and "I = " in bad.output
+    )
     shown = json.loads(run("verify", "Sqrt(Neg(U))", "--space", "reg", "--json").stdout)
     assert shown["failed"] == "finite-values" and shown["counterexample"]["values"][0] == "nan"
 
 
 def test_screen_reports_shares_and_writes_survivors(tmp_path):
     path = tmp_path / "survivors.txt"
-    result = run("screen", "--space", "reg", "--n", "20000", "--seed", "1", "--json", "--output", str(path))
+    result = run(
+        "screen", "--space", "reg", "--n", "20000", "--seed", "1", "--json", "--output", str(path)
+    )
     report = json.loads(result.stdout)
     lines = path.read_text().splitlines()
     assert (
-        report["generated"] == 20000 and report["survivors"] == len(lines) > 0 and report["candidates_per_second"] > 0
+        report["generated"] == 20000
+        and report["survivors"] == len(lines) > 0
+        and report["candidates_per_second"] > 0
     )
     assert list(report["rejected"]) == list(PROPERTIES)
     assert sum(report["rejected"].values()) + len(lines) == report["unique"]
     assert all(verify(parse(line, REG), REG).accepted for line in lines)
-    assert "no folder" in run("screen", "--space", "reg", "--output", str(tmp_path / "none" / "x")).output
+    assert (
+        "no folder"
+        in run("screen", "--space", "reg", "--output", str(tmp_path / "none" / "x")).output
+    )
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers():

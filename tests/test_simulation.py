@@ -13,7 +13,9 @@ SPACES = {name: load_space(name) for name in space_names()}
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_every_known_loss_optimises(name, seed):
     space = SPACES[name]
-    outcomes = simulate_predictions([loss.expression for loss in space.losses.values()], space, seed)
+    outcomes = simulate_predictions(
+        [loss.expression for loss in space.losses.values()], space, seed
+    )
     assert all(outcome.passed and outcome.finite for outcome in outcomes), outcomes
 
 
@@ -36,22 +38,27 @@ def test_what_does_not_optimise_is_rejected_with_its_score(name, text):
 
 
 def test_an_undefined_gradient_is_a_reason():
-    (outcome,) = simulate_predictions([Expression.parse("Sqrt(Neg(U))", SPACES["reg"])], SPACES["reg"])
+    (outcome,) = simulate_predictions(
+        [Expression.parse("Sqrt(Neg(U))", SPACES["reg"])], SPACES["reg"]
+    )
     assert not outcome.passed and not outcome.finite and "infinite or undefined" in outcome.reason
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_company_and_scale_change_nothing(name):
-    """Candidates descend side by side, but each on its own; the step does not depend on the loss's scale."""
+    """Candidates descend side by side, but each on its own; the step does not depend on the loss's
+    scale."""
     space = SPACES[name]
     losses = [loss.expression for loss in space.losses.values()]
     together = simulate_predictions(losses, space)
-    scaled = simulate_predictions([Expression.parse(f"Mul(3,{loss})", space) for loss in reversed(losses)], space)[::-1]
+    scaled = simulate_predictions(
+        [Expression.parse(f"Mul(3,{loss})", space) for loss in reversed(losses)], space
+    )[::-1]
     for loss, outcome, other in zip(losses, together, scaled):
         (alone,) = simulate_predictions([loss], space)
-        assert alone.score == pytest.approx(outcome.score, abs=1e-4) and other.score == pytest.approx(
-            outcome.score, abs=0.02
-        )
+        assert alone.score == pytest.approx(
+            outcome.score, abs=1e-4
+        ) and other.score == pytest.approx(outcome.score, abs=0.02)
 
 
 def test_nothing_in_nothing_out():

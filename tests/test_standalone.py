@@ -1,4 +1,6 @@
-"""An exported loss is one file that runs with PyTorch alone and computes what the engine computes."""
+"""An exported loss is one file that runs with PyTorch alone and computes what the engine
+computes."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -29,7 +31,9 @@ def load(text: str, folder: Path, name: str = "exported") -> ModuleType:
 def agree(text: str, space: str, folder: Path, weighted: bool = False) -> None:
     """The exported module gives the engine's value and gradient."""
     language = load_space(space)
-    exported = load(standalone_module(language.expression(text), language, "Found", loss_weight=2.0), folder).Found()
+    exported = load(
+        standalone_module(language.expression(text), language, "Found", loss_weight=2.0), folder
+    ).Found()
     arguments = batch(space, count=20)
     if weighted:
         arguments["weight"] = torch.rand(20, generator=torch.Generator().manual_seed(1))
@@ -41,7 +45,9 @@ def agree(text: str, space: str, folder: Path, weighted: bool = False) -> None:
         results += [value.detach(), leaf.grad]
     if all(result.isfinite().all() and result.abs().max() < 1e6 for result in results):
         torch.testing.assert_close(results[0], results[2], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(results[1], results[3], rtol=1e-4, atol=1e-5 * max(1.0, results[3].abs().max().item()))
+        torch.testing.assert_close(
+            results[1], results[3], rtol=1e-4, atol=1e-5 * max(1.0, results[3].abs().max().item())
+        )
 
 
 @pytest.mark.parametrize("space, name", KNOWN)
@@ -50,7 +56,9 @@ def test_an_exported_known_loss_computes_the_same(space: str, name: str, tmp_pat
 
 
 @pytest.mark.parametrize("space", ["two_stage_cls", "one_stage_cls", "reg"])
-def test_any_exported_expression_computes_the_same(space: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_exported_expression_computes_the_same(
+    space: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("exported")
 
     @settings(max_examples=40, deadline=None, derandomize=True)
@@ -64,11 +72,17 @@ def test_any_exported_expression_computes_the_same(space: str, tmp_path_factory:
 def test_an_exported_loss_imports_nothing_of_ours(tmp_path: Path) -> None:
     space = load_space("one_stage_cls")
     (tmp_path / "found.py").write_text(standalone_module(space.expression("CSE-Autoloss-B"), space))
-    code = ("import sys, torch, found;"
-            "loss = found.SearchedLoss()(torch.zeros(3, 2), torch.tensor([0, 2, 1]), torch.ones(2));"
-            "print(loss.item() > 0, [m for m in sys.modules if m.startswith(('cse_autoloss', 'mmdet', 'mmcv', 'sympy'))])")
-    done = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],
-                          capture_output=True, text=True, check=True)
+    code = (
+        "import sys, torch, found;"
+        "loss = found.SearchedLoss()(torch.zeros(3, 2), torch.tensor([0, 2, 1]), torch.ones(2));"
+        "print(loss.item() > 0, [m for m in sys.modules if m.startswith(('cse_autoloss', 'mmdet', 'mmcv', 'sympy'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "True []"
 
 

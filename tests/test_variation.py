@@ -2,20 +2,34 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cse_autoloss import Expression, load_space
 from cse_autoloss.space import space_names
-from cse_autoloss.variation import OFFSPRING_MAX_DEPTH, OFFSPRING_MAX_SIZE, PAD, Population, crossover, grow, mutate
+from cse_autoloss.variation import (
+    OFFSPRING_MAX_DEPTH,
+    OFFSPRING_MAX_SIZE,
+    PAD,
+    Population,
+    crossover,
+    grow,
+    mutate,
+)
 
-spaces = pytest.mark.parametrize("space", [load_space(name) for name in space_names()], ids=lambda space: space.name)
+spaces = pytest.mark.parametrize(
+    "space", [load_space(name) for name in space_names()], ids=lambda space: space.name
+)
 seeds = st.integers(0, 2**32 - 1)
 
 
 def assert_valid(population, space):
     for row, expression in enumerate(population.expressions()):
         assert Expression.parse(str(expression), space) == expression
-        assert expression.size == population.lengths[row] and expression.depth == population.depths[row]
+        assert (
+            expression.size == population.lengths[row]
+            and expression.depth == population.depths[row]
+        )
         assert (population.programs[row, expression.size :] == PAD).all()
 
 
@@ -42,7 +56,9 @@ def test_offspring_are_expressions_within_the_limits(space, seed):
     ):
         assert len(offspring) == len(parents)
         assert_valid(offspring, space)
-        grew = [child != parent for child, parent in zip(offspring.expressions(), parents.expressions())]
+        grew = [
+            child != parent for child, parent in zip(offspring.expressions(), parents.expressions())
+        ]
         assert all(
             size <= OFFSPRING_MAX_SIZE and depth <= OFFSPRING_MAX_DEPTH or not changed
             for size, depth, changed in zip(offspring.lengths, offspring.depths, grew)
@@ -66,7 +82,10 @@ def test_a_population_keeps_what_is_put_into_it(space):
     assert population.expressions() == expressions
     assert population.take(np.array([1, 0, 1])).expressions() == [expressions[i] for i in (1, 0, 1)]
     grown = grow(np.random.default_rng(0), 5, space)
-    assert Population.concatenate([population, grown]).expressions() == expressions + grown.expressions()
+    assert (
+        Population.concatenate([population, grown]).expressions()
+        == expressions + grown.expressions()
+    )
     assert Population.concatenate([grown.slice(0, 0), grown]).expressions() == grown.expressions()
 
 
@@ -89,10 +108,16 @@ def test_half_of_the_trees_are_full_and_all_depths_are_equally_likely():
     )  # trees that were grown, not filled, often stay below their limit
 
     def full(expression):
-        depths = expression.fold(lambda name: {0}, lambda primitive, args: {1 + depth for arg in args for depth in arg})
+        depths = expression.fold(
+            lambda name: {0}, lambda primitive, args: {1 + depth for arg in args for depth in arg}
+        )
         return len(depths) == 1
 
-    binary = [expression for expression in population.expressions() if expression.size > expression.depth + 1]
+    binary = [
+        expression
+        for expression in population.expressions()
+        if expression.size > expression.depth + 1
+    ]
     assert 0.4 < np.mean([full(expression) for expression in binary]) < 0.8
 
 
@@ -109,13 +134,17 @@ def test_mutation_changes_most_trees_and_crossover_mixes(space):
     children = {str(child) for child in crossover(rng, tree, leaf, space).expressions()}
     name = next(iter(space.variables))
     assert children == {name, f"Neg({name})", f"Neg(Neg({name}))", f"Neg(Neg(Neg({name})))"}
-    grown = {str(child) for child in crossover(rng, leaf, tree, space).expressions()}  # longer than any mother
+    grown = {
+        str(child) for child in crossover(rng, leaf, tree, space).expressions()
+    }  # longer than any mother
     assert grown == {"1", "Neg(1)", "Neg(Neg(1))", "Neg(Neg(Neg(1)))"}
 
 
 def test_impossible_arguments_are_refused():
     space, rng = load_space("reg"), np.random.default_rng(0)
-    with pytest.raises(ValueError, match="depths: expected 0 <= min_depth <= max_depth <= 15, found 5 and 4"):
+    with pytest.raises(
+        ValueError, match="depths: expected 0 <= min_depth <= max_depth <= 15, found 5 and 4"
+    ):
         grow(rng, 3, space, 5, 4)
     with pytest.raises(ValueError, match="2 mothers and 3 fathers"):
         crossover(rng, grow(rng, 2, space), grow(rng, 3, space), space)

@@ -1,7 +1,10 @@
-"""The command line: ``cse-search``. Commands are imported when they are called, so ``--help`` is quick.
+"""The command line: ``cse-search``. Commands are imported when they are called, so ``--help`` is
+quick.
 
-The detectors' own commands (``train``, ``compare``, ``data``) live on their side and are reached by name.
+The detectors' own commands (``train``, ``compare``, ``data``) live on their side and are reached by
+name.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -16,7 +19,10 @@ COMMANDS = {
     "resume": ("cse_autoloss.cli.running:resume", "Go on with a run that was stopped or killed."),
     "status": ("cse_autoloss.cli.running:status", "How a run stands; also while it goes on."),
     "report": ("cse_autoloss.cli.running:report", "Write a run's report and pictures."),
-    "export": ("cse_autoloss.cli.running:export", "Write a found loss as an MMDetection config and a PyTorch module."),
+    "export": (
+        "cse_autoloss.cli.running:export",
+        "Write a found loss as an MMDetection config and a PyTorch module.",
+    ),
     "train": ("detectors.commands:train", "Train a detector with any losses."),
     "compare": ("detectors.commands:compare", "Two trainings side by side: curves and detections."),
     "verify": ("cse_autoloss.cli.screening:verify", "Check one loss's convergence properties."),

@@ -1,4 +1,5 @@
 """``python -m cse_autoloss.cli`` is ``cse-search``."""
+
 from cse_autoloss.cli import main
 
 main()

@@ -1,4 +1,5 @@
 """Commands on the loss language: show, losses."""
+
 from __future__ import annotations
 
 import json
@@ -17,14 +18,30 @@ FORMATS = ("text", "sympy", "latex", "torch", "mmdet")
 
 @click.command()
 @click.argument("expression", metavar="EXPR")
-@click.option("--space", default="two_stage_cls", show_default=True,
-              help=f"The space that EXPR is written in: {', '.join(space_names())}, or a YAML file.")
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Print this form alone; by default text, LaTeX and tree.")
-@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False),
-              help="Draw the loss and its derivative beside the known losses, and its tree, into FILE (.png, .svg, .pdf).")
+@click.option(
+    "--space",
+    default="two_stage_cls",
+    show_default=True,
+    help=f"The space that EXPR is written in: {', '.join(space_names())}, or a YAML file.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Print this form alone; by default text, LaTeX and tree.",
+)
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the loss and its derivative beside the known losses, and its tree, into FILE (.png, .svg, .pdf).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(expression: str, space: str, form: str | None, picture: Path | None, as_json: bool) -> None:
-    """A loss as text, formula, code or picture. EXPR is an expression or the name of a known loss."""
+def show(
+    expression: str, space: str, form: str | None, picture: Path | None, as_json: bool
+) -> None:
+    """A loss as text, formula, code or picture. EXPR is an expression or the name of a known
+    loss."""
     language = load_space(space)
     loss = language.expression(expression)
     if picture:
@@ -35,16 +52,36 @@ def show(expression: str, space: str, form: str | None, picture: Path | None, as
     if as_json:
         shown = {name: _form(name, loss, language) for name in ([form] if form else FORMATS[:3])}
         formula = canonical(loss, language)
-        click.echo(json.dumps({"expression": str(formula), "name": known_name(loss, language), "space": language.origin,
-                               "size": formula.size, "depth": formula.depth, **shown}))
+        click.echo(
+            json.dumps(
+                {
+                    "expression": str(formula),
+                    "name": known_name(loss, language),
+                    "space": language.origin,
+                    "size": formula.size,
+                    "depth": formula.depth,
+                    **shown,
+                }
+            )
+        )
     elif form:
         click.echo(_form(form, loss, language))
     elif not picture:
         from cse_autoloss.drawing import text_tree
 
         name = known_name(loss, language)
-        click.echo("\n".join([*([name] if name else []), _form("text", loss, language), "", _form("latex", loss, language), "",
-                              text_tree(canonical(loss, language))]))
+        click.echo(
+            "\n".join(
+                [
+                    *([name] if name else []),
+                    _form("text", loss, language),
+                    "",
+                    _form("latex", loss, language),
+                    "",
+                    text_tree(canonical(loss, language)),
+                ]
+            )
+        )
 
 
 def _form(form: str, loss: Expression, space: SearchSpace) -> str:
@@ -66,10 +103,12 @@ def _form(form: str, loss: Expression, space: SearchSpace) -> str:
 def mmdet_snippet(loss: Expression, space: SearchSpace, loss_weight: float = 1.0) -> str:
     """The lines of an MMDetection config that use a loss."""
     sigmoid = ", use_sigmoid=True" if space.inputs == "one_stage" else ""
-    return (f"custom_imports = dict(imports=['detectors'], allow_failed_imports=False)\n\n"
-            f"loss_{'bbox' if space.branch == 'reg' else 'cls'}=dict(\n    type='SearchedLoss',\n"
-            f"    expression={str(loss)!r},\n"
-            f"    space={space.origin!r}{sigmoid}, loss_weight={loss_weight})")
+    return (
+        f"custom_imports = dict(imports=['detectors'], allow_failed_imports=False)\n\n"
+        f"loss_{'bbox' if space.branch == 'reg' else 'cls'}=dict(\n    type='SearchedLoss',\n"
+        f"    expression={str(loss)!r},\n"
+        f"    space={space.origin!r}{sigmoid}, loss_weight={loss_weight})"
+    )
 
 
 @click.command()
@@ -79,10 +118,22 @@ def losses(space: str | None, as_json: bool) -> None:
     """The known losses. Every command takes their names in place of an expression."""
     spaces = [load_space(name) for name in ([space] if space else space_names())]
     if as_json:
-        click.echo(json.dumps([
-            {"space": language.origin, "name": loss.name, "expression": str(canonical(loss.expression, language)),
-             "released": str(loss.expression), "sympy": str(loss.expression.to_sympy()), "source": loss.source}
-            for language in spaces for loss in language.losses.values()]))
+        click.echo(
+            json.dumps(
+                [
+                    {
+                        "space": language.origin,
+                        "name": loss.name,
+                        "expression": str(canonical(loss.expression, language)),
+                        "released": str(loss.expression),
+                        "sympy": str(loss.expression.to_sympy()),
+                        "source": loss.source,
+                    }
+                    for language in spaces
+                    for loss in language.losses.values()
+                ]
+            )
+        )
         return
     for language in spaces:
         table = Table(title=language.name, title_justify="left", title_style="bold", expand=False)

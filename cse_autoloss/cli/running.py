@@ -1,4 +1,5 @@
 """Commands on runs: run, resume, status, report, export."""
+
 from __future__ import annotations
 
 import json
@@ -17,20 +18,52 @@ RUN = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 @click.command()
 @click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option("--preset", help=f"A configuration that comes with the package: {', '.join(preset_names())}.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key: search.population=50. Repeatable.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/NAME-DATE-TIME where absent.")
-@click.option("--data", help="embedded, or coco:/path of a COCO-format data set. Short for --set detector.data=...")
+@click.option(
+    "--preset", help=f"A configuration that comes with the package: {', '.join(preset_names())}."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key: search.population=50. Repeatable.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The run's folder; runs/NAME-DATE-TIME where absent.",
+)
+@click.option(
+    "--data",
+    help="embedded, or coco:/path of a COCO-format data set. Short for --set detector.data=...",
+)
 @click.option("--address", help="A Ray cluster to join. Short for --set cluster.address=...")
 @click.option("--seed", type=int, help="Short for --set seed=...")
 @click.option("--from-scratch", is_flag=True, help="Leave the known losses out of the population.")
-def run(config: Path | None, preset: str | None, settings: tuple[str, ...], out: Path | None, data: str | None,
-        address: str | None, seed: int | None, from_scratch: bool) -> None:
+def run(
+    config: Path | None,
+    preset: str | None,
+    settings: tuple[str, ...],
+    out: Path | None,
+    data: str | None,
+    address: str | None,
+    seed: int | None,
+    from_scratch: bool,
+) -> None:
     """Search a loss: with a run's YAML file CONFIG, or a --preset."""
     if (config is None) == (preset is None):
-        raise click.UsageError(f"give a run's YAML file or --preset {'|'.join(preset_names())}, one of the two")
-    shorts = {"detector.data": data, "cluster.address": address, "seed": seed, "search.from_scratch": from_scratch or None}
-    settings += tuple(f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None)
+        raise click.UsageError(
+            f"give a run's YAML file or --preset {'|'.join(preset_names())}, one of the two"
+        )
+    shorts = {
+        "detector.data": data,
+        "cluster.address": address,
+        "seed": seed,
+        "search.from_scratch": from_scratch or None,
+    }
+    settings += tuple(
+        f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None
+    )
     parsed = read_config(config, preset, settings)
     folder = out or Path("runs") / f"{preset or config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     from cse_autoloss.run import start
@@ -40,8 +73,13 @@ def run(config: Path | None, preset: str | None, settings: tuple[str, ...], out:
 
 @click.command()
 @RUN
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help=f"Change a key of {', '.join(RESUMABLE)}: budget.trials=500. Repeatable.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help=f"Change a key of {', '.join(RESUMABLE)}: budget.trials=500. Repeatable.",
+)
 def resume(folder: Path, settings: tuple[str, ...]) -> None:
     """Go on with RUN after it was stopped or killed; or after it finished, with more to do."""
     from cse_autoloss.run import resume as resume_run
@@ -89,11 +127,29 @@ def report(folder: Path) -> None:
 
 @click.command()
 @RUN
-@click.option("--rank", type=click.IntRange(min=1), default=1, show_default=True, help="1 is the best that the run found.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The config to write (.py).")
-@click.option("--config", "base", type=click.Path(exists=True, dir_okay=False),
-              help="Your own MMDetection config to put the loss into.")
-@click.option("--target", type=click.Choice(["mmdet2", "mmdet3"]), default="mmdet2", show_default=True)
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="1 is the best that the run found.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The config to write (.py).",
+)
+@click.option(
+    "--config",
+    "base",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Your own MMDetection config to put the loss into.",
+)
+@click.option(
+    "--target", type=click.Choice(["mmdet2", "mmdet3"]), default="mmdet2", show_default=True
+)
 def export(folder: Path, rank: int, output: Path, base: str | None, target: str) -> None:
     """Write a found loss as an MMDetection config, and as a plain PyTorch module beside it."""
     from cse_autoloss.export import export_run

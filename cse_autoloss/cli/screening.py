@@ -16,7 +16,9 @@ from cse_autoloss.screening.sampling import sample
 from cse_autoloss.space import load_space, space_names
 from cse_autoloss.variation import MAX_GROWN_DEPTH
 
-SPACE = click.option("--space", required=True, help=f"{', '.join(space_names())}, or a space's YAML file.")
+SPACE = click.option(
+    "--space", required=True, help=f"{', '.join(space_names())}, or a space's YAML file."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 
 
@@ -88,7 +90,8 @@ def _table(verdict: Verdict) -> Iterator[str]:
             f"{example.slopes[i]:14.6g}"
         )
     yield "  there: " + ", ".join(
-        f"{name} = {' '.join(f'{number:.6g}' for number in numbers)}" for name, numbers in example.variables.items()
+        f"{name} = {' '.join(f'{number:.6g}' for number in numbers)}"
+        for name, numbers in example.variables.items()
     )
 
 
@@ -110,7 +113,11 @@ def _plot(loss: Expression, verdict: Verdict, screener: Screener, path: Path) ->
     upper.set_ylabel("loss")
     lower.set_ylabel("slope")
     lower.set_xlabel(lines[0].axis)
-    what = f"rejected: {verdict.failed}\n{lines[0].sweep}" if verdict.failed else f"accepted; {len(lines)} sweeps"
+    what = (
+        f"rejected: {verdict.failed}\n{lines[0].sweep}"
+        if verdict.failed
+        else f"accepted; {len(lines)} sweeps"
+    )
     upper.set_title(f"{str(loss)[:100]}\n{what}", fontsize=9)
     try:
         figure.savefig(path)
@@ -121,11 +128,20 @@ def _plot(loss: Expression, verdict: Verdict, screener: Screener, path: Path) ->
 @click.command()
 @SPACE
 @click.option(
-    "--n", "count", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Random candidates."
+    "--n",
+    "count",
+    type=click.IntRange(min=1),
+    default=1_000_000,
+    show_default=True,
+    help="Random candidates.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
-    "--depths", type=(int, int), default=(2, 6), show_default=True, help="Lowest and highest depth limit of a tree."
+    "--depths",
+    type=(int, int),
+    default=(2, 6),
+    show_default=True,
+    help="Lowest and highest depth limit of a tree.",
 )
 @click.option(
     "--batch-size",
@@ -134,7 +150,9 @@ def _plot(loss: Expression, verdict: Verdict, screener: Screener, path: Path) ->
     show_default=True,
     help="Candidates that share a graph; bounds memory, changes no result.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes, through Ray; without it, this one.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes, through Ray; without it, this one."
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -151,7 +169,8 @@ def screen(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Generate and screen many random losses. For a seed the result is the same with any number of workers."""
+    """Generate and screen many random losses. For a seed the result is the same with any number of
+    workers."""
     language = load_space(space)
     output = output or Path(f"survivors-{language.name}-{seed}.txt")
     if not output.parent.is_dir():

@@ -7,7 +7,15 @@ from collections.abc import Iterable
 from cse_autoloss.expression import Expression
 from cse_autoloss.screening.equivalence import Seen
 from cse_autoloss.screening.properties import PROPERTIES
-from cse_autoloss.screening.screener import ACCEPTED, BATCH_SIZE, DUPLICATE, Screener, ScreenReport, Trace, Verdict
+from cse_autoloss.screening.screener import (
+    ACCEPTED,
+    BATCH_SIZE,
+    DUPLICATE,
+    Screener,
+    ScreenReport,
+    Trace,
+    Verdict,
+)
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
 
@@ -27,7 +35,8 @@ __all__ = [
 
 
 def verify(expression: Expression, space: SearchSpace) -> Verdict:
-    """Does an expression have the convergence properties of a loss? See ``properties.PROPERTIES``."""
+    """Does an expression have the convergence properties of a loss? See
+    ``properties.PROPERTIES``."""
     return Screener(space, batch_size=1).verify(expression)
 
 
@@ -40,6 +49,7 @@ def screen(
     """Screen candidates once. Who screens again and again keeps a :class:`Screener`.
 
     Args:
-        seen: what ``Screener.seen.to_json()`` of an earlier screening wrote; what is in it counts as a duplicate.
+        seen: what ``Screener.seen.to_json()`` of an earlier screening wrote; what is in it counts
+            as a duplicate.
     """
     return Screener(space, batch_size, seen).screen(candidates)

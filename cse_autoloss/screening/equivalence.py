@@ -1,4 +1,5 @@
-"""Which candidates are one loss: the same formula (a hash), or the same gradients (a fingerprint)."""
+"""Which candidates are one loss: the same formula (a hash), or the same gradients (a
+fingerprint)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from cse_autoloss.variation import Population
 
 
 class Seen:
-    """A set of 64-bit hashes: an open-addressing table in one array, looked up and filled many at a time."""
+    """A set of 64-bit hashes: an open-addressing table in one array, looked up and filled many at a
+    time."""
 
     def __init__(self, capacity: int = 1 << 16) -> None:
         self._allocate(capacity)
@@ -38,13 +40,18 @@ class Seen:
             self.add(kept)
         hashes = np.maximum(hashes, np.uint64(1))
         fresh = np.zeros(len(hashes), bool)
-        waiting, slot = np.arange(len(hashes), dtype=np.int32), (hashes >> np.uint64(64 - self._bits)).view(np.int64)
+        waiting, slot = (
+            np.arange(len(hashes), dtype=np.int32),
+            (hashes >> np.uint64(64 - self._bits)).view(np.int64),
+        )
         while len(waiting):
             mine = hashes.take(waiting)
             held = self._table.take(slot)
             free = np.flatnonzero(held == 0)
             claimants, claimed = waiting.take(free), slot.take(free)
-            self._owner[claimed[::-1]] = claimants[::-1]  # the last assignment stays: the first claimant gets the slot
+            self._owner[claimed[::-1]] = claimants[
+                ::-1
+            ]  # the last assignment stays: the first claimant gets the slot
             winners = self._owner.take(claimed)
             fresh[winners] = True
             self._table[claimed] = hashes.take(winners)
@@ -56,7 +63,9 @@ class Seen:
 
     def to_json(self) -> str:
         """The set as text (base64 of the sorted hashes)."""
-        return base64.b64encode(np.sort(self._table[self._table != 0]).astype("<u8").tobytes()).decode("ascii")
+        return base64.b64encode(
+            np.sort(self._table[self._table != 0]).astype("<u8").tobytes()
+        ).decode("ascii")
 
     @classmethod
     def from_json(cls, text: str) -> Seen:
@@ -74,8 +83,9 @@ class Seen:
         return seen
 
 
-#: Unit gradients whose projections agree to this are one direction. Float64 rounding is many orders finer, so that two
-#: forms of one loss fall on two sides of a grid line with a probability of about 1e-8; no neighbours need be looked at.
+#: Unit gradients whose projections agree to this are one direction. Float64 rounding is many orders
+#: finer, so that two forms of one loss fall on two sides of a grid line with a probability of
+#: about 1e-8; no neighbours need be looked at.
 RESOLUTION = 1e-4
 _PROJECTIONS = 16
 _SAMPLES = 48
@@ -84,9 +94,10 @@ _SAMPLES = 48
 def fingerprint(expressions: Sequence[Expression], space: SearchSpace) -> list[str]:
     """The direction of each loss's gradient on a fixed batch of predictions, as 16 hex digits.
 
-    Equal for losses whose gradients differ by a positive factor only (AutoLoss-Zero, CVPR 2022, has the idea): a loss
-    plus a constant, times a constant, or written in another way. Gradients are computed in float64, projected on
-    fixed random vectors and rounded. A loss without a finite, nonzero gradient has a fingerprint of its own.
+    Equal for losses whose gradients differ by a positive factor only (AutoLoss-Zero, CVPR 2022, has
+    the idea): a loss plus a constant, times a constant, or written in another way. Gradients are
+    computed in float64, projected on fixed random vectors and rounded. A loss without a finite,
+    nonzero gradient has a fingerprint of its own.
     """
     if not expressions:
         return []
@@ -94,14 +105,20 @@ def fingerprint(expressions: Sequence[Expression], space: SearchSpace) -> list[s
     population = Population.from_expressions(expressions, space)
     batch = draw_batch(space, np.random.default_rng(20210503), _SAMPLES)
     graph = Graph.of_population(population, language)
-    gradient = gradients(graph, batch, batch.initial, Arrays(dtype="float64")).reshape(len(expressions), -1)
+    gradient = gradients(graph, batch, batch.initial, Arrays(dtype="float64")).reshape(
+        len(expressions), -1
+    )
     with np.errstate(all="ignore"):
         gradient /= np.abs(gradient).max(axis=1, keepdims=True)  # a square of it could overflow
         gradient /= np.linalg.norm(gradient, axis=1, keepdims=True)
     known = np.isfinite(gradient).all(axis=1)
     projections = np.random.default_rng(38).normal(size=(gradient.shape[1], _PROJECTIONS))
-    rounded = np.floor(np.where(known[:, None], gradient, 0) @ projections / RESOLUTION).astype("<i8")
+    rounded = np.floor(np.where(known[:, None], gradient, 0) @ projections / RESOLUTION).astype(
+        "<i8"
+    )
     return [
-        hashlib.blake2b(row.tobytes() if fine else f"no gradient: {expression}".encode(), digest_size=8).hexdigest()
+        hashlib.blake2b(
+            row.tobytes() if fine else f"no gradient: {expression}".encode(), digest_size=8
+        ).hexdigest()
         for row, fine, expression in zip(rounded, known, expressions)
     ]

@@ -1,12 +1,13 @@
 """A population as one shared graph of unique subexpressions, evaluated level by level.
 
-:class:`Forest` gives every subtree of a population a 64-bit hash of its meaning, the arguments of commutative
-operators in one order. :class:`Graph` keeps one node for each hash and evaluates the nodes: one array call for all
-nodes of a level that share an operator, values and directional derivatives (forward mode) together. Nothing here
+:class:`Forest` gives every subtree of a population a 64-bit hash of its meaning, the arguments of
+commutative operators in one order. :class:`Graph` keeps one node for each hash and evaluates the
+nodes: one array call for all nodes of a level that share an operator, values and directional
+    derivatives (forward mode) together. Nothing here
 loops over candidates.
 
-One node costs some tens of nanoseconds, so even a sort of the hashes would be felt: equal hashes are found by letting
-them contend for the slots of a table.
+One node costs some tens of nanoseconds, so even a sort of the hashes would be felt: equal hashes
+are found by letting them contend for the slots of a table.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ from cse_autoloss.primitives import NUMPY, PRIMITIVES, TORCH, Primitive
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population, Vocabulary
 
-PREDICTED, WIDE = np.uint32(1), np.uint32(2)  # depends on the prediction; has the class axis (else one column)
-CHUNK_BYTES = 1 << 17  # of one operand in one array call: a few of these fit into a core's second-level cache
+PREDICTED, WIDE = (
+    np.uint32(1),
+    np.uint32(2),
+)  # depends on the prediction; has the class axis (else one column)
+CHUNK_BYTES = (
+    1 << 17
+)  # of one operand in one array call: a few of these fit into a core's second-level cache
 
 _SIZE, _LEVEL, _FLAGS = np.uint32(0xFFFF0000), np.uint32(0xFF00), np.uint32(0xFF)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -33,7 +39,8 @@ _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def scramble(x: np.ndarray) -> np.ndarray:
-    """uint64 in place: every bit of the input sways the upper bits of the output (xor-shift and multiply)."""
+    """uint64 in place: every bit of the input sways the upper bits of the output (xor-shift and
+    multiply)."""
     x ^= x >> np.uint64(31)
     x *= _MIX
     x ^= x >> np.uint64(29)
@@ -49,8 +56,10 @@ class Language:
         primitives: rows of the operator table.
         keys: (256,) hash of each token's name; the same in every process.
         flags: (256,) ``PREDICTED`` and ``WIDE`` of leaves.
-        keeps: (256,) mask on the arguments' shape: an operator that sums over the class axis does not keep ``WIDE``.
-        factors: (256,) of the second argument's hash; where it is that of the first, arguments may change places.
+        keeps: (256,) mask on the arguments' shape: an operator that sums over the class axis does
+            not keep ``WIDE``.
+        factors: (256,) of the second argument's hash; where it is that of the first, arguments may
+            change places.
     """
 
     vocabulary: Vocabulary
@@ -67,7 +76,9 @@ class Language:
         keys, flags = np.zeros(256, np.uint64), np.zeros(256, np.uint32)
         keeps, factors = np.full(256, 0xFFFFFFFF, np.uint32), np.full(256, _SECOND)
         for code, name in enumerate(vocabulary.names):
-            keys[code] = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+            keys[code] = int.from_bytes(
+                hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"
+            )
             if name in space.variables:
                 flags[code] = WIDE | (PREDICTED if name in space.predicted else np.uint32(0))
         for code, primitive in enumerate(primitives):
@@ -75,7 +86,10 @@ class Language:
                 factors[code] = _FIRST
             if (
                 primitive.classwise
-                and primitive.array(NUMPY, *[np.ones((1, 2), np.float32)] * primitive.arity).shape[-1] == 1
+                and primitive.array(NUMPY, *[np.ones((1, 2), np.float32)] * primitive.arity).shape[
+                    -1
+                ]
+                == 1
             ):
                 keeps[code] ^= np.uint32(WIDE)
         return cls(vocabulary, primitives, keys, flags, keeps, factors)
@@ -111,7 +125,9 @@ class Columns:
         starts = np.concatenate([[0], np.cumsum(counts)])
         tokens = np.empty(starts[-1], np.uint8)
         for column in range(longest):
-            tokens[starts[column] : starts[column + 1]] = population.programs[:, column].take(rows[: counts[column]])
+            tokens[starts[column] : starts[column + 1]] = population.programs[:, column].take(
+                rows[: counts[column]]
+            )
         return cls(rows, lengths, counts, starts, tokens)
 
     def hashes(self, keys: np.ndarray) -> np.ndarray:
@@ -130,9 +146,12 @@ class Forest:
     Attributes:
         language: of the space.
         columns: the programs.
-        hashes: (places,) of each subtree; trees that differ in the order of commutative arguments only have one hash.
-        shapes: (places,) uint32: ``size << 16 | level << 8 | flags``; a level is the height, 0 for a leaf.
-        second: (places,) where a binary operator's second argument stands. The first stands in the next column.
+        hashes: (places,) of each subtree; trees that differ in the order of commutative arguments
+            only have one hash.
+        shapes: (places,) uint32: ``size << 16 | level << 8 | flags``; a level is the height, 0 for
+            a leaf.
+        second: (places,) where a binary operator's second argument stands. The first stands in the
+            next column.
     """
 
     language: Language
@@ -158,8 +177,14 @@ class Forest:
             right = starts.take((a >> 16) + np.uint32(column + 1)) + trees.take(binary)
             b = shapes.take(right)
             second[here.take(binary)] = right
-            value[binary] = value.take(binary) * _FIRST + hashes.take(right) * language.factors.take(token.take(binary))
-            shape[binary] = ((a & _SIZE) + (b & _SIZE)) | np.maximum(a & _LEVEL, b & _LEVEL) | ((a | b) & _FLAGS)
+            value[binary] = value.take(binary) * _FIRST + hashes.take(
+                right
+            ) * language.factors.take(token.take(binary))
+            shape[binary] = (
+                ((a & _SIZE) + (b & _SIZE))
+                | np.maximum(a & _LEVEL, b & _LEVEL)
+                | ((a | b) & _FLAGS)
+            )
             value += hashes.take(here)
             hashes[here] = scramble(value)
             shapes[here] = (shape & language.keeps.take(token)) + np.uint32(1 << 16 | 1 << 8)
@@ -170,10 +195,13 @@ class Forest:
 
 
 def representatives(hashes: np.ndarray) -> np.ndarray:
-    """For each hash the index of one that is equal to it, the same one for all equals. Shape (n,)."""
+    """For each hash the index of one that is equal to it, the same one for all equals. Shape
+    (n,)."""
     result = np.empty(len(hashes), np.int32)
     waiting, mine = np.arange(len(hashes), dtype=np.int32), hashes
-    while len(waiting):  # equals always meet in one slot; who shares it without being equal tries again with other bits
+    while len(
+        waiting
+    ):  # equals always meet in one slot; who shares it without being equal tries again with other bits
         bits = len(waiting).bit_length() + 2
         slot = (mine >> np.uint64(64 - bits)).view(np.int64)
         owner = np.empty(1 << bits, np.int32)
@@ -191,7 +219,8 @@ class Group:
 
     Attributes:
         token: code.
-        predicted: for each argument, whether it depends on the prediction; for a leaf, whether it does itself.
+        predicted: for each argument, whether it depends on the prediction; for a leaf, whether it
+            does itself.
         narrow: an operator along the class axis whose arguments have no class axis.
     """
 
@@ -206,7 +235,8 @@ class Group:
 class Graph:
     """Unique subexpressions of some trees.
 
-    Nodes that do not depend on the prediction come first, then the others; each part goes up level by level.
+    Nodes that do not depend on the prediction come first, then the others; each part goes up level
+    by level.
 
     Attributes:
         language: of the space.
@@ -233,7 +263,8 @@ class Graph:
 
         Args:
             trees: (n,) indices, rising.
-            shared: whether trees share nodes that depend on the prediction; not where each has a prediction of its own.
+            shared: whether trees share nodes that depend on the prediction; not where each has a
+                prediction of its own.
         """
         columns, language = forest.columns, forest.language
         # The trees that reach a column are the first ones.
@@ -250,10 +281,14 @@ class Graph:
         place = places.take(unique)
         token, shape = columns.tokens.take(place), forest.shapes.take(place)
         arity = language.vocabulary.arity.take(token)
-        first = np.concatenate([part + start for part, start in zip(parts, columns.starts[1:])]).take(unique)
+        first = np.concatenate(
+            [part + start for part, start in zip(parts, columns.starts[1:])]
+        ).take(unique)
         first = np.where(arity > 0, first, 0)
         second = np.where(arity == 2, forest.second.take(place), 0)
-        below = np.where(arity > 0, forest.shapes.take(first), shape)  # a leaf goes by its own flags
+        below = np.where(
+            arity > 0, forest.shapes.take(first), shape
+        )  # a leaf goes by its own flags
         beside = np.where(arity == 2, forest.shapes.take(second), 0)
         key = _Key(language)
         keys = key.pack(shape, token, below, beside)
@@ -262,9 +297,14 @@ class Graph:
         node = np.zeros(len(columns.tokens), np.int32)
         node[place.take(order)] = np.arange(len(order), dtype=np.int32)
         node[places] = node.take(places.take(equal))
-        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.intp)
+        starts = (
+            np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+            if len(keys)
+            else np.zeros(0, np.intp)
+        )
         groups = tuple(
-            key.group(int(keys[start]), int(start), int(stop)) for start, stop in zip(starts, [*starts[1:], len(keys)])
+            key.group(int(keys[start]), int(start), int(stop))
+            for start, stop in zip(starts, [*starts[1:], len(keys)])
         )
         owner = None
         if not shared:
@@ -281,29 +321,38 @@ class Graph:
         )
 
     @classmethod
-    def of_population(cls, population: Population, language: Language, shared: bool = True) -> Graph:
+    def of_population(
+        cls, population: Population, language: Language, shared: bool = True
+    ) -> Graph:
         """The graph of a whole population; its trees are the population's rows."""
         columns = Columns.of(population, np.arange(len(population)))
         graph = cls.of(Forest.of(columns, language), np.arange(len(population)), shared)
         tree = np.argsort(columns.rows)
         return replace(
-            graph, roots=graph.roots[tree], wide=graph.wide[tree], owner=None if shared else columns.rows[graph.owner]
+            graph,
+            roots=graph.roots[tree],
+            wide=graph.wide[tree],
+            owner=None if shared else columns.rows[graph.owner],
         )
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def evaluate(self, values: Mapping[str, Any], tangents: Mapping[str, Any], arrays: Arrays) -> tuple[Any, Any]:
+    def evaluate(
+        self, values: Mapping[str, Any], tangents: Mapping[str, Any], arrays: Arrays
+    ) -> tuple[Any, Any]:
         """Value and directional derivative of every node at the same points.
 
         Args:
-            values: (points, columns) of each variable; or (trees, points, columns) where trees do not share, and each
-                has its own.
-            tangents: likewise for the variables that depend on the prediction: derivative along the point's direction.
+            values: (points, columns) of each variable; or (trees, points, columns) where trees do
+                not share, and each has its own.
+            tangents: likewise for the variables that depend on the prediction: derivative along the
+                point's direction.
 
         Returns:
             (nodes, points, columns) values, with a narrow node's number in every column; and
-            (nodes - fixed, points, columns) derivatives of the others. Overwritten by the next call on ``arrays``.
+            (nodes - fixed, points, columns) derivatives of the others. Overwritten by the next call
+            on ``arrays``.
         """
         points, columns = next(iter(tangents.values())).shape[-2:]
         value = arrays.reserve("value", (len(self), points, columns))
@@ -319,7 +368,9 @@ class Graph:
             for group in self.groups:
                 name = names[group.token]
                 if group.token >= self.language.vocabulary.operators:
-                    value[group.start : group.stop] = self._leaf(values.get(name, name), group, arrays)
+                    value[group.start : group.stop] = self._leaf(
+                        values.get(name, name), group, arrays
+                    )
                     if group.predicted[0]:
                         tangent[group.start - self.fixed : group.stop - self.fixed] = self._leaf(
                             tangents[name], group, arrays
@@ -328,7 +379,10 @@ class Graph:
                 primitive = self.language.primitives[group.token]
                 for start in range(group.start, group.stop, step):
                     nodes = slice(start, min(start + step, group.stop))
-                    inputs = [arrays.gather(value, index[nodes]) for index in (first, second)[: primitive.arity]]
+                    inputs = [
+                        arrays.gather(value, index[nodes])
+                        for index in (first, second)[: primitive.arity]
+                    ]
                     if group.narrow:
                         inputs = [array[..., :1] for array in inputs]
                     result = primitive.array(arrays.xp, *inputs)
@@ -337,11 +391,14 @@ class Graph:
                         continue
                     slopes = [
                         arrays.gather(tangent, index[nodes]) if predicted else 0.0
-                        for index, predicted in zip((first_tangent, second_tangent), group.predicted)
+                        for index, predicted in zip(
+                            (first_tangent, second_tangent), group.predicted
+                        )
                     ]
                     if group.narrow:
                         slopes = [
-                            slope[..., :1] if predicted else slope for slope, predicted in zip(slopes, group.predicted)
+                            slope[..., :1] if predicted else slope
+                            for slope, predicted in zip(slopes, group.predicted)
                         ]
                     tangent[nodes.start - self.fixed : nodes.stop - self.fixed] = primitive.tangent(
                         arrays.xp, result, inputs, slopes
@@ -352,21 +409,32 @@ class Graph:
         """What a group of leaves is set to: the same for all nodes, or for each its tree's own."""
         if isinstance(given, str):
             return float(given)
-        return given if given.ndim == 2 else arrays.gather(given, arrays.indices(self.owner[group.start : group.stop]))
+        return (
+            given
+            if given.ndim == 2
+            else arrays.gather(given, arrays.indices(self.owner[group.start : group.stop]))
+        )
 
 
 class _Key:
-    """Nodes of one key are a group; keys are in order of evaluation. Bits: predicted, level, token, the arguments'
-    flags."""
+    """Nodes of one key are a group; keys are in order of evaluation. Bits: predicted, level, token,
+    the arguments' flags."""
 
     def __init__(self, language: Language) -> None:
         self._language = language
         self._bits = max(5, (len(language.vocabulary.names) - 1).bit_length())
 
-    def pack(self, shapes: np.ndarray, tokens: np.ndarray, below: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    def pack(
+        self, shapes: np.ndarray, tokens: np.ndarray, below: np.ndarray, beside: np.ndarray
+    ) -> np.ndarray:
         key = (shapes & PREDICTED) << 7 | shapes >> 8 & 0x7F
         key = key << self._bits | tokens
-        key = key << 3 | (below & PREDICTED) | (beside & PREDICTED) << 1 | ((below | beside) & WIDE) << 1
+        key = (
+            key << 3
+            | (below & PREDICTED)
+            | (beside & PREDICTED) << 1
+            | ((below | beside) & WIDE) << 1
+        )
         return key.astype(np.uint16) if self._bits == 5 else key
 
     def group(self, key: int, start: int, stop: int) -> Group:
@@ -374,12 +442,18 @@ class _Key:
         leaf = token >= self._language.vocabulary.operators
         primitive = None if leaf else self._language.primitives[token]
         predicted = (bool(key & 1), bool(key & 2))[: primitive.arity if primitive else 1]
-        return Group(token, start, stop, predicted, primitive is not None and primitive.classwise and not key & 4)
+        return Group(
+            token,
+            start,
+            stop,
+            predicted,
+            primitive is not None and primitive.classwise and not key & 4,
+        )
 
 
 class Arrays:
-    """Where a graph is evaluated: NumPy on the CPU, or torch tensors on any device. Keeps its big buffers between
-    calls."""
+    """Where a graph is evaluated: NumPy on the CPU, or torch tensors on any device. Keeps its big
+    buffers between calls."""
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
         self.xp = NUMPY if device is None else TORCH

@@ -1,7 +1,8 @@
-"""Batches of predictions with their labels or targets, and the gradient of many losses by them at once.
+"""Batches of predictions with their labels or targets, and the gradient of many losses by them at
+once.
 
-The gradient is taken in forward mode: a sample has few parameters (its logits, or its box's four), and each is a
-    direction.
+The gradient is taken in forward mode: a sample has few parameters (its logits, or its box's four),
+    and each is a direction.
 """
 
 from __future__ import annotations
@@ -57,30 +58,41 @@ class LogitBatch:
         )
 
     def variables(self, logits: np.ndarray) -> tuple[Variables, Variables]:
-        """Variables and their tangents, samples times directions. ``logits`` is (..., samples, columns)."""
+        """Variables and their tangents, samples times directions. ``logits`` is (..., samples,
+        columns)."""
         samples, columns = self.labels.shape
         labels = self.labels.repeat(columns, 0)
-        ious = np.broadcast_to(np.maximum(self.ious, MIN_IOU)[:, None], self.labels.shape).repeat(columns, 0)
+        ious = np.broadcast_to(np.maximum(self.ious, MIN_IOU)[:, None], self.labels.shape).repeat(
+            columns, 0
+        )
         values = {"X": logits.repeat(columns, -2)}
-        values |= {"PY": labels, "NY": 1 - labels, "Q": labels * ious} if self.one_stage else {"Y": labels, "Z": ious}
+        values |= (
+            {"PY": labels, "NY": 1 - labels, "Q": labels * ious}
+            if self.one_stage
+            else {"Y": labels, "Z": ious}
+        )
         return values, {"X": np.tile(np.eye(columns), (samples, 1))}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Share of samples whose label has a softmax score above 1/2; or, with independent sigmoids, the mean of the
-        shares of labels with a score above half their IoU, and of the others with one below 1/4. Shape (candidates,).
+        """Share of samples whose label has a softmax score above 1/2; or, with independent
+        sigmoids, the mean of the shares of labels with a score above half their IoU, and of the
+        others with one below 1/4. Shape (candidates,).
         """
         if not self.one_stage:
             powers = np.exp(logits - logits.max(-1, keepdims=True))
             return ((powers * self.labels).sum(-1) > powers.sum(-1) / 2).mean(-1)
         with np.errstate(over="ignore"):
-            high = 1 / (1 + np.exp(-logits)) > np.where(self.labels == 1, self.ious[:, None], 0.5) / 2
+            high = (
+                1 / (1 + np.exp(-logits)) > np.where(self.labels == 1, self.ious[:, None], 0.5) / 2
+            )
         return (high[:, self.labels == 1].mean(-1) + (~high)[:, self.labels == 0].mean(-1)) / 2
 
 
 @dataclass(frozen=True)
 class BoxBatch:
-    """Boxes to move onto their targets. A box is (centre x, centre y, log width, log height) relative to its target,
-    in the target's widths and heights: what a detector's regression branch puts out, up to the anchor.
+    """Boxes to move onto their targets. A box is (centre x, centre y, log width, log height)
+    relative to its target, in the target's widths and heights: what a detector's regression branch
+    puts out, up to the anchor.
 
     Attributes:
         initial: (samples, 4) boxes to start from.
@@ -94,14 +106,20 @@ class BoxBatch:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, samples: int) -> BoxBatch:
-        """Targets from 8 to 512 pixels; boxes off by a third of the size or so, and every eighth beside its target."""
+        """Targets from 8 to 512 pixels; boxes off by a third of the size or so, and every eighth
+        beside its target."""
         side, aspect = np.exp2(rng.uniform(3, 9, samples)), np.exp2(rng.uniform(-1, 1, samples))
-        initial = np.concatenate([rng.normal(0, 0.25, (samples, 2)), rng.normal(0, 0.35, (samples, 2))], axis=1)
-        initial[::8, 0] = rng.choice([-1, 1], len(initial[::8])) * rng.uniform(1.5, 2, len(initial[::8]))
+        initial = np.concatenate(
+            [rng.normal(0, 0.25, (samples, 2)), rng.normal(0, 0.35, (samples, 2))], axis=1
+        )
+        initial[::8, 0] = rng.choice([-1, 1], len(initial[::8])) * rng.uniform(
+            1.5, 2, len(initial[::8])
+        )
         return cls(initial, np.stack([side * np.sqrt(aspect), side / np.sqrt(aspect)], -1))
 
     def variables(self, boxes: np.ndarray) -> tuple[Variables, Variables]:
-        """Variables and their tangents, samples times directions. ``boxes`` is (..., samples, 4)."""
+        """Variables and their tangents, samples times directions. ``boxes`` is (..., samples,
+        4)."""
         areas, slopes = areas_and_slopes(boxes, self.targets)
         points = (*boxes.shape[:-2], -1, 1)
         return (
@@ -131,26 +149,32 @@ def gradients(graph: Graph, batch: Batch, predictions: np.ndarray, arrays: Array
     """Gradient of each loss, summed over the samples, by the predictions.
 
     Args:
-        predictions: (samples, parameters), or (trees, samples, parameters) where each tree has its own (a graph that
-            is not shared).
+        predictions: (samples, parameters), or (trees, samples, parameters) where each tree has its
+            own (a graph that is not shared).
 
     Returns:
         (trees, samples, parameters); 0 for a tree that does not depend on the prediction.
     """
     values, tangents = (
-        {name: arrays.asarray(array) for name, array in variables.items()} for variables in batch.variables(predictions)
+        {name: arrays.asarray(array) for name, array in variables.items()}
+        for variables in batch.variables(predictions)
     )
     _, slopes = graph.evaluate(values, tangents, arrays)
     result = np.zeros((len(graph.roots), *predictions.shape[-2:]))
     moving = np.flatnonzero(graph.roots >= graph.fixed)
     with np.errstate(all="ignore"):
-        roots = arrays.numpy(arrays.gather(slopes, arrays.indices(graph.roots[moving] - graph.fixed)))
-        result[moving] = reduce(roots, graph.wide[moving], batch.weights).T.reshape(-1, *predictions.shape[-2:])
+        roots = arrays.numpy(
+            arrays.gather(slopes, arrays.indices(graph.roots[moving] - graph.fixed))
+        )
+        result[moving] = reduce(roots, graph.wide[moving], batch.weights).T.reshape(
+            -1, *predictions.shape[-2:]
+        )
     return result
 
 
 def areas_and_slopes(boxes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Union, intersection and enclosing area of boxes with targets centred at 0, and their derivatives.
+    """Union, intersection and enclosing area of boxes with targets centred at 0, and their
+    derivatives.
 
     Args:
         boxes: (..., 4) centre x, centre y, log width, log height, in units of the target.
@@ -169,8 +193,12 @@ def areas_and_slopes(boxes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray
     outer_upper, outer_lower = high > edge, low < -edge
     by_centre = np.stack([upper * 1.0 - lower, outer_upper * 1.0 - outer_lower]) * targets
     by_size = np.stack([upper * 0.5 + lower * 0.5, outer_upper * 0.5 + outer_lower * 0.5]) * size
-    other = np.stack([overlap, enclosing])[..., ::-1]  # the other side's extent: the height for the width
+    other = np.stack([overlap, enclosing])[
+        ..., ::-1
+    ]  # the other side's extent: the height for the width
     overlap_slope, enclosing_slope = np.concatenate([by_centre * other, by_size * other], -1)
-    area_slope = np.concatenate([np.zeros_like(size), np.broadcast_to(size.prod(-1)[..., None], size.shape)], -1)
+    area_slope = np.concatenate(
+        [np.zeros_like(size), np.broadcast_to(size.prod(-1)[..., None], size.shape)], -1
+    )
     areas = areas_of(np.concatenate([centre, size], -1), np.concatenate([0 * targets, targets], -1))
     return areas, np.stack([area_slope - overlap_slope, overlap_slope, enclosing_slope])

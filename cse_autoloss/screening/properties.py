@@ -1,7 +1,8 @@
 """Convergence-property verification: is this the shape of a loss?
 
-The properties, in the order in which they are checked, cheapest first. All are judged along sweeps, which run towards
-the label or target (see ``probes``); CSE-Autoloss (ICLR 2021), section 3.3, has monotonicity and convergence.
+The properties, in the order in which they are checked, cheapest first. All are judged along sweeps,
+which run towards the label or target (see ``probes``); CSE-Autoloss (ICLR 2021), section 3.3, has
+monotonicity and convergence.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ NEGLIGIBLE = 1e-6  # slope per unit of value under which float32 shows nothing b
 
 
 def reduce(values: np.ndarray, wide: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """The loss of each sample from the values of an expression: (trees, points, columns) to (points, trees).
+    """The loss of each sample from the values of an expression: (trees, points, columns) to
+    (points, trees).
 
     A value with the class axis is summed over it; weights are those of the one-stage losses.
     """
@@ -62,7 +64,10 @@ def violations(
     def by_group(array: np.ndarray) -> np.ndarray:
         return array.reshape(groups, sweeps * steps, -1)
 
-    lines, inclines = values.reshape(groups * sweeps, steps, -1), slopes.reshape(groups * sweeps, steps, -1)
+    lines, inclines = (
+        values.reshape(groups * sweeps, steps, -1),
+        slopes.reshape(groups * sweeps, steps, -1),
+    )
     rounding = NEGLIGIBLE * np.abs(lines).max(axis=1, keepdims=True)
     steepest = np.abs(inclines).max(axis=1, keepdims=True)
     rising = inclines > np.maximum(tolerances.monotonicity * steepest, rounding)
@@ -80,7 +85,9 @@ def violations(
     yield NOT_FLAT, (flat & wrong).reshape(slopes.shape)
 
 
-def first_failures(values: np.ndarray, slopes: np.ndarray, block: Block, tolerances: Tolerances) -> np.ndarray:
+def first_failures(
+    values: np.ndarray, slopes: np.ndarray, block: Block, tolerances: Tolerances
+) -> np.ndarray:
     """(trees,) index in ``PROPERTIES`` of the first property that each candidate misses, or -1."""
     failed = np.full(values.shape[1], -1, np.int8)
     with np.errstate(all="ignore"):

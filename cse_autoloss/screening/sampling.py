@@ -43,7 +43,8 @@ def sample(
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
 ) -> Sample:
-    """Draw and screen ``count`` candidates. The result but for its time is the same for any number of workers.
+    """Draw and screen ``count`` candidates. The result but for its time is the same for any number
+    of workers.
 
     Args:
         depths: lowest and highest depth limit of a tree.
@@ -54,16 +55,27 @@ def sample(
     if workers is None:
         sampler = Sampler(space.origin, seed, depths, batch_size)
         started = time.monotonic()
-        return _merge(count, (sampler.chunk(number, size) for number, size in enumerate(sizes)), started)
+        return _merge(
+            count, (sampler.chunk(number, size) for number, size in enumerate(sizes)), started
+        )
     import ray
 
-    ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        address="local",
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
     try:
         remote = ray.remote(num_cpus=1)(Sampler)
         samplers = [remote.remote(space.origin, seed, depths, batch_size) for _ in range(workers)]
         ray.get([sampler.ready.remote() for sampler in samplers])
         started = time.monotonic()
-        results = [samplers[number % workers].chunk.remote(number, size) for number, size in enumerate(sizes)]
+        results = [
+            samplers[number % workers].chunk.remote(number, size)
+            for number, size in enumerate(sizes)
+        ]
         return _merge(count, map(ray.get, results), started)
     finally:
         ray.shutdown()
@@ -90,10 +102,17 @@ class Sampler:
 
 
 def _merge(count: int, chunks: Iterable[Chunk], started: float) -> Sample:
-    """Put chunks together in their order; a candidate that two of them have is the earlier one's."""
+    """Put chunks together in their order; a candidate that two of them have is the earlier
+    one's."""
     seen, tally, survivors = Seen(), np.zeros(len(PROPERTIES), np.int64), []
     for hashes, codes, texts in chunks:
         fresh = seen.add(hashes)
         survivors += [text for text, new in zip(texts, fresh[codes == ACCEPTED]) if new]
         tally += np.bincount(codes[fresh & (codes >= 0)], minlength=len(PROPERTIES))
-    return Sample(count, len(seen), dict(zip(PROPERTIES, tally.tolist())), tuple(survivors), time.monotonic() - started)
+    return Sample(
+        count,
+        len(seen),
+        dict(zip(PROPERTIES, tally.tolist())),
+        tuple(survivors),
+        time.monotonic() - started,
+    )

@@ -12,7 +12,13 @@ from cse_autoloss.expression import Expression
 from cse_autoloss.screening.equivalence import Seen
 from cse_autoloss.screening.graph import Arrays, Columns, Forest, Graph, Language
 from cse_autoloss.screening.probes import Block, Probes
-from cse_autoloss.screening.properties import PROPERTIES, USES_PREDICTION, first_failures, reduce, violations
+from cse_autoloss.screening.properties import (
+    PROPERTIES,
+    USES_PREDICTION,
+    first_failures,
+    reduce,
+    violations,
+)
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
 
@@ -50,7 +56,8 @@ class Verdict:
         accepted: whether it has all properties.
         failed: the first property that it misses (one of ``PROPERTIES``), or None.
         detail: one line for a reader.
-        counterexample: where it misses it; None if it has all, or does not use the prediction at all.
+        counterexample: where it misses it; None if it has all, or does not use the prediction at
+            all.
     """
 
     accepted: bool
@@ -65,8 +72,8 @@ class ScreenReport:
 
     Attributes:
         population: what was screened.
-        codes: (n,) int8: ``ACCEPTED``, ``DUPLICATE`` (of an earlier row, or of a candidate of an earlier call), or the
-            index in ``PROPERTIES`` of the property that fell.
+        codes: (n,) int8: ``ACCEPTED``, ``DUPLICATE`` (of an earlier row, or of a candidate of an
+            earlier call), or the index in ``PROPERTIES`` of the property that fell.
         hashes: (n,) uint64; equal for duplicates.
     """
 
@@ -85,7 +92,10 @@ class ScreenReport:
     @cached_property
     def rejected(self) -> dict[str, int]:
         """Property to the number of unique candidates that fell to it, in order of checking."""
-        return {name: int(np.count_nonzero(self.codes == index)) for index, name in enumerate(PROPERTIES)}
+        return {
+            name: int(np.count_nonzero(self.codes == index))
+            for index, name in enumerate(PROPERTIES)
+        }
 
     @cached_property
     def survivors(self) -> list[Expression]:
@@ -100,16 +110,22 @@ class ScreenReport:
 
 
 class Screener:
-    """Screens candidates of one space; keeps its probes and buffers between calls, and what it has seen.
+    """Screens candidates of one space; keeps its probes and buffers between calls, and what it has
+    seen.
 
     Args:
-        batch_size: candidates that share a graph. More of them share more; memory grows with it (see
-        docs/screening.md). seen: what ``Seen.to_json`` wrote, to go on from there. device: a torch device such as
-        ``"cuda"``; None is NumPy on the CPU.
+        batch_size: candidates that share a graph. More of them share more; memory grows with it
+            (see
+        docs/screening.md). seen: what ``Seen.to_json`` wrote, to go on from there. device: a torch
+        device such as ``"cuda"``; None is NumPy on the CPU.
     """
 
     def __init__(
-        self, space: SearchSpace, batch_size: int = BATCH_SIZE, seen: str | None = None, device: str | None = None
+        self,
+        space: SearchSpace,
+        batch_size: int = BATCH_SIZE,
+        seen: str | None = None,
+        device: str | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
@@ -129,12 +145,16 @@ class Screener:
     def screen(self, candidates: Population | Iterable[Expression]) -> ScreenReport:
         """Judge each candidate that is not a duplicate, and remember it as seen."""
         population = (
-            candidates if isinstance(candidates, Population) else Population.from_expressions(candidates, self.space)
+            candidates
+            if isinstance(candidates, Population)
+            else Population.from_expressions(candidates, self.space)
         )
         codes, hashes = np.empty(len(population), np.int8), np.empty(len(population), np.uint64)
         for start in range(0, len(population), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            codes[batch], hashes[batch] = self._batch(population.slice(start, start + self.batch_size))
+            codes[batch], hashes[batch] = self._batch(
+                population.slice(start, start + self.batch_size)
+            )
         return ScreenReport(population, codes, hashes)
 
     def verify(self, expression: Expression) -> Verdict:
@@ -143,7 +163,9 @@ class Screener:
         if graph is None:
             predicted = ", ".join(sorted(self.space.predicted))
             return Verdict(
-                False, USES_PREDICTION, f"the loss does not depend on the prediction ({predicted} is missing)"
+                False,
+                USES_PREDICTION,
+                f"the loss does not depend on the prediction ({predicted} is missing)",
             )
         for index, block in enumerate(self.probes.blocks):
             values, slopes = self._losses(graph, index)
@@ -155,8 +177,8 @@ class Screener:
         return Verdict(True, None, "all properties hold")
 
     def traces(self, expression: Expression) -> list[Trace]:
-        """The loss along every sweep of the largest block that it is held to; empty if it does not use the
-        prediction."""
+        """The loss along every sweep of the largest block that it is held to; empty if it does not
+        use the prediction."""
         graph = self._graph(expression)
         if graph is None:
             return []
@@ -165,11 +187,18 @@ class Screener:
             key=lambda i: len(self.probes.blocks[i].positions),
         )
         block, (values, slopes) = self.probes.blocks[index], self._losses(graph, index)
-        return [_trace(block, values[:, 0], slopes[:, 0], start) for start in range(0, len(values), block.shape[2])]
+        return [
+            _trace(block, values[:, 0], slopes[:, 0], start)
+            for start in range(0, len(values), block.shape[2])
+        ]
 
     def _graph(self, expression: Expression) -> Graph | None:
         population = Population.from_expressions([expression], self.space)
-        return Graph.of_population(population, self.language) if self.uses_prediction(population)[0] else None
+        return (
+            Graph.of_population(population, self.language)
+            if self.uses_prediction(population)[0]
+            else None
+        )
 
     def uses_prediction(self, population: Population) -> np.ndarray:
         """(n,) bool: whether a variable that depends on the prediction occurs."""
@@ -182,7 +211,9 @@ class Screener:
     def _batch(self, population: Population) -> tuple[np.ndarray, np.ndarray]:
         uses = self.uses_prediction(population)
         codes, hashes = np.empty(len(population), np.int8), np.empty(len(population), np.uint64)
-        columns = Columns.of(population, np.flatnonzero(~uses))  # need not be understood, only be told apart
+        columns = Columns.of(
+            population, np.flatnonzero(~uses)
+        )  # need not be understood, only be told apart
         hashes[columns.rows] = columns.hashes(self.language.keys)
         codes[columns.rows] = np.where(
             self.seen.add(hashes[columns.rows]), PROPERTIES.index(USES_PREDICTION), DUPLICATE
@@ -190,7 +221,9 @@ class Screener:
         columns = Columns.of(population, np.flatnonzero(uses))
         forest = Forest.of(columns, self.language)
         hashes[columns.rows] = forest.hashes[: len(forest)]
-        verdicts = np.where(self.seen.add(forest.hashes[: len(forest)]), np.int8(ACCEPTED), np.int8(DUPLICATE))
+        verdicts = np.where(
+            self.seen.add(forest.hashes[: len(forest)]), np.int8(ACCEPTED), np.int8(DUPLICATE)
+        )
         for index, block in enumerate(self.probes.blocks):
             for trees in self._parts(columns, np.flatnonzero(verdicts == ACCEPTED), block):
                 verdicts[trees] = first_failures(
@@ -205,7 +238,9 @@ class Screener:
             return []
         size = 4 * len(block.positions) * block.columns
         return np.split(
-            trees, np.flatnonzero(np.diff(np.cumsum(columns.lengths.take(trees)) * size // BLOCK_BYTES)) + 1
+            trees,
+            np.flatnonzero(np.diff(np.cumsum(columns.lengths.take(trees)) * size // BLOCK_BYTES))
+            + 1,
         )
 
     def _losses(self, graph: Graph, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +251,9 @@ class Screener:
         with np.errstate(all="ignore"):
             return (
                 reduce(arrays.numpy(arrays.gather(values, roots)), graph.wide, weights),
-                reduce(arrays.numpy(arrays.gather(tangents, roots - graph.fixed)), graph.wide, weights),
+                reduce(
+                    arrays.numpy(arrays.gather(tangents, roots - graph.fixed)), graph.wide, weights
+                ),
             )
 
 

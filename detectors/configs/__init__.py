@@ -1,4 +1,6 @@
-"""Configs of detectors: what each changes; the rest is inherited from mmdet's own, which its package carries."""
+"""Configs of detectors: what each changes; the rest is inherited from mmdet's own, which its
+package carries."""
+
 from __future__ import annotations
 
 import copy
@@ -14,7 +16,8 @@ def mmdet_config(name: str) -> str:
     """Path of one of mmdet's own configs, for a config's ``_base_``.
 
     Args:
-        name: path below mmdet's ``configs`` folder, e.g. ``"fcos/fcos_center-normbbox-centeronreg-giou_r50_caffe_...py"``.
+        name: path below mmdet's ``configs`` folder, e.g.
+            ``"fcos/fcos_center-normbbox-centeronreg-giou_r50_caffe_...py"``.
 
     Raises:
         FileNotFoundError: this mmdet has no such config, or was installed without its configs.
@@ -22,15 +25,18 @@ def mmdet_config(name: str) -> str:
     spec = importlib.util.find_spec("mmdet")
     path = Path(spec.submodule_search_locations[0], ".mim", "configs", name)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not in the installed mmdet; the package on PyPI carries its configs")
+        raise FileNotFoundError(
+            f"{path}: not in the installed mmdet; the package on PyPI carries its configs"
+        )
     return str(path)
 
 
 def changed(path: str, key: str, changes: Mapping[str, Any]) -> Any:
-    """A part of another config with changes merged in, each element with the same ones where that part is a list.
+    """A part of another config with changes merged in, each element with the same ones where that
+    part is a list.
 
-    A config inherits whole files and merges dicts alone; this is for one that takes the model of one file and all else of
-    another, and for the stages of a cascade.
+    A config inherits whole files and merges dicts alone; this is for one that takes the model of
+    one file and all else of another, and for the stages of a cascade.
 
     Args:
         path: of the other config.
@@ -47,17 +53,29 @@ def changed(path: str, key: str, changes: Mapping[str, Any]) -> Any:
 
 def _merged(part: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     config = Config(dict(part=part))
-    config.merge_from_dict(dict(part=copy.deepcopy(changes)))  # a copy, for merging takes each _delete_ out
+    config.merge_from_dict(
+        dict(part=copy.deepcopy(changes))
+    )  # a copy, for merging takes each _delete_ out
     return config.part.to_dict()
 
 
-def searched_loss(expression: str, space: str, loss_weight: float, **options: Any) -> dict[str, Any]:
+def searched_loss(
+    expression: str, space: str, loss_weight: float, **options: Any
+) -> dict[str, Any]:
     """A searched loss in place of the one that a config inherits."""
-    return dict(_delete_=True, type="SearchedLoss", expression=expression, space=space, loss_weight=loss_weight, **options)
+    return dict(
+        _delete_=True,
+        type="SearchedLoss",
+        expression=expression,
+        space=space,
+        loss_weight=loss_weight,
+        **options,
+    )
 
 
 def autoloss_a() -> dict[str, Any]:
-    """What CSE-Autoloss-A changes in the head of an R-CNN: its losses, on decoded boxes, at the paper's weights."""
+    """What CSE-Autoloss-A changes in the head of an R-CNN: its losses, on decoded boxes, at the
+    paper's weights."""
     return dict(
         type="IoUAwareShared2FCBBoxHead",
         reg_decoded_bbox=True,
@@ -67,7 +85,8 @@ def autoloss_a() -> dict[str, Any]:
 
 
 def autoloss_b(head: str) -> dict[str, Any]:
-    """What CSE-Autoloss-B changes in a one-stage head: its losses, at the paper's weights, and IoU in centerness's place.
+    """What CSE-Autoloss-B changes in a one-stage head: its losses, at the paper's weights, and IoU
+    in centerness's place.
 
     Args:
         head: name of the IoU-aware head.

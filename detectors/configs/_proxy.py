@@ -1,7 +1,9 @@
-"""What all proxies share: images of 128 pixels, a schedule that trains on one CPU core in half a minute, the warm-up.
+"""What all proxies share: images of 128 pixels, a schedule that trains on one CPU core in half a
+minute, the warm-up.
 
 AdamW on one cycle learns in hundreds of steps what SGD needs thousands for.
 """
+
 from detectors.configs import mmdet_config
 
 _base_ = [
@@ -53,10 +55,10 @@ runner = dict(_delete_=True, type="IterBasedRunner", max_iters=250)
 
 custom_imports = dict(imports=["detectors"], allow_failed_imports=False)
 
-# What a trial of a search is beyond a training; read by detectors.training. The warm-up stands in for ImageNet weights:
-# backbone, neck, any RPN and a dense head's towers are trained once with the default losses, nothing frozen. A trial starts
-# from them with new last layers, or R-CNN heads, and like all of mmdet's configs keeps the backbone's first stage and batch
-# statistics as they are.
+# What a trial of a search is beyond a training; read by detectors.training. The warm-up stands in
+# for ImageNet weights: backbone, neck, any RPN and a dense head's towers are trained once with the
+# default losses, nothing frozen. A trial starts from them with new last layers, or R-CNN heads, and
+# like all of mmdet's configs keeps the backbone's first stage and batch statistics as they are.
 proxy = dict(
     warmup=dict(
         steps=800,
@@ -68,5 +70,5 @@ proxy = dict(
             "lr_config.max_lr": 3e-3,
         },
     ),
-    verify_steps=50,
+    tiny_steps=50,
 )

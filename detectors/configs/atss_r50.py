@@ -2,6 +2,7 @@
 
 The regression loss has weight 1, where ATSS's own has 2.
 """
+
 from detectors.configs import autoloss_b, mmdet_config
 
 _base_ = mmdet_config("atss/atss_r50_fpn_1x_coco.py")

@@ -1,4 +1,6 @@
-"""The proxy of Cascade R-CNN: that of Faster R-CNN with mmdet's three stages, each as small as its one."""
+"""The proxy of Cascade R-CNN: that of Faster R-CNN with mmdet's three stages, each as small as its
+one."""
+
 from detectors.configs import changed, mmdet_config
 
 _base_ = "./faster_rcnn_proxy.py"
@@ -12,7 +14,12 @@ model = dict(
         bbox_head=changed(
             mmdet_config("_base_/models/cascade_rcnn_r50_fpn.py"),
             "model.roi_head.bbox_head",
-            dict(type="IoUAwareShared2FCBBoxHead", in_channels=32, fc_out_channels=256, roi_feat_size=5),
+            dict(
+                type="IoUAwareShared2FCBBoxHead",
+                in_channels=32,
+                fc_out_channels=256,
+                roi_feat_size=5,
+            ),
         ),
     ),
     train_cfg=dict(

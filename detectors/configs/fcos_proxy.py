@@ -1,4 +1,6 @@
-"""The proxy of FCOS: on strides 4 to 32, one convolution of 96 channels in each branch of its head."""
+"""The proxy of FCOS: on strides 4 to 32, one convolution of 96 channels in each branch of its
+head."""
+
 from detectors.configs import changed, mmdet_config
 
 _base_ = "./_proxy.py"
@@ -8,7 +10,12 @@ model = changed(
     "model",
     dict(
         backbone=dict(
-            depth=18, base_channels=16, stem_channels=16, style="pytorch", norm_cfg=dict(requires_grad=True), init_cfg=None
+            depth=18,
+            base_channels=16,
+            stem_channels=16,
+            style="pytorch",
+            norm_cfg=dict(requires_grad=True),
+            init_cfg=None,
         ),
         neck=dict(in_channels=[16, 32, 64, 128], out_channels=32, start_level=0, num_outs=4),
         bbox_head=dict(

@@ -2,6 +2,7 @@
 
 The config that it inherits has norm_on_bbox, centerness_on_reg and center_sampling.
 """
+
 from detectors.configs import autoloss_b, mmdet_config
 
 _base_ = mmdet_config("fcos/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_1x_coco.py")

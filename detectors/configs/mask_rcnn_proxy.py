@@ -1,4 +1,6 @@
-"""The proxy of Mask R-CNN: that of Faster R-CNN, and a mask head of two convolutions on 7 x 7 bins."""
+"""The proxy of Mask R-CNN: that of Faster R-CNN, and a mask head of two convolutions on 7 x 7
+bins."""
+
 from detectors.configs import changed, mmdet_config
 
 _base_ = "./faster_rcnn_proxy.py"
@@ -26,7 +28,9 @@ train_pipeline = [
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", img_scale=(128, 128), keep_ratio=True),
     dict(type="RandomFlip", flip_ratio=[0.25, 0.25], direction=["horizontal", "vertical"]),
-    dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
+    dict(
+        type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
+    ),
     dict(type="Pad", size_divisor=32),
     dict(type="DefaultFormatBundle"),
     dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels", "gt_masks"]),

@@ -1,4 +1,5 @@
 """Mask R-CNN R50 with CSE-Autoloss-A on its boxes, COCO 1x. The paper: 39.1 box mAP on COCO val."""
+
 from detectors.configs import autoloss_a, mmdet_config
 
 _base_ = mmdet_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py")

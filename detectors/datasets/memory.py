@@ -1,4 +1,5 @@
 """Images that are decoded once: mmdet's LoadImageFromFile with a memory."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,7 +9,8 @@ from mmdet.datasets.pipelines import LoadImageFromFile
 
 @PIPELINES.register_module()
 class LoadImageFromMemory(LoadImageFromFile):
-    """Reads an image on its first use and keeps it, decoded, until ``limit`` bytes are held; then it reads as usual.
+    """Reads an image on its first use and keeps it, decoded, until ``limit`` bytes are held; then
+    it reads as usual.
 
     Args:
         limit: bytes of decoded images to keep, for each data set and process.

@@ -1,13 +1,17 @@
-"""The embedded data set: shapes on textured backgrounds, drawn from a seed, in COCO format with boxes and polygon masks.
+"""The embedded data set: shapes on textured backgrounds, drawn from a seed, in COCO format with
+boxes and polygon masks.
 
-It is small enough to be made in seconds and hard enough that detectors differ on it: class frequencies have a long tail
-(Zipf: the rarest class is six times as rare as the most common one), sizes run from 8 pixels to over half of the
-image, shapes are rotated, textured, low in contrast and occlude each other, and every second image holds distractors
-that are no object: outlines of the very same shapes, and shapes of no class (pentagon, half disc, parallelogram).
+It is small enough to be made in seconds and hard enough that detectors differ on it: class
+frequencies have a long tail (Zipf: the rarest class is six times as rare as the most common one),
+sizes run from 8 pixels to over half of the image, shapes are rotated, textured, low in contrast and
+occlude each other, and every second image holds distractors that are no object: outlines of the
+very same shapes, and shapes of no class (pentagon, half disc, parallelogram).
 
-All drawing is integer arithmetic on a 2x supersampled canvas and NumPy arithmetic seeded for each image alone, so the
-same seed gives the same bytes, and an image does not depend on how many others are drawn.
+All drawing is integer arithmetic on a 2x supersampled canvas and NumPy arithmetic seeded for each
+image alone, so the same seed gives the same bytes, and an image does not depend on how many others
+are drawn.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,9 +25,10 @@ import cv2
 import numpy as np
 
 CLASSES = ("disc", "square", "triangle", "cross", "star", "crescent")
-SPLITS = {"train": 800, "val": 240, "test": 400, "verify": len(CLASSES)}
+SPLITS = {"train": 800, "val": 240, "test": 400, "tiny": len(CLASSES)}
 IMAGE_SIZE = 128  # pixels, both sides
 VERSION = 3  # of the drawing: a change of the bytes that a seed gives is a new version
+LAYOUT = 2  # of the folder: names of splits and files
 
 _SCALE = 2  # supersampling: the canvas on which shapes are drawn has 2 x 2 samples a pixel
 _MIN_SIZE, _MAX_SIZE = 8, 84  # pixels, longer side of an object's box
@@ -37,14 +42,17 @@ class _Object:
 
 
 def write(folder: str | Path, seed: int = 0, splits: dict[str, int] | None = None) -> Path:
-    """Write the data set as ``folder/annotations/instances_<split>2017.json`` and ``folder/<split>2017/*.png``.
+    """Write the data set as ``folder/annotations/instances_<split>2017.json`` and
+    ``folder/<split>2017/*.png``.
 
-    The folder appears complete or not at all: everything is written beside it first and then renamed.
+    The folder appears complete or not at all: everything is written beside it first and then
+    renamed.
 
     Args:
         folder: where to; must not exist, or be empty.
         seed: which data set; the same seed gives the same bytes.
-        splits: split to number of images; :data:`SPLITS` unless given. In ``verify``, image i shows category i.
+        splits: split to number of images; :data:`SPLITS` unless given. In ``tiny``, image i shows
+            category i.
 
     Returns:
         The folder.
@@ -75,24 +83,29 @@ def draw(seed: int, split: str, index: int) -> tuple[np.ndarray, list[dict]]:
     Args:
         seed: of the data set.
         split: a name in :data:`SPLITS`.
-        index: of the image in its split; in ``verify`` also the category that it shows.
+        index: of the image in its split; in ``tiny`` also the category that it shows.
 
     Returns:
-        (128, 128, 3) uint8 image, BGR, and a list of COCO annotations (``category_id`` from 1; ``bbox`` and
-        ``segmentation`` in pixels, of the visible part; without ``id`` and ``image_id``).
+        (128, 128, 3) uint8 image, BGR, and a list of COCO annotations (``category_id`` from 1;
+        ``bbox`` and ``segmentation`` in pixels, of the visible part; without ``id`` and
+        ``image_id``).
     """
     rng = np.random.default_rng([seed, VERSION, list(SPLITS).index(split), index])
     side = IMAGE_SIZE * _SCALE
     image = _texture(rng, rng.uniform(40, 215, 3), contrast=rng.uniform(8, 40))
     objects: list[_Object] = []
-    if split == "verify":
+    if split == "tiny":
         wanted = [index % len(CLASSES)] * 2
     else:
         frequency = 1.0 / np.arange(1, len(CLASSES) + 1)
-        wanted = list(rng.choice(len(CLASSES), size=rng.integers(1, 7), p=frequency / frequency.sum()))
+        wanted = list(
+            rng.choice(len(CLASSES), size=rng.integers(1, 7), p=frequency / frequency.sum())
+        )
         wanted += [-1] * int(rng.integers(0, 4) * (rng.random() < 0.5))
         rng.shuffle(wanted)
-    smallest = _MIN_SIZE if split != "verify" else 24  # the verify split asks for learning, not for acuity
+    smallest = (
+        _MIN_SIZE if split != "tiny" else 24
+    )  # the tiny split asks for learning, not for acuity
     for label in wanted:
         placed = _place(rng, int(label), objects, smallest)
         if placed is None:
@@ -117,7 +130,8 @@ def draw(seed: int, split: str, index: int) -> tuple[np.ndarray, list[dict]]:
 
 
 def _colour(rng: np.random.Generator, label: int) -> np.ndarray:
-    """(3,) BGR. Most objects have roughly their class's hue, and distractors anyone's: colour is a hint, no proof."""
+    """(3,) BGR. Most objects have roughly their class's hue, and distractors anyone's: colour is a
+    hint, no proof."""
     hue = label if label >= 0 else rng.integers(len(CLASSES))
     if rng.random() < 0.25:
         return rng.uniform(10, 245, 3)
@@ -135,29 +149,43 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
         if not ok:
             raise OSError(f"{folder / name}: OpenCV could not encode the image")
         (folder / f"{split}2017" / name).write_bytes(png.tobytes())
-        images.append({"id": index + 1, "file_name": name, "width": IMAGE_SIZE, "height": IMAGE_SIZE})
+        images.append(
+            {"id": index + 1, "file_name": name, "width": IMAGE_SIZE, "height": IMAGE_SIZE}
+        )
         for annotation in found:
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
     content = {
-        "info": {"description": "cse_autoloss shapes", "version": str(VERSION), "seed": seed, "split": split},
+        "info": {
+            "description": "cse_autoloss shapes",
+            "version": str(VERSION),
+            "seed": seed,
+            "split": split,
+        },
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)],
+        "categories": [
+            {"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)
+        ],
     }
     text = json.dumps(content, separators=(",", ":"))
     (folder / "annotations" / f"instances_{split}2017.json").write_text(text)
 
 
-def _place(rng: np.random.Generator, label: int, objects: list[_Object], smallest: int) -> _Object | None:
-    """An object that leaves at least half of each one behind it visible, or None if no place for it was found."""
+def _place(
+    rng: np.random.Generator, label: int, objects: list[_Object], smallest: int
+) -> _Object | None:
+    """An object that leaves at least half of each one behind it visible, or None if no place for it
+    was found."""
     hidden = np.zeros((IMAGE_SIZE * _SCALE,) * 2, bool)
     left = []
     for thing in reversed(objects):
         left.append((thing.mask & ~hidden, np.count_nonzero(thing.mask)))
         hidden |= thing.mask
     for _ in range(20):
-        size = smallest * (_MAX_SIZE / smallest) ** (rng.random() ** 0.7)  # every scale, large ones a little more
+        size = smallest * (_MAX_SIZE / smallest) ** (
+            rng.random() ** 0.7
+        )  # every scale, large ones a little more
         mask = _shape(rng, label, size)
         if all(np.count_nonzero(visible & ~mask) >= _MIN_VISIBLE * area for visible, area in left):
             return _Object(label, mask)
@@ -165,7 +193,8 @@ def _place(rng: np.random.Generator, label: int, objects: list[_Object], smalles
 
 
 def _shape(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
-    """(256, 256) bool: a shape of this class, turned at random, the longer side of its box ``size`` pixels long."""
+    """(256, 256) bool: a shape of this class, turned at random, the longer side of its box ``size``
+    pixels long."""
     outline = label < 0 and rng.random() < 0.5
     if outline:
         points = _OUTLINES[rng.choice(list(_OUTLINES))]
@@ -189,9 +218,13 @@ def _shape(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
 
 
 def _annotation(label: int, visible: np.ndarray) -> dict:
-    contours, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contours, _ = cv2.findContours(
+        visible.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
     outlines = [cv2.approxPolyDP(contour, 1.0, True) for contour in contours]
-    kept = [index for index, outline in enumerate(outlines) if len(outline) >= 3]  # slivers left by occlusion go
+    kept = [
+        index for index, outline in enumerate(outlines) if len(outline) >= 3
+    ]  # slivers left by occlusion go
     filled = np.zeros(visible.shape, np.uint8)
     cv2.drawContours(filled, [contours[index] for index in kept], -1, 1, cv2.FILLED)
     rows, columns = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
@@ -201,8 +234,11 @@ def _annotation(label: int, visible: np.ndarray) -> dict:
         "category_id": label + 1,
         "bbox": [float(x), float(y), float(width), float(height)],
         "area": np.count_nonzero(filled) / _SCALE**2,  # of the polygons, which know no holes
-        # findContours follows the samples' centres: half a sample more is a centre's place in pixels.
-        "segmentation": [((outlines[index].reshape(-1, 2) + 0.5) / _SCALE).reshape(-1).tolist() for index in kept],
+        # findContours follows the samples' centres: half a sample more is a centre's place in
+        # pixels.
+        "segmentation": [
+            ((outlines[index].reshape(-1, 2) + 0.5) / _SCALE).reshape(-1).tolist() for index in kept
+        ],
         "iscrowd": 0,
     }
 
@@ -214,7 +250,8 @@ def _shrink(mask: np.ndarray) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, colour: np.ndarray, contrast: float) -> np.ndarray:
-    """(128, 128, 3) float32: the colour, with noise of three grain sizes, and stripes or a slope of brightness."""
+    """(128, 128, 3) float32: the colour, with noise of three grain sizes, and stripes or a slope of
+    brightness."""
     grid = np.arange(IMAGE_SIZE)
     field = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.float32)
     for grain in (4, 16, 32):
@@ -254,7 +291,20 @@ _OUTLINES: dict[str, np.ndarray] = {
     "triangle": _circle(0, 2 * np.pi, 4)[:-1],
     "star": _star(),
     "cross": np.array(
-        [[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]]
+        [
+            [-1, -3],
+            [1, -3],
+            [1, -1],
+            [3, -1],
+            [3, 1],
+            [1, 1],
+            [1, 3],
+            [-1, 3],
+            [-1, 1],
+            [-3, 1],
+            [-3, -1],
+            [-1, -1],
+        ]
     )
     / 3.0,
     "crescent": _crescent(),

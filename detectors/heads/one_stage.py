@@ -1,9 +1,12 @@
-"""FCOS and ATSS heads in which the IoU of each positive's predicted box with its target stands for its centerness.
+"""FCOS and ATSS heads in which the IoU of each positive's predicted box with its target stands for
+its centerness.
 
-As in the released CSE-Autoloss: that IoU, without gradient, is the target of the centerness branch, the weight of the
-regression loss and, summed, its ``avg_factor``; a classification loss that wants it gets it as ``pos_ious``. All else is
-mmdet's, and so are the values of any mmdet loss in these heads.
+As in the released CSE-Autoloss: that IoU, without gradient, is the target of the centerness branch,
+the weight of the regression loss and, summed, its ``avg_factor``; a classification loss that wants
+it gets it as ``pos_ious``. All else is mmdet's, and so are the values of any mmdet loss in these
+heads.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -23,8 +26,8 @@ from detectors.losses import wants_pos_ious
 class IoUAwareFCOSHead(FCOSHead):
     """mmdet's FCOSHead with the IoU in centerness's place.
 
-    With ``norm_on_bbox`` the boxes that the regression loss sees are in units of the level's stride, as they are in mmdet:
-    it matters to a loss whose value depends on the size of boxes.
+    With ``norm_on_bbox`` the boxes that the regression loss sees are in units of the level's
+    stride, as they are in mmdet: it matters to a loss whose value depends on the size of boxes.
     """
 
     @force_fp32(apply_to=("cls_scores", "bbox_preds", "centernesses"))
@@ -38,26 +41,41 @@ class IoUAwareFCOSHead(FCOSHead):
         img_metas: list[dict[str, Any]],
         gt_bboxes_ignore: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """As ``mmdet.models.FCOSHead.loss``, with the same arguments: a tensor a level, (images, channels, H, W)."""
+        """As ``mmdet.models.FCOSHead.loss``, with the same arguments: a tensor a level, (images,
+        channels, H, W)."""
         sizes = [scores.shape[-2:] for scores in cls_scores]
-        points = self.prior_generator.grid_priors(sizes, dtype=bbox_preds[0].dtype, device=bbox_preds[0].device)
-        labels, targets = (torch.cat(levels) for levels in self.get_targets(points, gt_bboxes, gt_labels))
+        points = self.prior_generator.grid_priors(
+            sizes, dtype=bbox_preds[0].dtype, device=bbox_preds[0].device
+        )
+        labels, targets = (
+            torch.cat(levels) for levels in self.get_targets(points, gt_bboxes, gt_labels)
+        )
         points = torch.cat([level.repeat(len(gt_bboxes), 1) for level in points])
         scores, deltas, centerness = (
             torch.cat([_rows(level, width) for level in levels])
-            for levels, width in ((cls_scores, self.cls_out_channels), (bbox_preds, 4), (centernesses, 1))
+            for levels, width in (
+                (cls_scores, self.cls_out_channels),
+                (bbox_preds, 4),
+                (centernesses, 1),
+            )
         )
         rows = _positives(labels, self.num_classes)
         boxes = self.bbox_coder.decode(points[rows], deltas[rows])
         target_boxes = self.bbox_coder.decode(points[rows], targets[rows])
         ious = _ious(boxes, target_boxes)
         positives = max(reduce_mean(scores.new_tensor(float(len(rows)))), 1.0)
-        total_iou = max(reduce_mean(ious.sum()), 1e-6)  # asked of every process, also of one without positives
+        total_iou = max(
+            reduce_mean(ious.sum()), 1e-6
+        )  # asked of every process, also of one without positives
         extra = {"pos_ious": ious} if wants_pos_ious(self.loss_cls) else {}
         losses = {"loss_cls": self.loss_cls(scores, labels, avg_factor=positives, **extra)}
         if len(rows):
-            losses["loss_bbox"] = self.loss_bbox(boxes, target_boxes, weight=ious, avg_factor=total_iou)
-            losses["loss_centerness"] = self.loss_centerness(centerness[rows, 0], ious, avg_factor=positives)
+            losses["loss_bbox"] = self.loss_bbox(
+                boxes, target_boxes, weight=ious, avg_factor=total_iou
+            )
+            losses["loss_centerness"] = self.loss_centerness(
+                centerness[rows, 0], ious, avg_factor=positives
+            )
         else:
             losses["loss_bbox"] = deltas[rows].sum()
             losses["loss_centerness"] = centerness[rows].sum()
@@ -82,7 +100,8 @@ class IoUAwareATSSHead(ATSSHead):
         """As ``mmdet.models.ATSSHead.loss_single``, with the same arguments, of one level.
 
         Returns:
-            Losses of classification, regression (a sum, which ``loss`` divides) and centerness; the sum of the IoUs.
+            Losses of classification, regression (a sum, which ``loss`` divides) and centerness; the
+            sum of the IoUs.
         """
         scores, deltas = _rows(cls_score, self.cls_out_channels), _rows(bbox_pred, 4)
         centerness = _rows(centerness, 1)
@@ -97,7 +116,9 @@ class IoUAwareATSSHead(ATSSHead):
         )
         if len(rows):
             loss_bbox = self.loss_bbox(boxes, targets, weight=ious, avg_factor=1.0)
-            loss_centerness = self.loss_centerness(centerness[rows, 0], ious, avg_factor=num_total_samples)
+            loss_centerness = self.loss_centerness(
+                centerness[rows, 0], ious, avg_factor=num_total_samples
+            )
         else:
             loss_bbox, loss_centerness = deltas.sum() * 0, centerness.sum() * 0
         return loss_cls, loss_bbox, loss_centerness, ious.sum()

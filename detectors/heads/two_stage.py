@@ -1,7 +1,10 @@
-"""R-CNN heads that hand the classification loss the IoU of each positive's predicted box with its target.
+"""R-CNN heads that hand the classification loss the IoU of each positive's predicted box with its
+target.
 
-With a loss that wants no IoU they are mmdet's. Cascade R-CNN has one in each stage; Mask R-CNN has one beside its masks.
+With a loss that wants no IoU they are mmdet's. Cascade R-CNN has one in each stage; Mask R-CNN has
+one beside its masks.
 """
+
 from __future__ import annotations
 
 import torch
@@ -9,7 +12,11 @@ from mmcv.runner import force_fp32
 from mmdet.core import bbox_overlaps
 from mmdet.models import HEADS
 from mmdet.models.losses import accuracy
-from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from mmdet.models.roi_heads.bbox_heads import (
+    ConvFCBBoxHead,
+    Shared2FCBBoxHead,
+    Shared4Conv1FCBBoxHead,
+)
 from torch import Tensor
 
 from cse_autoloss.losses import MIN_IOU
@@ -17,7 +24,8 @@ from detectors.losses import wants_pos_ious
 
 
 class _IoUAware:
-    """Mixed into a BBoxHead of mmdet: hands ``loss_cls`` the IoU of each positive's predicted box with its target."""
+    """Mixed into a BBoxHead of mmdet: hands ``loss_cls`` the IoU of each positive's predicted box
+    with its target."""
 
     @force_fp32(apply_to=("cls_score", "bbox_pred"))
     def loss(
@@ -33,7 +41,12 @@ class _IoUAware:
     ) -> dict[str, Tensor]:
         """As ``mmdet.models.roi_heads.BBoxHead.loss``, with the same arguments."""
         targets = (labels, label_weights, bbox_targets, bbox_weights, reduction_override)
-        if cls_score is None or cls_score.numel() == 0 or bbox_pred is None or not wants_pos_ious(self.loss_cls):
+        if (
+            cls_score is None
+            or cls_score.numel() == 0
+            or bbox_pred is None
+            or not wants_pos_ious(self.loss_cls)
+        ):
             return super().loss(cls_score, bbox_pred, rois, *targets)
         losses = {
             "loss_cls": self.loss_cls(
@@ -50,7 +63,9 @@ class _IoUAware:
         return losses
 
     @torch.no_grad()
-    def pos_ious(self, bbox_pred: Tensor, rois: Tensor, labels: Tensor, bbox_targets: Tensor) -> Tensor:
+    def pos_ious(
+        self, bbox_pred: Tensor, rois: Tensor, labels: Tensor, bbox_targets: Tensor
+    ) -> Tensor:
         """IoU of each positive's predicted box, of its own class, with its target.
 
         Args:
@@ -65,7 +80,9 @@ class _IoUAware:
         positive = (labels >= 0) & (labels < self.num_classes)
         boxes, deltas, targets = rois[positive, 1:], bbox_pred[positive], bbox_targets[positive]
         if not self.reg_class_agnostic:
-            deltas = deltas.view(len(deltas), self.num_classes, 4)[torch.arange(len(deltas)), labels[positive]]
+            deltas = deltas.view(len(deltas), self.num_classes, 4)[
+                torch.arange(len(deltas)), labels[positive]
+            ]
         if not self.reg_decoded_bbox:
             targets = self.bbox_coder.decode(boxes, targets)
         predicted = self.bbox_coder.decode(boxes, deltas)
@@ -84,4 +101,5 @@ class IoUAwareShared2FCBBoxHead(_IoUAware, Shared2FCBBoxHead):
 
 @HEADS.register_module()
 class IoUAwareShared4Conv1FCBBoxHead(_IoUAware, Shared4Conv1FCBBoxHead):
-    """mmdet's Shared4Conv1FCBBoxHead with the IoU of each positive handed to the classification loss."""
+    """mmdet's Shared4Conv1FCBBoxHead with the IoU of each positive handed to the classification
+    loss."""

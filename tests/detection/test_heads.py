@@ -1,9 +1,9 @@
-"""IoU-aware heads, the registered searched loss, and the mends that let mmdet run."""
+"""IoU-aware heads, the registered searched loss, and the patches that let mmdet run."""
+
 import subprocess
 import sys
 from pathlib import Path
 
-import detectors  # noqa: F401 - before mmdet: makes the mends and registers
 import mmdet
 import numpy as np
 import pytest
@@ -22,13 +22,24 @@ CLASSES = 5
 class Recording(nn.Module):
     """A classification loss that asks for IoUs and keeps them."""
 
-    def forward(self, pred, target, pos_ious=None, weight=None, avg_factor=None, reduction_override=None):
+    def forward(
+        self, pred, target, pos_ious=None, weight=None, avg_factor=None, reduction_override=None
+    ):
         self.pos_ious = pos_ious
         return pred.sum() * 0
 
 
 def head(name="IoUAwareShared2FCBBoxHead", **changes):
-    return build_head(dict(type=name, in_channels=4, fc_out_channels=8, roi_feat_size=3, num_classes=CLASSES, **changes))
+    return build_head(
+        dict(
+            type=name,
+            in_channels=4,
+            fc_out_channels=8,
+            roi_feat_size=3,
+            num_classes=CLASSES,
+            **changes,
+        )
+    )
 
 
 def batch(decoded, agnostic=False, positives=(True, False, True, True, False)):
@@ -59,7 +70,9 @@ def test_each_positive_brings_the_iou_of_its_own_classs_predicted_box(decoded, a
     for row in range(len(labels)):
         if labels[row] < CLASSES:
             start = 0 if agnostic else 4 * labels[row]
-            box = made.bbox_coder.decode(rois[row : row + 1, 1:], deltas[row : row + 1, start : start + 4])
+            box = made.bbox_coder.decode(
+                rois[row : row + 1, 1:], deltas[row : row + 1, start : start + 4]
+            )
             expected.append(bbox_overlaps(box, targets[row : row + 1])[0, 0])
     assert torch.allclose(made.loss_cls.pos_ious, torch.stack(expected), atol=1e-5)
     assert not made.loss_cls.pos_ious.requires_grad
@@ -86,7 +99,9 @@ def test_with_a_loss_that_wants_no_iou_the_head_is_mmdets():
         layers = {"num_shared_fcs": 1} if name == "ConvFCBBoxHead" else {}
         ours, mmdets = head(aware, **layers), head(name, **layers)
         expected, found = mmdets.loss(*arguments), ours.loss(*arguments)
-        assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
+        assert expected.keys() == found.keys() and all(
+            torch.equal(expected[key], found[key]) for key in expected
+        )
 
 
 def test_a_searched_loss_is_built_by_mmdets_registry_and_reaches_both_branches():
@@ -132,7 +147,9 @@ def test_importing_the_package_leaves_no_torchvision_and_no_old_numpy_behind():
     assert done.returncode == 0, done.stderr
 
 
-def test_mmdets_own_scripts_run_under_the_mends():
+def test_mmdets_own_scripts_run_under_the_patches():
     script = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
-    done = subprocess.run([sys.executable, "-m", "detectors", str(script), "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "detectors", str(script), "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "train config file path" in done.stdout, done.stderr

@@ -1,4 +1,5 @@
 """Many processes train as one does: same seed, same global batch, same losses and gradients."""
+
 import os
 import subprocess
 import sys
@@ -8,11 +9,10 @@ from statistics import median
 import pytest
 import torch
 
-import detectors  # noqa: F401 - before mmdet: makes the mends and registers
 from detectors.configs import __file__ as configs
 from detectors.train import Training, train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS = 10
 CONFIG = """
 _base_ = "{base}"
@@ -43,31 +43,57 @@ model = dict(train_cfg=dict(rpn=by_image, rcnn=by_image))
 def training(folder, base, images, processes):
     """A config file and where its record of ten steps goes, with as many images a step in all."""
     path, config = folder / f"{base}-{processes}.pt", folder / f"{base}_{processes}.py"
-    config.write_text(CONFIG.format(base=Path(configs).parent / f"{base}.py", images=images // processes, steps=STEPS,
-                                    record=path, extra=BY_IMAGE if "rcnn" in base else ""))
+    config.write_text(
+        CONFIG.format(
+            base=Path(configs).parent / f"{base}.py",
+            images=images // processes,
+            steps=STEPS,
+            record=path,
+            extra=BY_IMAGE if "rcnn" in base else "",
+        )
+    )
     return config, path
 
 
 def norm(gradients):
     """The Euclidean norm of a whole model's gradients."""
-    return torch.linalg.vector_norm(torch.cat([gradient.double().flatten() for gradient in gradients.values()])).item()
+    return torch.linalg.vector_norm(
+        torch.cat([gradient.double().flatten() for gradient in gradients.values()])
+    ).item()
 
 
 @pytest.mark.parametrize(
-    ("base", "name", "images"), [("faster_rcnn_proxy", "CSE-Autoloss-A", 4), ("atss_proxy", "CSE-Autoloss-B", 4)])
+    ("base", "name", "images"),
+    [("faster_rcnn_proxy", "CSE-Autoloss-A", 4), ("atss_proxy", "CSE-Autoloss-B", 4)],
+)
 def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path, base, name, images):
     """In float32 over ten steps of SGD; what differs is the order of sums.
 
-    Gradients are compared as one vector: rounding can switch a ReLU whose input is within it of 0, for one position of a step.
+    Gradients are compared as one vector: rounding can switch a ReLU whose input is within it of 0,
+    for one position of a step.
     """
     losses = {"cls": name, "reg": name}
     config, path = training(tmp_path, base, images, processes=1)
     train(Training(str(config), losses, work_dir=tmp_path / "one", validate=False))
     one = torch.load(path, weights_only=True)
     config, path = training(tmp_path, base, images, processes=2)
-    command = [ROOT / "scripts" / "dist_train.sh", config, "2", "--work-dir", tmp_path / "two", "--no-validate",
-               "--loss-cls", name, "--loss-reg", name]
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    command = [
+        ROOT / "scripts" / "dist_train.sh",
+        config,
+        "2",
+        "--work-dir",
+        tmp_path / "two",
+        "--no-validate",
+        "--loss-cls",
+        name,
+        "--loss-reg",
+        name,
+    ]
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+    }
     done = subprocess.run(command, env=environment, cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(path, weights_only=True)
@@ -75,10 +101,14 @@ def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path, base, name
     losses, gradients = [], []
     for (losses_1, gradients_1), (losses_2, gradients_2) in zip(one, two, strict=True):
         assert losses_1.keys() == losses_2.keys() and gradients_1.keys() == gradients_2.keys()
-        losses += [abs(losses_1[key] - losses_2[key]) / max(1, abs(losses_1[key])) for key in losses_1]
+        losses += [
+            abs(losses_1[key] - losses_2[key]) / max(1, abs(losses_1[key])) for key in losses_1
+        ]
         difference = {key: gradients_1[key] - gradients_2[key] for key in gradients_1}
         gradients.append(norm(difference) / norm(gradients_1))
-    print(f"{base}: {STEPS} steps, largest relative difference of a loss {max(losses):.1e}, of the gradient "
-          f"{max(gradients):.1e} (median {median(gradients):.1e})")
+    print(
+        f"{base}: {STEPS} steps, largest relative difference of a loss {max(losses):.1e}, of the gradient "
+        f"{max(gradients):.1e} (median {median(gradients):.1e})"
+    )
     assert max(losses) < 1e-4 and max(gradients) < 1e-4 and median(gradients) < 1e-5
     assert one[0][0]["loss"] != one[-1][0]["loss"], "ten different steps"

@@ -1,19 +1,19 @@
-"""What is exported for MMDetection 3.x: its config inherits the user's, its heads compute what those for 2.x compute.
+"""What is exported for MMDetection 3.x: its config inherits the user's, its heads compute what
+those for 2.x compute.
 
-MMDetection 3 is not installed here. Its heads' file runs on the heads of 2.28, whose interfaces it uses are the same; the
-three modules that 2.28 has elsewhere stand under the names of 3.x.
+MMDetection 3 is not installed here. Its heads' file runs on the heads of 2.28, whose interfaces it
+uses are the same; the three modules that 2.28 has elsewhere stand under the names of 3.x.
 """
+
 import ast
 import importlib.util
 import sys
 import types
 
+import mmdet
 import pytest
 import torch
 from mmcv import Config
-
-import detectors  # noqa: F401 - before mmdet: makes the mends and registers
-import mmdet
 from mmdet.core import bbox_overlaps, reduce_mean
 from mmdet.models import HEADS, build_head
 
@@ -23,9 +23,20 @@ from cse_autoloss.trial import ConfigError, Found
 from detectors import configure
 from detectors.training import DetectorTrainer
 
-A = Found(dict.fromkeys(("cls", "reg"), "CSE-Autoloss-A"), {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 0.5, "reg": 8.0}, {})
-B = Found(dict.fromkeys(("cls", "reg"), "CSE-Autoloss-B"), {"cls": "one_stage_cls", "reg": "reg"}, {"cls": 2.0, "reg": 0.5}, {})
-# As MMDetection 3.3's configs/_base_/models/faster-rcnn_r50_fpn.py has it, without what no export looks at.
+A = Found(
+    dict.fromkeys(("cls", "reg"), "CSE-Autoloss-A"),
+    {"cls": "two_stage_cls", "reg": "reg"},
+    {"cls": 0.5, "reg": 8.0},
+    {},
+)
+B = Found(
+    dict.fromkeys(("cls", "reg"), "CSE-Autoloss-B"),
+    {"cls": "one_stage_cls", "reg": "reg"},
+    {"cls": 2.0, "reg": 0.5},
+    {},
+)
+# As MMDetection 3.3's configs/_base_/models/faster-rcnn_r50_fpn.py has it, without what no export
+# looks at.
 THEIRS = """
 model = dict(type='FasterRCNN', backbone=dict(type='ResNet', depth=50), roi_head=dict(
     type='StandardRoIHead',
@@ -40,13 +51,17 @@ optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02))
 
 
 def export(found, folder, config="faster_rcnn_proxy", base=None, name="mine"):
-    texts = DetectorTrainer.export({"config": config}, found, base=base and str(base), target="mmdet3", name=name)
+    texts = DetectorTrainer.export(
+        {"config": config}, found, base=base and str(base), target="mmdet3", name=name
+    )
     for file, text in texts.items():
         (folder / file).write_text(text)
         ast.parse(text)
     for branch, class_name in (("cls", "ClassificationLoss"), ("reg", "RegressionLoss")):
         space = load_space(found.spaces[branch])
-        text = standalone_module(space.expression(found.losses[branch]), space, class_name, found.loss_weights[branch])
+        text = standalone_module(
+            space.expression(found.losses[branch]), space, class_name, found.loss_weights[branch]
+        )
         (folder / f"{name}_{branch}.py").write_text(text)
     return texts
 
@@ -57,7 +72,11 @@ def test_a_users_config_is_inherited_and_its_head_alone_is_changed(tmp_path):
     export(A, tmp_path, base=base)
     config = Config.fromfile(str(tmp_path / "mine.py"), import_custom_modules=False)
     head = config.model.roi_head.bbox_head
-    assert (head.type, head.num_classes, head.reg_decoded_bbox) == ("IoUAwareShared2FCBBoxHead", 3, True)
+    assert (head.type, head.num_classes, head.reg_decoded_bbox) == (
+        "IoUAwareShared2FCBBoxHead",
+        3,
+        True,
+    )
     assert head.loss_cls == {"type": "FoundClassificationLoss", "loss_weight": 0.5}
     assert head.loss_bbox == {"type": "FoundRegressionLoss", "loss_weight": 8.0}
     assert config.optim_wrapper.optimizer.lr == 0.02 and config.model.backbone.depth == 50
@@ -70,21 +89,42 @@ def test_a_users_config_is_inherited_and_its_head_alone_is_changed(tmp_path):
         ("faster_rcnn_proxy", A, "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", 1),
         ("cascade_rcnn_proxy", A, "mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", 3),
         ("mask_rcnn_proxy", A, "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", 1),
-        ("fcos_proxy", B, "mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py", 1),
+        (
+            "fcos_proxy",
+            B,
+            "mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py",
+            1,
+        ),
         ("atss_proxy", B, "mmdet::atss/atss_r50_fpn_1x_coco.py", 1),
     ],
 )
-def test_without_a_config_the_full_size_one_of_the_detector_is_inherited(tmp_path, proxy, found, inherited, heads):
+def test_without_a_config_the_full_size_one_of_the_detector_is_inherited(
+    tmp_path, proxy, found, inherited, heads
+):
     text = export(found, tmp_path, proxy)["mine.py"]
     assert f"_base_ = '{inherited}'\n" in text
-    assert text.count("type='FoundClassificationLoss'") == text.count("type='FoundRegressionLoss'") == heads
+    assert (
+        text.count("type='FoundClassificationLoss'")
+        == text.count("type='FoundRegressionLoss'")
+        == heads
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "found", "name", "message"),
     [
-        (("Shared2FCBBoxHead", "DIIHead"), A, "mine", "head 'DIIHead' has no IoU-aware form; heads that work: ConvFC"),
-        (("", ""), B, "mine", "the cls loss was found for one_stage_cls, this detector's is two_stage_cls"),
+        (
+            ("Shared2FCBBoxHead", "DIIHead"),
+            A,
+            "mine",
+            "head 'DIIHead' has no IoU-aware form; heads that work: ConvFC",
+        ),
+        (
+            ("", ""),
+            B,
+            "mine",
+            "the cls loss was found for one_stage_cls, this detector's is two_stage_cls",
+        ),
         (("", ""), A, "my-config", "letters, digits and _ only"),
         (("model =", "_base_ = 'mmdet::x.py'; detector ="), A, "mine", "does not read"),
     ],
@@ -99,15 +139,20 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, change, found, name, messa
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Import an export as MMDetection 3 would; its classes land in the registry of 2.28 under names of their own."""
+    """Import an export as MMDetection 3 would; its classes land in the registry of 2.28 under names
+    of their own."""
 
     def registered(**_options):
-        return lambda cls: monkeypatch.setitem(HEADS.module_dict, f"ForThree{cls.__name__}", cls) or cls
+        return lambda cls: (
+            monkeypatch.setitem(HEADS.module_dict, f"ForThree{cls.__name__}", cls) or cls
+        )
 
     stand_ins = {
         "mmdet.registry": dict(MODELS=types.SimpleNamespace(register_module=registered)),
         "mmdet.structures": {},
-        "mmdet.structures.bbox": dict(bbox_overlaps=bbox_overlaps, get_box_tensor=lambda boxes: boxes),
+        "mmdet.structures.bbox": dict(
+            bbox_overlaps=bbox_overlaps, get_box_tensor=lambda boxes: boxes
+        ),
     }
     for name, contents in stand_ins.items():
         module = types.ModuleType(name)
@@ -117,7 +162,9 @@ def load(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(f"{name}_mmdet3", tmp_path / f"{name}_mmdet3.py")
+        spec = importlib.util.spec_from_file_location(
+            f"{name}_mmdet3", tmp_path / f"{name}_mmdet3.py"
+        )
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -126,43 +173,66 @@ def load(tmp_path, monkeypatch):
 
 
 def pair(module, config, found):
-    """The head for 2.x with SearchedLosses, and that for 3.x with the exported ones, of the same weights."""
-    searched = {branch: dict(type="SearchedLoss", expression=found.losses[branch], space=found.spaces[branch],
-                             loss_weight=found.loss_weights[branch]) for branch in found.losses}
+    """The head for 2.x with SearchedLosses, and that for 3.x with the exported ones, of the same
+    weights."""
+    searched = {
+        branch: dict(
+            type="SearchedLoss",
+            expression=found.losses[branch],
+            space=found.spaces[branch],
+            loss_weight=found.loss_weights[branch],
+        )
+        for branch in found.losses
+    }
     configure.set_losses(config, searched)
     (head,) = configure.heads(config)
-    extra = {} if "roi_head" in config else dict(train_cfg=config.train_cfg, test_cfg=config.test_cfg)
+    extra = (
+        {} if "roi_head" in config else dict(train_cfg=config.train_cfg, test_cfg=config.test_cfg)
+    )
     torch.manual_seed(0)
     ours = build_head({**head, **extra})
     theirs = build_head({**head, **extra, "type": f"ForThree{head['type']}"})
     theirs.load_state_dict(ours.state_dict())
-    theirs.loss_cls, theirs.loss_bbox = module.FoundClassificationLoss(use_sigmoid=True), module.FoundRegressionLoss()
+    theirs.loss_cls, theirs.loss_bbox = (
+        module.FoundClassificationLoss(use_sigmoid=True),
+        module.FoundRegressionLoss(),
+    )
     return ours, theirs
 
 
 def assert_equal(ours, theirs):
     assert ours.keys() == theirs.keys()
     for key in ours:
-        mine, other = (torch.stack(value) if isinstance(value, list) else value for value in (ours[key], theirs[key]))
+        mine, other = (
+            torch.stack(value) if isinstance(value, list) else value
+            for value in (ours[key], theirs[key])
+        )
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
 def test_the_head_of_two_stage_detectors_computes_what_ours_computes(tmp_path, load):
     export(A, tmp_path, name="two_stage_found")
     module = load("two_stage_found")
-    assert set(configure.IOU_AWARE_HEADS.values()) <= set(vars(module)), "a head for each that 2.x has"
+    assert set(configure.IOU_AWARE_HEADS.values()) <= set(vars(module)), (
+        "a head for each that 2.x has"
+    )
     ours, theirs = pair(module, configure.read_config("faster_rcnn_proxy").model, A)
     features = torch.randn(40, 32, 5, 5)
     corners = torch.rand(40, 2) * 60
     rois = torch.cat([torch.zeros(40, 1), corners, corners + 20 + torch.rand(40, 2) * 40], 1)
     labels = torch.randint(0, ours.num_classes + 1, (40,))
     targets = (labels, torch.ones(40), rois[:, 1:] + torch.randn(40, 4) * 3, torch.ones(40, 4))
-    assert_equal(ours.loss(*ours(features), rois, *targets), theirs.loss(*theirs(features), rois, *targets))
+    assert_equal(
+        ours.loss(*ours(features), rois, *targets), theirs.loss(*theirs(features), rois, *targets)
+    )
 
 
 def dense_batch(head):
     features = [torch.randn(2, 32, size, size) for size in (32, 16, 8, 4)]
-    boxes = [torch.tensor([[10.0, 10, 40, 50], [60, 70, 110, 100]]), torch.tensor([[20.0, 30, 90, 120]])]
+    boxes = [
+        torch.tensor([[10.0, 10, 40, 50], [60, 70, 110, 100]]),
+        torch.tensor([[20.0, 30, 90, 120]]),
+    ]
     labels = [torch.tensor([1, 3]), torch.tensor([0])]
     metas = [dict(img_shape=(128, 128, 3), pad_shape=(128, 128, 3))] * 2
     return head(features), boxes, labels, metas
@@ -176,10 +246,14 @@ def test_the_heads_of_one_stage_detectors_compute_what_ours_compute(tmp_path, lo
         expected = ours.loss(*outputs, boxes, labels, metas)
         if name == "fcos":  # the targets of 3.x come of a list of instances
             targets = type(theirs).get_targets
-            theirs.get_targets = lambda points, instances: targets(theirs, points, *zip(*instances, strict=True))
+            theirs.get_targets = lambda points, instances: targets(
+                theirs, points, *zip(*instances, strict=True)
+            )
             found = theirs.loss_by_feat(*outputs, list(zip(boxes, labels, strict=True)), metas)
         else:  # loss_single is loss_by_feat_single in 3.x
             single = theirs.loss_by_feat_single
-            theirs.loss_single = lambda *args, num_total_samples: single(*args, avg_factor=num_total_samples)
+            theirs.loss_single = lambda *args, num_total_samples: single(
+                *args, avg_factor=num_total_samples
+            )
             found = theirs.loss(*outputs, boxes, labels, metas)
         assert_equal(expected, found)

@@ -1,18 +1,23 @@
-"""PASCAL VOC from disk: read as mmdet reads it, kept as COCO files, what is wrong said in one line."""
+"""PASCAL VOC from disk: read as mmdet reads it, kept as COCO files, what is wrong said in one
+line."""
+
 from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
-import detectors  # noqa: F401 - before mmdet: makes the mends
 from mmdet.datasets import VOCDataset
 from pycocotools.coco import COCO
 
 from cse_autoloss.trial import ConfigError
 from detectors.datasets import coco
 
-SPLITS = {"train": ["000001", "000002", "000003"], "val": ["000004", "000005"], "test": ["000006", "000007"]}
+SPLITS = {
+    "train": ["000001", "000002", "000003"],
+    "val": ["000004", "000005"],
+    "test": ["000006", "000007"],
+}
 # image to (class, xmin, ymin, xmax, ymax, difficult), pixels counted from 1; 000003 has no object
 OBJECTS = {
     "000001": [("dog", 1, 1, 40, 30, 0), ("cat", 11, 21, 50, 60, 1)],
@@ -57,9 +62,19 @@ def write(year, name, objects):
 def test_boxes_classes_and_splits_are_those_that_mmdet_reads(year):
     data = coco.find(f"voc:{year.parent}")
     assert data.classes == ("cat", "dog", "person")
-    assert {name: split.images for name, split in data.splits.items()} == {"train": 3, "val": 2, "test": 2, "verify": 2}
-    theirs = VOCDataset(ann_file=str(year / "ImageSets/Main/train.txt"), img_prefix=f"{year}/", pipeline=[], test_mode=True,
-                        classes=data.classes)
+    assert {name: split.images for name, split in data.splits.items()} == {
+        "train": 3,
+        "val": 2,
+        "test": 2,
+        "tiny": 2,
+    }
+    theirs = VOCDataset(
+        ann_file=str(year / "ImageSets/Main/train.txt"),
+        img_prefix=f"{year}/",
+        pipeline=[],
+        test_mode=True,
+        classes=data.classes,
+    )
     ours = COCO(data.splits["train"].ann_file)
     for index, image in enumerate(ours.dataset["images"]):
         expected = theirs.get_ann_info(index)
@@ -92,11 +107,17 @@ def no_size(year):
     [
         (lambda year: (year / "JPEGImages" / "000004.jpg").unlink(), "000004.jpg: no such image"),
         (lambda year: (year / "Annotations" / "000002.xml").unlink(), "000002.xml: no such file"),
-        (lambda year: (year / "Annotations" / "000002.xml").write_text("<annotation"), "000002.xml: not a VOC annotation"),
+        (
+            lambda year: (year / "Annotations" / "000002.xml").write_text("<annotation"),
+            "000002.xml: not a VOC annotation",
+        ),
         (no_size, "000002.xml: not a VOC annotation"),
         (lambda year: write(year, "000002", [("", 1, 1, 5, 5, 0)]), "an object without name"),
         (lambda year: (year / "ImageSets" / "Main" / "val.txt").unlink(), "val.txt: no image"),
-        (lambda year: (year / "ImageSets" / "Main").rename(year / "ImageSets" / "Layout"), "holds no ImageSets/Main"),
+        (
+            lambda year: (year / "ImageSets" / "Main").rename(year / "ImageSets" / "Layout"),
+            "holds no ImageSets/Main",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_the_file(year, spoil, message):

@@ -1,10 +1,10 @@
 """A trial in, mAP out: real mmdet trainings of the proxy, short ones, on the embedded data set."""
+
 import io
 import subprocess
 import sys
 from pathlib import Path
 
-import detectors  # noqa: F401 - before mmdet: makes the mends and registers
 import mmdet
 import pytest
 import torch
@@ -14,7 +14,7 @@ from cse_autoloss.trial import ConfigError, Found, Trial, TrialResult
 from detectors import configure
 from detectors.training import DetectorTrainer
 
-OPTIONS = {"steps": 12, "verify_steps": 40, "warmup_steps": 30, "device": "cpu"}
+OPTIONS = {"steps": 12, "tiny_steps": 40, "warmup_steps": 30, "device": "cpu"}
 A = {"cls": "CSE-Autoloss-A", "reg": "CSE-Autoloss-A"}
 COMBINATIONS = [{}, {"cls": A["cls"]}, {"reg": A["reg"]}, A]
 
@@ -35,15 +35,20 @@ def trial(**changes):
 
 def test_a_gpu_that_a_worker_does_not_have_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="detector.device: cuda, and this worker has no GPU; cluster.num_gpus=1"):
+    with pytest.raises(
+        ConfigError, match="detector.device: cuda, and this worker has no GPU; cluster.num_gpus=1"
+    ):
         DetectorTrainer({**OPTIONS, "device": "cuda"}, b"")
 
 
 def test_check_says_what_will_be_trained_on_what():
     checked = DetectorTrainer.check(OPTIONS)
     assert checked["spaces"] == {"cls": "two_stage_cls", "reg": "reg"}
-    assert len(checked["classes"]) == checked["images"]["verify"] >= 6
-    assert checked["images"]["train"] > checked["images"]["val"] > 100 and checked["images"]["test"] > 100
+    assert len(checked["classes"]) == checked["images"]["tiny"] >= 6
+    assert (
+        checked["images"]["train"] > checked["images"]["val"] > 100
+        and checked["images"]["test"] > 100
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,8 +62,14 @@ def test_check_says_what_will_be_trained_on_what():
         ({"config": "/nowhere/config.py"}, "no config '/nowhere/config.py'"),
         ({"data": "coco:/nowhere"}, "/nowhere is no folder"),
         ({"device": "tpu"}, "detector.device"),
-        ({"cfg_options": {"runner.type": "EpochBasedRunner"}}, "runner=dict(type='IterBasedRunner'"),
-        ({"cfg_options": {"model.roi_head.bbox_head.type": "SABLHead"}}, "heads that work: ConvFCBBoxHead"),
+        (
+            {"cfg_options": {"runner.type": "EpochBasedRunner"}},
+            "runner=dict(type='IterBasedRunner'",
+        ),
+        (
+            {"cfg_options": {"model.roi_head.bbox_head.type": "SABLHead"}},
+            "heads that work: ConvFCBBoxHead",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_line_that_says_what_would_be_right(options, message):
@@ -67,7 +78,9 @@ def test_a_wrong_option_is_one_line_that_says_what_would_be_right(options, messa
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_weights_that_trials_start_from_are_made_once_and_are_those_of_backbone_neck_and_rpn(prepared):
+def test_the_weights_that_trials_start_from_are_made_once_and_are_those_of_backbone_neck_and_rpn(
+    prepared,
+):
     weights = torch.load(io.BytesIO(prepared), weights_only=True)
     assert {name.split(".")[0] for name in weights} == {"backbone", "neck", "rpn_head"}
     assert DetectorTrainer.prepare(OPTIONS) == prepared
@@ -81,7 +94,9 @@ def test_a_trial_is_reproducible_and_its_seed_matters(trainer):
     assert (first.curve, first.metrics) == (again.curve, again.metrics)
     assert other.curve != first.curve
     assert TrialResult.from_json(first.to_json()) == first
-    assert {"torch", "mmdet", "mmcv-full", "config_digest", "data_digest", "device", "host"} <= set(first.provenance)
+    assert {"torch", "mmdet", "mmcv-full", "config_digest", "data_digest", "device", "host"} <= set(
+        first.provenance
+    )
 
 
 @pytest.mark.parametrize("losses", COMBINATIONS, ids=lambda losses: "+".join(losses) or "default")
@@ -101,7 +116,9 @@ def test_searched_losses_start_with_the_gradient_norm_of_the_defaults(trainer):
     assert weights["cls"] != 1.0 != weights["reg"]
     _, tripled = trainer._with_losses(trial(losses={"cls": "Mul(3,Neg(Dot(Y,Log(Softmax(X)))))"}))
     _, plain = trainer._with_losses(trial(losses={"cls": "Neg(Dot(Y,Log(Softmax(X))))"}))
-    assert plain["cls"] == pytest.approx(1.0, rel=1e-3), "cross-entropy as an expression is the default itself"
+    assert plain["cls"] == pytest.approx(1.0, rel=1e-3), (
+        "cross-entropy as an expression is the default itself"
+    )
     assert tripled["cls"] == pytest.approx(plain["cls"] / 3, rel=1e-3)
 
 
@@ -116,7 +133,9 @@ def test_the_scale_of_a_default_loss_is_its_weight(trainer):
 def test_cross_entropy_as_an_expression_trains_as_mmdets_own(trainer):
     ours = trainer.train(trial(losses={"cls": "Neg(Dot(Y,Log(Softmax(X))))"}))
     default = trainer.train(trial())
-    assert [loss for _, loss in ours.curve] == pytest.approx([loss for _, loss in default.curve], rel=0.02)
+    assert [loss for _, loss in ours.curve] == pytest.approx(
+        [loss for _, loss in default.curve], rel=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,22 +156,36 @@ def test_a_trial_ends_at_its_time_limit(trainer):
     assert result.mAP is None and "time limit reached" in result.failure and result.seconds < 5
 
 
-def test_the_verify_task_learns_its_few_images(trainer):
-    result = trainer.train(trial(task="verify"))
-    assert result.steps == 40 and result.mAP == result.metrics["verify/mAP"]
+def test_the_tiny_task_learns_its_few_images(trainer):
+    result = trainer.train(trial(task="tiny"))
+    assert result.steps == 40 and result.mAP == result.metrics["tiny/mAP"]
     curve = [loss for _, loss in result.curve]
     assert curve[-1] < 0.8 * curve[0]
 
 
 def test_an_exported_config_trains_with_mmdets_own_script(tmp_path):
-    found = Found(A, {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 0.5, "reg": 4.0}, {"mAP on val": 0.3})
+    found = Found(
+        A, {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 0.5, "reg": 4.0}, {"mAP on val": 0.3}
+    )
     path = tmp_path / "found.py"
     path.write_text(DetectorTrainer.export(OPTIONS, found)["found.py"])
     assert "0.3" in path.read_text() and "proxy" not in Config.fromfile(str(path))
     script = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
-    command = [sys.executable, "-m", "detectors", str(script), str(path), "--work-dir", str(tmp_path / "work"),
-               "--no-validate", "--cfg-options", "runner.max_iters=6", "checkpoint_config.interval=6", "device=cpu",
-               "log_config.interval=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "detectors",
+        str(script),
+        str(path),
+        "--work-dir",
+        str(tmp_path / "work"),
+        "--no-validate",
+        "--cfg-options",
+        "runner.max_iters=6",
+        "checkpoint_config.interval=6",
+        "device=cpu",
+        "log_config.interval=2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "work" / "iter_6.pth").is_file()
@@ -160,13 +193,23 @@ def test_an_exported_config_trains_with_mmdets_own_script(tmp_path):
 
 
 def test_a_found_loss_goes_into_a_users_own_config(tmp_path):
-    base = Path(mmdet.__file__).parent / ".mim" / "configs" / "faster_rcnn" / "faster_rcnn_r50_fpn_1x_coco.py"
+    base = (
+        Path(mmdet.__file__).parent
+        / ".mim"
+        / "configs"
+        / "faster_rcnn"
+        / "faster_rcnn_r50_fpn_1x_coco.py"
+    )
     found = Found(A, {"cls": "two_stage_cls", "reg": "reg"}, {"cls": 1.0, "reg": 10.0}, {})
     path = tmp_path / "mine.py"
     path.write_text(DetectorTrainer.export(OPTIONS, found, base=str(base))["found.py"])
     config = Config.fromfile(str(path))
     head = config.model.roi_head.bbox_head
-    assert head.type == "IoUAwareShared2FCBBoxHead" and head.reg_decoded_bbox and head.loss_bbox.loss_weight == 10.0
+    assert (
+        head.type == "IoUAwareShared2FCBBoxHead"
+        and head.reg_decoded_bbox
+        and head.loss_bbox.loss_weight == 10.0
+    )
     original = Config.fromfile(str(base))
     for key in ("optimizer", "lr_config", "data", "runner"):
         assert config[key] == original[key]

@@ -1,19 +1,23 @@
 """The library of known losses against MMDetection's own implementations, values and gradients."""
+
 from __future__ import annotations
 
 import pytest
 import torch
+from mmdet.models import losses as mmdet_losses
 from test_losses import batch
 
 from cse_autoloss.losses import build_loss
 
-pytest.importorskip("mmcv")
-import detectors  # noqa: E402, F401 - makes mmdet importable
-from mmdet.models import losses as mmdet_losses  # noqa: E402
 
-
-def compare(ours: torch.nn.Module, theirs: torch.nn.Module, arguments: dict, our_extra: dict, their_target: object,
-            **common: object) -> None:
+def compare(
+    ours: torch.nn.Module,
+    theirs: torch.nn.Module,
+    arguments: dict,
+    our_extra: dict,
+    their_target: object,
+    **common: object,
+) -> None:
     pred = arguments["pred"]
     leaf, twin = pred.clone().requires_grad_(), pred.double().requires_grad_()
     ours(leaf, arguments["target"], **our_extra, **common).backward()
@@ -28,16 +32,30 @@ def compare(ours: torch.nn.Module, theirs: torch.nn.Module, arguments: dict, our
 @pytest.mark.parametrize("seed", range(3))
 def test_cross_entropy_is_mmdetections(seed: int, avg_factor: float | None) -> None:
     arguments = batch("two_stage_cls", seed)
-    compare(build_loss("CrossEntropy", "two_stage_cls", loss_weight=2.0), mmdet_losses.CrossEntropyLoss(loss_weight=2.0),
-            arguments, {"pos_ious": arguments["pos_ious"]}, arguments["target"], weight=torch.rand(40), avg_factor=avg_factor)
+    compare(
+        build_loss("CrossEntropy", "two_stage_cls", loss_weight=2.0),
+        mmdet_losses.CrossEntropyLoss(loss_weight=2.0),
+        arguments,
+        {"pos_ious": arguments["pos_ious"]},
+        arguments["target"],
+        weight=torch.rand(40),
+        avg_factor=avg_factor,
+    )
 
 
 @pytest.mark.parametrize("avg_factor", [None, 13.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_focal_loss_is_mmdetections(seed: int, avg_factor: float | None) -> None:
     arguments = batch("one_stage_cls", seed, spread=1.5)
-    compare(build_loss("Focal", "one_stage_cls"), mmdet_losses.FocalLoss(), arguments, {}, arguments["target"],
-            weight=torch.rand(40), avg_factor=avg_factor)
+    compare(
+        build_loss("Focal", "one_stage_cls"),
+        mmdet_losses.FocalLoss(),
+        arguments,
+        {},
+        arguments["target"],
+        weight=torch.rand(40),
+        avg_factor=avg_factor,
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -45,32 +63,60 @@ def test_quality_focal_loss_is_mmdetections(seed: int) -> None:
     arguments = batch("one_stage_cls", seed, spread=1.5)
     score = torch.zeros(40, dtype=torch.float64)
     score[arguments["target"] < 7] = arguments["pos_ious"].clamp(min=1e-7).double()
-    compare(build_loss("QualityFocal", "one_stage_cls", alpha=None), mmdet_losses.QualityFocalLoss(), arguments,
-            {"pos_ious": arguments["pos_ious"]}, (arguments["target"], score), weight=torch.rand(40), avg_factor=13.0)
+    compare(
+        build_loss("QualityFocal", "one_stage_cls", alpha=None),
+        mmdet_losses.QualityFocalLoss(),
+        arguments,
+        {"pos_ious": arguments["pos_ious"]},
+        (arguments["target"], score),
+        weight=torch.rand(40),
+        avg_factor=13.0,
+    )
 
 
-@pytest.mark.parametrize("name, theirs", [
-    ("IoU", mmdet_losses.IoULoss(mode="log")), ("LinearIoU", mmdet_losses.IoULoss(mode="linear")),
-    ("GIoU", mmdet_losses.GIoULoss(eps=1e-7))], ids=["IoU", "LinearIoU", "GIoU"])
+@pytest.mark.parametrize(
+    "name, theirs",
+    [
+        ("IoU", mmdet_losses.IoULoss(mode="log")),
+        ("LinearIoU", mmdet_losses.IoULoss(mode="linear")),
+        ("GIoU", mmdet_losses.GIoULoss(eps=1e-7)),
+    ],
+    ids=["IoU", "LinearIoU", "GIoU"],
+)
 @pytest.mark.parametrize("weight", [None, "a box", "a coordinate"])
 @pytest.mark.parametrize("avg_factor", [None, 13.0])
-def test_box_losses_are_mmdetections(name: str, theirs: torch.nn.Module, weight: str | None,
-                                     avg_factor: float | None) -> None:
+def test_box_losses_are_mmdetections(
+    name: str, theirs: torch.nn.Module, weight: str | None, avg_factor: float | None
+) -> None:
     arguments = batch("reg", seed=1, spread=4.0)
     weights = {None: None, "a box": torch.rand(40), "a coordinate": torch.rand(40, 4)}[weight]
-    compare(build_loss(name, "reg"), theirs, arguments, {}, arguments["target"].double(),
-            weight=weights, avg_factor=avg_factor)
+    compare(
+        build_loss(name, "reg"),
+        theirs,
+        arguments,
+        {},
+        arguments["target"].double(),
+        weight=weights,
+        avg_factor=avg_factor,
+    )
 
 
 def test_boxes_apart_from_their_targets_have_mmdetections_giou() -> None:
     target = batch("reg")["target"]
-    compare(build_loss("GIoU", "reg"), mmdet_losses.GIoULoss(eps=1e-7), {"pred": target + 150, "target": target}, {},
-            target.double())
+    compare(
+        build_loss("GIoU", "reg"),
+        mmdet_losses.GIoULoss(eps=1e-7),
+        {"pred": target + 150, "target": target},
+        {},
+        target.double(),
+    )
 
 
 def test_a_batch_of_weight_0_costs_nothing_as_in_mmdetection() -> None:
     arguments = batch("reg")
     leaf = arguments["pred"].clone().requires_grad_()
-    loss = build_loss("GIoU", "reg")(leaf, arguments["target"], weight=torch.zeros(40, 4), avg_factor=40)
+    loss = build_loss("GIoU", "reg")(
+        leaf, arguments["target"], weight=torch.zeros(40, 4), avg_factor=40
+    )
     loss.backward()
     assert loss.item() == 0 and not leaf.grad.any()

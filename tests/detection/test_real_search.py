@@ -1,4 +1,6 @@
-"""One real miniature search, through Ray and mmdet: killed with SIGKILL in its middle, resumed, finished, exported."""
+"""One real miniature search, through Ray and mmdet: killed with SIGKILL in its middle, resumed,
+finished, exported."""
+
 import importlib.util
 import json
 import signal
@@ -17,7 +19,7 @@ from detectors.configure import read_config
 CSE_SEARCH = [sys.executable, "-m", "cse_autoloss.cli"]
 MINIATURE = """
 detector: {trainer: "detectors.training:DetectorTrainer", config: faster_rcnn_proxy, data: embedded,
-           steps: 20, verify_steps: 10, warmup_steps: 20}
+           steps: 20, tiny_steps: 10, warmup_steps: 20}
 search: {branch: both, known: 1, population: 4, tournament: 2, offspring: 4000, simulations: 2, promoted: 1}
 budget: {trials: 3}
 confirm: {candidates: 2, seeds: 1}
@@ -28,7 +30,9 @@ cluster: {workers: 2, num_cpus: 0.5, time_limit: 120}
 
 
 def cse_search(*arguments, **options):
-    return subprocess.run([*CSE_SEARCH, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run(
+        [*CSE_SEARCH, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options
+    )
 
 
 def wait_until(condition, process, seconds=300):
@@ -41,16 +45,21 @@ def wait_until(condition, process, seconds=300):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that was killed after its first candidate's training and resumed; and what was finished when it was killed."""
+    """A run that was killed after its first candidate's training and resumed; and what was finished
+    when it was killed."""
     folder = tmp_path_factory.mktemp("search") / "run"
     config = folder.with_name("miniature.yaml")
     config.write_text(MINIATURE)
-    driver = subprocess.Popen([*CSE_SEARCH, "run", str(config), "--out", str(folder)], stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True)
+    driver = subprocess.Popen(
+        [*CSE_SEARCH, "run", str(config), "--out", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
     def one_proxy_done():
         try:
-            return Journal.read(folder).trials("proxy", finished=True)
+            return Journal.read(folder).trials("full", finished=True)
         except ConfigError:
             return []
 
@@ -84,27 +93,41 @@ def test_every_stage_was_real(finished):
     assert status["trials"] == [3, 3]
     for branch in ("cls", "reg"):
         counts = status["funnel"][branch]
-        assert counts["generated"] >= counts["unique"] > counts["verified"] >= counts["optimised"] > 0
+        assert (
+            counts["generated"] >= counts["unique"] > counts["verified"] >= counts["optimised"] > 0
+        )
     journal = Journal.read(folder)
     for row in journal.trials(finished=True):
-        assert row.result.failure or row.result.provenance["torch"], "each mAP stands beside what it was measured with"
-    assert {"tune", "simulate", "proxy", "confirm", "final"} == {row.kind for row in journal.trials(finished=True)}
+        assert row.result.failure or row.result.provenance["torch"], (
+            "each mAP stands beside what it was measured with"
+        )
+    assert {"tune", "tiny", "full", "confirm", "final"} == {
+        row.kind for row in journal.trials(finished=True)
+    }
     fates = dict(journal.expressions("reg"))
     assert "passed" in fates.values() and len(set(fates.values())) > 2
 
 
 def test_the_comparison_is_on_seeds_that_nothing_was_chosen_by(finished):
     journal = Journal.read(finished[0])
-    used = {row.trial.seed for kind in ("tune", "simulate", "proxy", "confirm") for row in journal.trials(kind)}
+    used = {
+        row.trial.seed
+        for kind in ("tune", "tiny", "full", "confirm")
+        for row in journal.trials(kind)
+    }
     final = journal.trials("final")
     assert used.isdisjoint(row.trial.seed for row in final)
     assert {"default", "CSE-Autoloss-A"} < {row.label for row in final}
-    assert all({"val/mAP", "test/mAP"} <= set(row.result.metrics) for row in final if not row.result.failure)
+    assert all(
+        {"val/mAP", "test/mAP"} <= set(row.result.metrics)
+        for row in final
+        if not row.result.failure
+    )
 
 
 def test_the_fittest_are_confirmed_on_seeds_of_their_own_and_ranked_by_that(finished):
     journal = Journal.read(finished[0])
-    searched = {row.trial.seed for kind in ("tune", "simulate", "proxy") for row in journal.trials(kind)}
+    searched = {row.trial.seed for kind in ("tune", "tiny", "full") for row in journal.trials(kind)}
     confirming = journal.trials("confirm")
     assert confirming and searched.isdisjoint(row.trial.seed for row in confirming)
     found = journal.found()
@@ -122,7 +145,11 @@ def test_the_report_and_the_exported_files_stand_on_their_own(finished):
     best = found_by_rank(Journal.read(folder)).losses
     for branch in best:
         path = folder / f"best_{branch}.py"
-        imports = {line.split("  #")[0] for line in path.read_text().splitlines() if line.startswith(("import ", "from "))}
+        imports = {
+            line.split("  #")[0]
+            for line in path.read_text().splitlines()
+            if line.startswith(("import ", "from "))
+        }
         assert imports <= {"import math", "import torch", "from torch import nn"}
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
@@ -130,19 +157,28 @@ def test_the_report_and_the_exported_files_stand_on_their_own(finished):
     config = read_config(str(folder / "best.py"))
     head = config.model.roi_head.bbox_head
     assert config.load_from == str(folder / "prepared")
-    assert {"cls": head.loss_cls.type, "reg": head.loss_bbox.type}.items() >= dict.fromkeys(best, "SearchedLoss").items()
+    assert {"cls": head.loss_cls.type, "reg": head.loss_bbox.type}.items() >= dict.fromkeys(
+        best, "SearchedLoss"
+    ).items()
 
 
 def test_every_training_starts_from_the_weights_that_the_run_keeps(finished):
     journal = Journal.read(finished[0])
-    used = {row.result.provenance["weights_digest"] for row in journal.trials(finished=True) if not row.result.failure}
+    used = {
+        row.result.provenance["weights_digest"]
+        for row in journal.trials(finished=True)
+        if not row.result.failure
+    }
     assert used == {digest(journal.prepared)}
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget(finished):
     folder, *_ = finished
     refused = cse_search("resume", folder, "--set", "search.population=9")
-    assert refused.returncode == 2 and "what may change is in budget, confirm, final, cluster" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "what may change is in budget, confirm, final, cluster" in refused.stderr
+    )
     before = {row.trial.key: row for row in Journal.read(folder).trials()}
     done = cse_search("resume", folder, "--set", "budget.trials=4", "--set", "confirm.candidates=0")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -150,10 +186,16 @@ def test_a_finished_run_goes_on_with_a_larger_budget(finished):
     after = {row.trial.key: row for row in journal.trials(finished=True)}
     assert {key: after[key] for key in before} == before
     new = [row for key, row in after.items() if key not in before]
-    assert [row.kind for row in new].count("proxy") == 1 and {row.kind for row in new} <= {"simulate", "proxy", "final"}
+    assert [row.kind for row in new].count("full") == 1 and {row.kind for row in new} <= {
+        "tiny",
+        "full",
+        "final",
+    }
     assert json.loads(cse_search("status", folder, "--json").stdout)["phase"] == "finished"
 
-    more = cse_search("resume", folder, "--set", "final.seeds=2", "--set", "final.others.IoU loss.reg=IoU")
+    more = cse_search(
+        "resume", folder, "--set", "final.seeds=2", "--set", "final.others.IoU loss.reg=IoU"
+    )
     assert more.returncode == 0 and "IoU loss" in more.stdout, more.stdout + more.stderr
     rows = [row for row in Journal.read(folder).trials(finished=True) if row.trial.key not in after]
     assert {row.kind for row in rows} == {"final"}, "more seeds need no more searching"
@@ -161,13 +203,25 @@ def test_a_finished_run_goes_on_with_a_larger_budget(finished):
     assert [dict(trial.losses) for trial in besides] == 2 * [{"reg": "Neg(Log(Div(I,U)))"}]
     assert len(rows) - len(besides) == len({row.label for row in rows}) - 1 >= 3
     refused = cse_search("resume", folder, "--set", "final.others.IoU loss.reg=GIoU")
-    assert refused.returncode == 2 and "final.others.IoU loss: this run has compared other losses" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "final.others.IoU loss: this run has compared other losses" in refused.stderr
+    )
 
 
 def test_without_trainings_allowed_known_losses_are_compared(tmp_path):
     config, folder = tmp_path / "miniature.yaml", tmp_path / "run"
     config.write_text(MINIATURE)
-    done = cse_search("run", config, "--set", "budget.trials=0", "--set", "final.others.IoU.reg=IoU", "--out", folder)
+    done = cse_search(
+        "run",
+        config,
+        "--set",
+        "budget.trials=0",
+        "--set",
+        "final.others.IoU.reg=IoU",
+        "--out",
+        folder,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     journal = Journal.read(folder)
     assert {row.kind for row in journal.trials(finished=True)} == {"tune", "final"}
@@ -178,13 +232,20 @@ def test_without_trainings_allowed_known_losses_are_compared(tmp_path):
 
 
 def test_a_wrong_setting_stops_before_anything_starts(tmp_path):
-    for setting, message in (("detector.stpes=5", "detector.stpes: unknown key; did you mean 'steps'?"),
-                             ("detector.data=coco:/nowhere", "/nowhere"),
-                             ("search.spaces.cls=one_stage_cls", "search.spaces.cls"),
-                             ("search.spaces.reg=region", "region"),
-                             ("final.others.mine.reg=GIuO", "final.others.mine.reg: no loss 'GIuO' in space reg; did you mean"),
-                             ("final.others.default.reg=IoU", "final.others.default: names that start with default")):
-        done = cse_search("run", "--preset", "quickstart", "--set", setting, "--out", tmp_path / "run")
+    for setting, message in (
+        ("detector.stpes=5", "detector.stpes: unknown key; did you mean 'steps'?"),
+        ("detector.data=coco:/nowhere", "/nowhere"),
+        ("search.spaces.cls=one_stage_cls", "search.spaces.cls"),
+        ("search.spaces.reg=region", "region"),
+        (
+            "final.others.mine.reg=GIuO",
+            "final.others.mine.reg: no loss 'GIuO' in space reg; did you mean",
+        ),
+        ("final.others.default.reg=IoU", "final.others.default: names that start with default"),
+    ):
+        done = cse_search(
+            "run", "--preset", "quickstart", "--set", setting, "--out", tmp_path / "run"
+        )
         assert done.returncode == 2 and message in done.stderr, done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert not (tmp_path / "run").exists()

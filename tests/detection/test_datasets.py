@@ -1,4 +1,5 @@
 """The embedded data set, and any COCO-format folder in its place."""
+
 import hashlib
 import json
 import threading
@@ -15,11 +16,14 @@ from cse_autoloss.trial import ConfigError
 from detectors.commands import data as data_command
 from detectors.datasets import coco, shapes
 
-SMALL = {"train": 60, "val": 8, "test": 4, "verify": len(shapes.CLASSES)}
+SMALL = {"train": 60, "val": 8, "test": 4, "tiny": len(shapes.CLASSES)}
 
 
 def hashes(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.*"))}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*.*"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +76,12 @@ def test_classes_have_a_long_tail_and_sizes_run_from_8_pixels_to_over_half_the_i
     assert min(longest) <= 10 and max(longest) > shapes.IMAGE_SIZE / 2
 
 
-def test_the_verify_split_shows_one_category_an_image_in_order(folder):
-    content = annotations(folder, "verify")
-    shown = [{a["category_id"] for a in content["annotations"] if a["image_id"] == i["id"]} for i in content["images"]]
+def test_the_tiny_split_shows_one_category_an_image_in_order(folder):
+    content = annotations(folder, "tiny")
+    shown = [
+        {a["category_id"] for a in content["annotations"] if a["image_id"] == i["id"]}
+        for i in content["images"]
+    ]
     assert shown == [{c["id"]} for c in content["categories"]]
 
 
@@ -82,11 +89,18 @@ def test_masks_lie_in_their_boxes_and_cover_their_areas(folder):
     api = COCO(str(folder / "annotations" / "instances_train2017.json"))
     for annotation in api.anns.values():
         x, y, width, height = annotation["bbox"]
-        assert x >= 0 and y >= 0 and x + width <= shapes.IMAGE_SIZE and y + height <= shapes.IMAGE_SIZE
+        assert (
+            x >= 0 and y >= 0 and x + width <= shapes.IMAGE_SIZE and y + height <= shapes.IMAGE_SIZE
+        )
         points = np.concatenate([np.reshape(p, (-1, 2)) for p in annotation["segmentation"]])
         low, high = points.min(0), points.max(0)
-        assert np.allclose(low, [x, y], atol=0.76) and np.allclose(high, [x + width, y + height], atol=0.76)
-        assert abs(api.annToMask(annotation).sum() - annotation["area"]) < 0.15 * annotation["area"] + 12
+        assert np.allclose(low, [x, y], atol=0.76) and np.allclose(
+            high, [x + width, y + height], atol=0.76
+        )
+        assert (
+            abs(api.annToMask(annotation).sum() - annotation["area"])
+            < 0.15 * annotation["area"] + 12
+        )
 
 
 def test_the_files_hold_what_was_drawn(folder):
@@ -106,7 +120,7 @@ def test_a_folder_that_holds_something_is_left_alone(folder):
 
 
 def test_two_processes_may_make_the_embedded_data_set_at_once(own_cache, monkeypatch):
-    monkeypatch.setattr(shapes, "SPLITS", {"train": 12, "val": 4, "test": 4, "verify": 6})
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 12, "val": 4, "test": 4, "tiny": 6})
     found, failures = [], []
 
     def find():
@@ -121,17 +135,24 @@ def test_two_processes_may_make_the_embedded_data_set_at_once(own_cache, monkeyp
     for thread in threads:
         thread.join()
     assert not failures and len({data.digest for data in found}) == 1
-    assert [p.name for p in (own_cache / "cse_autoloss" / "data").iterdir()] == [f"shapes-v{shapes.VERSION}-seed1"]
+    assert [p.name for p in (own_cache / "cse_autoloss" / "data").iterdir()] == [
+        f"shapes-v{shapes.VERSION}.{shapes.LAYOUT}-seed1"
+    ]
 
 
 def test_a_users_folder_gets_the_splits_that_it_lacks_and_is_not_written_to(user_folder, own_cache):
     before = hashes(user_folder)
     data = coco.find(f"coco:{user_folder}")
     assert data.classes == shapes.CLASSES
-    assert {name: split.images for name, split in data.splits.items()} == {"train": 24, "val": 3, "test": 3, "verify": 6}
+    assert {name: split.images for name, split in data.splits.items()} == {
+        "train": 24,
+        "val": 3,
+        "test": 3,
+        "tiny": 6,
+    }
     ids = {name: set(COCO(split.ann_file).imgs) for name, split in data.splits.items()}
     assert ids["val"] | ids["test"] == {1, 2, 3, 4, 5, 6} and not ids["val"] & ids["test"]
-    assert set(COCO(data.splits["verify"].ann_file).cats) == set(range(1, 7))
+    assert set(COCO(data.splits["tiny"].ann_file).cats) == set(range(1, 7))
     assert hashes(user_folder) == before
     assert all(Path(split.img_prefix).is_dir() for split in data.splits.values())
 
@@ -152,7 +173,9 @@ def test_boxes_without_area_are_left_out_and_missing_fields_filled_in(user_folde
 def test_categories_in_another_order_are_the_same_classes(user_folder, own_cache):
     rewrite(user_folder, "val", lambda content: content["categories"].reverse())
     data = coco.find(f"coco:{user_folder}")
-    assert [c["name"] for c in COCO(data.splits["val"].ann_file).dataset["categories"]] == list(data.classes)
+    assert [c["name"] for c in COCO(data.splits["val"].ann_file).dataset["categories"]] == list(
+        data.classes
+    )
 
 
 def break_key(content):
@@ -197,7 +220,9 @@ def only_crowds(content):
         (lambda content: content["images"].clear(), "no images"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said_in_one_line_that_names_the_file(user_folder, own_cache, change, message):
+def test_what_is_wrong_with_a_folder_is_said_in_one_line_that_names_the_file(
+    user_folder, own_cache, change, message
+):
     path = rewrite(user_folder, "val", change)
     with pytest.raises(ConfigError, match=message) as caught:
         coco.find(f"coco:{user_folder}")
