@@ -1,14 +1,14 @@
 """Set the project up in a virtual environment: torch, mmcv-full with its compiled ops, everything
 else, the project.
 
-mmcv-full has no wheels for current torch, so it is compiled against the torch that is installed
-(with the CUDA ops where torch has CUDA and nvcc is found). The wheel is kept in the user's cache,
-keyed by everything that it depends on, so that a second checkout installs it in seconds. Needs
-nothing but Python's standard library and a C++ compiler.
+mmcv-full has no wheels for current torch (mmcv's own end at torch 2.1), so it is compiled against
+the torch that is installed, with the CUDA ops where torch has CUDA and nvcc is found. The wheel is
+kept in the user's cache, keyed by everything that it depends on, so that a second checkout installs
+it in seconds. Needs nothing but Python's standard library and a C++ compiler; installs with uv
+where there is one, else with pip.
 
 Environment: TORCH (a requirement, default from constraints.txt), MAX_JOBS (compile jobs, default
-    all cores),
-XDG_CACHE_HOME (default ~/.cache).
+all cores), XDG_CACHE_HOME (default ~/.cache).
 """
 
 from __future__ import annotations
@@ -26,13 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-MMCV = "mmcv-full==1.7.2"
-BUILD_TOOLS = [
-    "setuptools<81",
-    "wheel",
-    "ninja",
-    "psutil",
-]  # setuptools 81 drops pkg_resources, which mmcv's setup.py imports
+# mmcv's setup.py imports pkg_resources, which setuptools 81 drops.
+BUILD_TOOLS = ["setuptools<81", "wheel", "ninja", "psutil"]
 DESCRIBE = """
 import platform, sys, sysconfig, torch
 from torch.utils.cpp_extension import CUDA_HOME
@@ -48,22 +43,11 @@ def cache_folder() -> Path:
     )
 
 
-def run(*command: str, log: Path | None = None, **environment: str) -> None:
-    """Run a command; on failure show the end of what it printed and stop."""
-    output = open(log, "w") if log else None
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=output,
-        stderr=subprocess.STDOUT if log else None,
-    )
+def run(*command: str, **environment: str) -> None:
+    """Run a command, or stop."""
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment})
     if done.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:]) if log else ""
-        sys.exit(
-            f"{tail}\nsetup: failed ({done.returncode}): {' '.join(command)}"
-            + (f"\nfull log: {log}" if log else "")
-        )
+        sys.exit(f"setup: failed ({done.returncode}): {' '.join(command)}")
 
 
 def say(started: float, message: str) -> None:
@@ -73,41 +57,24 @@ def say(started: float, message: str) -> None:
 def mmcv_wheel(python: str, started: float) -> Path:
     """The cached wheel for the torch in this environment, built first if there is none."""
     key = subprocess.run(
-        [python, "-c", DESCRIBE], check=True, capture_output=True, text=True
+        [python, "-W", "ignore", "-c", DESCRIBE], check=True, capture_output=True, text=True
     ).stdout.strip()
     folder = cache_folder() / key
-    for wheel in folder.glob("mmcv_full-*.whl"):
-        say(started, f"mmcv-full: {wheel} (cached)")
-        return wheel
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        sys.exit(
-            "setup: mmcv-full has to be compiled, and no C++ compiler was found: install g++ (Debian: apt install g++)"
-        )
-    say(started, f"mmcv-full: compiling its ops for {key}; about 20 core-minutes, once")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        environment = {
-            "MMCV_WITH_OPS": "1",
-            "MAX_JOBS": os.environ.get("MAX_JOBS") or str(os.cpu_count()),
-        }
-        if "-cudacpu-" not in key:
-            environment["FORCE_CUDA"] = "1"
-        run(
-            python,
-            "-m",
-            "pip",
-            "wheel",
-            "--no-build-isolation",
-            "--no-deps",
-            "--no-cache-dir",
-            "-w",
-            scratch,
-            MMCV,
-            log=folder / "build.log",
-            **environment,
-        )
-        (built,) = Path(scratch).glob("mmcv_full-*.whl")
-        return built.rename(folder / built.name)
+    if not any(folder.glob("mmcv_full-*.whl")):
+        say(started, f"mmcv-full: compiling its ops for {key}; about 5 core-minutes, once")
+        environment = {} if "-cudacpu-" in key else {"FORCE_CUDA": "1"}
+        run(python, str(Path(__file__).with_name("build_mmcv.py")), str(folder), **environment)
+    (wheel,) = folder.glob("mmcv_full-*.whl")
+    say(started, f"mmcv-full: {wheel}")
+    return wheel
+
+
+def installer(python: str, constraints: Path) -> tuple[str, ...]:
+    """The command that installs packages into the environment, up to their names."""
+    if uv := shutil.which("uv"):
+        return (uv, "pip", "install", "--quiet", "--python", python, "-c", str(constraints))
+    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    return (*pip, "-c", str(constraints))
 
 
 def main() -> None:
@@ -142,25 +109,16 @@ def main() -> None:
             "\n".join(line for line in lines if not (torch and line.startswith("torch==")))
             + f"\n{torch}\n"
         )
-        pip = (
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-c",
-            str(constraints),
-        )
+        install = installer(python, constraints)
         say(started, "torch and the build tools")
         # OpenCV comes first: mmcv's setup.py writes the flavour that it finds into the wheel's
         # requirements.
-        run(*pip, torch or "torch", "numpy", "opencv-python-headless", *BUILD_TOOLS)
+        run(*install, torch or "torch", "numpy", "opencv-python-headless", *BUILD_TOOLS)
         wheel = mmcv_wheel(python, started)
         say(started, "the other packages")
-        run(*pip, str(wheel))
+        run(*install, str(wheel))
         run(python, "-W", "ignore", "-c", HAS_OPS)
-        run(*pip, "--no-build-isolation", "-e", f"{ROOT}[detectors,test,bench]")
+        run(*install, "--no-build-isolation", "-e", f"{ROOT}[detectors,test,bench]")
     stamp.write_text(f"{digest} {ROOT}")
     say(started, "done")
 

@@ -92,7 +92,7 @@ def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path, base, name
     environment = {
         **os.environ,
         "PYTHON": sys.executable,
-        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+        "PYTHONPATH": f"{ROOT}:{Path(__file__).parents[1]}",
     }
     done = subprocess.run(command, env=environment, cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
