@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cse_autoloss.expression import Expression
-from cse_autoloss.screening.graph import Arrays, Graph, Language
-from cse_autoloss.screening.predictions import draw_batch, gradients
+from cse_autoloss.screening.features import gradient_field
+from cse_autoloss.screening.predictions import draw_batch
 from cse_autoloss.space import SearchSpace
-from cse_autoloss.variation import Population
 
 
 class Seen:
@@ -99,14 +98,9 @@ def fingerprint(expressions: Sequence[Expression], space: SearchSpace) -> list[s
     computed in float64, projected on fixed random vectors and rounded. A loss without a finite,
     nonzero gradient has a fingerprint of its own.
     """
-    if not expressions:
-        return []
-    language = Language.of(space)
-    population = Population.from_expressions(expressions, space)
     batch = draw_batch(space, np.random.default_rng(20210503), _SAMPLES)
-    graph = Graph.of_population(population, language)
-    gradient = gradients(graph, batch, batch.initial, Arrays(dtype="float64")).reshape(
-        len(expressions), -1
+    gradient = gradient_field(expressions, space, batch).reshape(
+        len(expressions), batch.initial.size
     )
     with np.errstate(all="ignore"):
         gradient /= np.abs(gradient).max(axis=1, keepdims=True)  # a square of it could overflow

@@ -1,0 +1,106 @@
+"""What a loss does to a detector, as a row of numbers: its gradient on a fixed batch of predictions.
+
+Training sees a loss through its gradient alone. Two expressions with one gradient field are one
+loss (``equivalence.py`` hashes the field), and two with fields that are close train to a similar
+mAP: that is what a ranker learns from (``rankers/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cse_autoloss.expression import Expression
+from cse_autoloss.screening.graph import Arrays, Graph, Language
+from cse_autoloss.screening.predictions import Batch, draw_batch, gradients
+from cse_autoloss.space import SearchSpace
+from cse_autoloss.variation import Population
+
+SAMPLES = 96
+TOGETHER = 512  # losses whose gradients are computed on one graph, which bounds memory
+_SEED = 20210503
+_LINEAR = 1 / 3  # gradients up to this share of the mean norm count as they are, larger ones less
+
+
+def gradient_field(
+    expressions: Sequence[Expression], space: SearchSpace, batch: Batch
+) -> np.ndarray:
+    """The gradient of each loss in each prediction of a batch, in float64.
+
+    Returns:
+        (losses, samples, parameters); infinite or NaN where the loss's gradient is.
+    """
+    language, arrays = Language.of(space), Arrays(dtype="float64")
+    parts = [np.zeros((0, *batch.initial.shape))]
+    for start in range(0, len(expressions), TOGETHER):
+        some = Population.from_expressions(expressions[start : start + TOGETHER], space)
+        graph = Graph.of_population(some, language)
+        parts.append(gradients(graph, batch, batch.initial, arrays))
+    return np.concatenate(parts)
+
+
+def at_equal_strength(field: np.ndarray) -> np.ndarray:
+    """A field (losses, samples, parameters) with each loss's gradients at a mean L2 norm of 1 a
+    sample, as trials scale their losses; NaN throughout for a loss without a finite, nonzero
+    gradient."""
+    with np.errstate(all="ignore"):
+        field = field / np.abs(field).max(axis=(1, 2), keepdims=True)  # a square could overflow
+        field = field / np.linalg.norm(field, axis=2).mean(axis=1)[:, None, None]
+    field[~np.isfinite(field).all(axis=(1, 2))] = np.nan
+    return field
+
+
+def branch_features(
+    expressions: Sequence[Expression], space: SearchSpace, batch: Batch | None = None
+) -> np.ndarray:
+    """One branch's features: the gradient field at equal strength, large gradients compressed.
+
+    Args:
+        batch: predictions to take the gradient in; a fixed random batch where None.
+
+    Returns:
+        (losses, d) float32; a row of NaN for a loss without a finite, nonzero gradient.
+    """
+    batch = batch or draw_batch(space, np.random.default_rng(_SEED), SAMPLES)
+    field = at_equal_strength(gradient_field(expressions, space, batch))
+    # A detector clips gradients and adapts its step, so ten times the norm is not ten times as far.
+    return np.arcsinh(field / _LINEAR).reshape(len(field), batch.initial.size).astype(np.float32)
+
+
+def features(
+    losses: Sequence[Mapping[str, str]],
+    spaces: Mapping[str, SearchSpace],
+    batches: Mapping[str, Batch] | None = None,
+) -> np.ndarray:
+    """Features of candidates: those of all branches of ``spaces``, one after the other.
+
+    A branch that a candidate leaves to the detector's default has zeros: equally far from every
+    loss. Each expression's field is computed once, however many candidates hold it.
+
+    Args:
+        losses: branch to expression text, for each candidate.
+        spaces: branch to its search space, for the branches that are searched.
+        batches: branch to the predictions to take gradients in (see ``branch_features``).
+
+    Returns:
+        (candidates, d) float32; a row holds NaN where a loss has no finite, nonzero gradient.
+
+    Raises:
+        ExpressionError: if a text is no loss of its space.
+    """
+    columns = [np.zeros((len(losses), 0), np.float32)]
+    for branch, space in spaces.items():
+        places: dict[str, int] = {}
+        held = [
+            places.setdefault(entry[branch], len(places)) if branch in entry else -1
+            for entry in losses
+        ]
+        table = branch_features(
+            [Expression.parse(text, space) for text in places],
+            space,
+            (batches or {}).get(branch),
+        )
+        default = np.zeros((1, table.shape[1]), np.float32)
+        columns.append(np.concatenate([table, default])[held])
+    return np.concatenate(columns, axis=1)
