@@ -12,13 +12,11 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from cse_autoloss.errors import UserError
+from cse_autoloss.language import Language
 from cse_autoloss.primitives import PRIMITIVES, Primitive
-
-if TYPE_CHECKING:
-    from cse_autoloss.space import SearchSpace
 
 MAX_SIZE = 512  # nodes
 MAX_DEPTH = 64  # edges from the root to the deepest leaf
@@ -49,7 +47,7 @@ class Expression:
     program: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str, space: SearchSpace) -> Expression:
+    def parse(cls, text: str, language: Language) -> Expression:
         """Read the text form; whitespace between its parts does not count.
 
         Raises:
@@ -57,7 +55,7 @@ class Expression:
                 suggestion. Also for more than ``MAX_TEXT`` characters, ``MAX_SIZE`` nodes or a
                 depth of more than ``MAX_DEPTH``.
         """
-        return cls(tuple(_read(text, space)))
+        return cls(tuple(_read(text, language)))
 
     def __str__(self) -> str:
         return self.fold(str, lambda primitive, args: f"{primitive.name}({','.join(args)})")
@@ -148,14 +146,14 @@ class Expression:
         return self.fold(leaf, node)[0]
 
 
-def _read(text: str, space: SearchSpace) -> Iterable[str]:
+def _read(text: str, language: Language) -> Iterable[str]:
     if len(text) > MAX_TEXT:
         raise ExpressionError(
             f"{len(text)} characters are too many: an expression has at most {MAX_TEXT}"
         )
     waiting: list[list[Any]] = []  # open operators: [name, arguments still to come, column]
     size, complete, position = 0, False, 0
-    leaves = [*space.variables, *map(str, space.constants)]
+    leaves = [*language.variables, *map(str, language.constants)]
 
     def fail(column: int, message: str) -> ExpressionError:
         return ExpressionError(f"column {column}: {message}")
@@ -189,7 +187,7 @@ def _read(text: str, space: SearchSpace) -> Iterable[str]:
             raise fail(column, f"the expression is too deep: at most {MAX_DEPTH} levels")
         if waiting:
             waiting[-1][1] -= 1
-        if token in space.operators:
+        if token in language.operators:
             bracket = _TOKEN.match(text, position)
             if not bracket or bracket[1] != "(":
                 raise fail(column, f"operator {token} needs its arguments in brackets")
@@ -198,7 +196,7 @@ def _read(text: str, space: SearchSpace) -> Iterable[str]:
         elif token in leaves:
             complete = True
         else:
-            raise fail(column, _unknown(token, space, leaves))
+            raise fail(column, _unknown(token, language, leaves))
         yield token
     if waiting:
         name, missing, column = waiting[-1]
@@ -208,19 +206,19 @@ def _read(text: str, space: SearchSpace) -> Iterable[str]:
         raise ExpressionError("an empty text is no expression")
 
 
-def _unknown(token: str, space: SearchSpace, leaves: list[str]) -> str:
+def _unknown(token: str, language: Language, leaves: list[str]) -> str:
     if token in PRIMITIVES:
-        return (
-            f"operator {token} is not in space {space.name} (it has {', '.join(space.operators)})"
-        )
+        known = ", ".join(language.operators)
+        return f"operator {token} is not in space {language.name} (it has {known})"
     if not token[0].isalnum():
         return f"expected an operator, variable or constant, found {_quoted(token)}"
     if token.isdigit():
-        return f"{_quoted(token)} is no constant of space {space.name} (it has {', '.join(map(str, space.constants))})"
-    near = difflib.get_close_matches(token[:40], [*space.operators, *leaves], n=1, cutoff=0.5)
+        known = ", ".join(map(str, language.constants))
+        return f"{_quoted(token)} is no constant of space {language.name} (it has {known})"
+    near = difflib.get_close_matches(token[:40], [*language.operators, *leaves], n=1, cutoff=0.5)
     kind = "operator" if len(token) > 2 else "name"
     return f"unknown {kind} {_quoted(token)}; " + (
         f"did you mean {near[0]!r}?"
         if near
-        else f"variables of space {space.name} are {', '.join(space.variables)}"
+        else f"variables of space {language.name} are {', '.join(language.variables)}"
     )

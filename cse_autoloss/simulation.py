@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cse_autoloss.expression import Expression
-from cse_autoloss.screening.graph import Arrays, Graph, Language
+from cse_autoloss.screening.graph import Arrays, Graph
 from cse_autoloss.screening.predictions import Batch, draw_batch, gradients
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
@@ -54,11 +54,11 @@ def simulate_predictions(
         seed: of the initial predictions and the targets.
     """
     batch = draw_batch(space, np.random.default_rng(seed), SAMPLES)
-    language, arrays, least = Language.of(space), Arrays(), LEAST[space.branch]
+    arrays, least = Arrays(), LEAST[space.branch]
     outcomes = []
     for start in range(0, len(expressions), TOGETHER):
         population = Population.from_expressions(expressions[start : start + TOGETHER], space)
-        graph = Graph.of_population(population, language, shared=False)
+        graph = Graph.of_population(population, shared=False)
         for score, finite in zip(*_descend(batch, graph, STEP_SIZE[space.branch], arrays)):
             text = f"{batch.measure} {score:.3f} after {STEPS} steps of descent; at least {least:g} is asked for"
             if not finite:

@@ -19,6 +19,7 @@ import yaml
 import search_spaces
 from cse_autoloss.errors import UserError
 from cse_autoloss.expression import Expression, ExpressionError
+from cse_autoloss.language import Language
 from cse_autoloss.primitives import PRIMITIVES
 
 FOLDER = Path(search_spaces.__file__).parent
@@ -48,18 +49,14 @@ class KnownLoss:
 
 
 @dataclass(frozen=True, eq=False)
-class SearchSpace:
-    """What may be searched. :func:`load_space` gives one object for one name, so a space equals
-    itself alone.
+class SearchSpace(Language):
+    """A language and what is known of it. :func:`load_space` gives one object for one name, so a
+    space equals itself alone.
 
     Attributes:
-        name: the space's name.
         origin: the name or path that it was loaded by; loads it again anywhere.
         branch: ``"cls"`` or ``"reg"``.
         inputs: how variables are computed from predictions and targets (a key of :data:`INPUTS`).
-        variables: name to meaning.
-        constants: small positive integers.
-        operators: names of rows of the operator table.
         losses: the known losses, by name.
         probes: the points that candidates are judged on, and tolerances (read by
             ``screening.probes``).
@@ -67,12 +64,8 @@ class SearchSpace:
             own.
     """
 
-    name: str
     branch: str
     inputs: str
-    variables: Mapping[str, str]
-    constants: tuple[int, ...]
-    operators: tuple[str, ...]
     origin: str = ""
     losses: Mapping[str, KnownLoss] = field(default_factory=dict)
     probes: Mapping[str, Any] = field(default_factory=dict)
@@ -82,11 +75,6 @@ class SearchSpace:
         """Copies and pickles are the space loaded again by its origin, with its plug-ins
         imported."""
         return load_space, (self.origin,)
-
-    @property
-    def predicted(self) -> frozenset[str]:
-        """The variables that depend on the prediction."""
-        return frozenset(PREDICTED[self.inputs]) & frozenset(self.variables)
 
     def expression(self, text: str) -> Expression:
         """A known loss by its name (case does not count), or else the expression that the text is.
@@ -144,7 +132,7 @@ def _build(data: Any, path: Path, origin: str) -> SearchSpace:
 
     if not isinstance(data, dict):
         raise SpaceError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
-    allowed = [f.name for f in fields(SearchSpace) if f.name != "origin"]
+    allowed = [f.name for f in fields(SearchSpace) if f.name not in ("origin", "predicted")]
     for key in data:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=1)
@@ -206,19 +194,27 @@ def _build(data: Any, path: Path, origin: str) -> SearchSpace:
                 f"{path}: operators: {operator} looks along the class axis, which branch reg does not have"
             )
     need(isinstance(data.get("probes", {}), dict), "probes", "a mapping")
-    bare = SearchSpace(
-        name=data["name"],
-        branch=data["branch"],
-        inputs=data["inputs"],
-        variables=MappingProxyType(
-            {name: str(data["variables"][name]) for name in variables if name in data["variables"]}
-        ),
-        constants=tuple(constants),
-        operators=tuple(operators),
-        origin=origin,
-        probes=data.get("probes", {}),
-        plugins=tuple(plugins),
-    )
+    try:
+        bare = SearchSpace(
+            name=data["name"],
+            branch=data["branch"],
+            inputs=data["inputs"],
+            variables=MappingProxyType(
+                {
+                    name: str(data["variables"][name])
+                    for name in variables
+                    if name in data["variables"]
+                }
+            ),
+            constants=tuple(constants),
+            operators=tuple(operators),
+            predicted=frozenset(PREDICTED[data["inputs"]]) & data["variables"].keys(),
+            origin=origin,
+            probes=data.get("probes", {}),
+            plugins=tuple(plugins),
+        )
+    except ValueError as error:
+        raise SpaceError(f"{path}: {error}") from error
     need(isinstance(data.get("losses", []), list), "losses", "a list")
     losses = {}
     for entry in data.get("losses", []):

@@ -14,10 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from cse_autoloss.expression import Expression
-from cse_autoloss.primitives import PRIMITIVES
-from cse_autoloss.space import SearchSpace
+from cse_autoloss.language import PAD, Language
 
-PAD = 255  # fills a row after its program's end
 MAX_GROWN_DEPTH = 15
 #: Offspring beyond these limits are replaced by their parent, as DEAP's ``staticLimit`` does; 17 is
 #: Koza's depth.
@@ -25,62 +23,30 @@ OFFSPRING_MAX_SIZE = 80
 OFFSPRING_MAX_DEPTH = 17
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a space: operators first, then variables, then constants; a token's code is its
-    place.
-
-    Attributes:
-        names: token names by code.
-        operators: how many of them are operators.
-        arity: (256,) number of arguments by code; 0 for leaves and padding.
-    """
-
-    names: tuple[str, ...]
-    operators: int
-    arity: np.ndarray
-
-    @classmethod
-    def of(cls, space: SearchSpace) -> Vocabulary:
-        names = (*space.operators, *space.variables, *map(str, space.constants))
-        if len(names) > PAD:
-            raise ValueError(
-                f"space {space.name}: {len(names)} operators, variables and constants are too many: at most {PAD}"
-            )
-        arity = np.zeros(256, np.uint8)
-        arity[: len(space.operators)] = [PRIMITIVES[name].arity for name in space.operators]
-        return cls(names, len(space.operators), arity)
-
-    @cached_property
-    def codes(self) -> dict[str, int]:
-        return {name: code for code, name in enumerate(self.names)}
-
-
 @dataclass(frozen=True, eq=False)
 class Population:
     """Expressions of one space as an array.
 
     Attributes:
-        vocabulary: what the codes mean.
+        language: what the codes mean.
         programs: (n, L) uint8 prefix programs, one a row, padded with ``PAD``; columns are
             contiguous in memory.
         lengths: (n,) number of nodes of each.
     """
 
-    vocabulary: Vocabulary
+    language: Language
     programs: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def from_expressions(cls, expressions: Iterable[Expression], space: SearchSpace) -> Population:
-        vocabulary = Vocabulary.of(space)
-        codes = vocabulary.codes
+    def from_expressions(cls, expressions: Iterable[Expression], language: Language) -> Population:
+        codes = language.codes
         rows = [[codes[name] for name in expression.program] for expression in expressions]
         lengths = np.array([len(row) for row in rows], np.intp)
         programs = np.full((len(rows), lengths.max(initial=1)), PAD, np.uint8, order="F")
         for row, program in enumerate(rows):
             programs[row, : len(program)] = program
-        return cls(vocabulary, programs, lengths)
+        return cls(language, programs, lengths)
 
     @classmethod
     def concatenate(cls, populations: Sequence[Population]) -> Population:
@@ -94,7 +60,7 @@ class Population:
             )
             start += len(population)
         return cls(
-            populations[0].vocabulary,
+            populations[0].language,
             programs,
             np.concatenate([population.lengths for population in populations]),
         )
@@ -106,14 +72,14 @@ class Population:
         """The population of these rows (indices, or a mask)."""
         lengths = self.lengths[rows]
         columns = self.programs.T[: lengths.max(initial=1)]
-        return Population(self.vocabulary, columns[:, rows].T, lengths)
+        return Population(self.language, columns[:, rows].T, lengths)
 
     def slice(self, start: int, stop: int) -> Population:
         """Rows ``start`` to ``stop``, without a copy."""
-        return Population(self.vocabulary, self.programs[start:stop], self.lengths[start:stop])
+        return Population(self.language, self.programs[start:stop], self.lengths[start:stop])
 
     def expression(self, row: int) -> Expression:
-        names = self.vocabulary.names
+        names = self.language.names
         return Expression(tuple(names[code] for code in self.programs[row, : self.lengths[row]]))
 
     def expressions(self) -> list[Expression]:
@@ -138,7 +104,7 @@ class Population:
         for column in range(
             width - 1, -1, -1
         ):  # the first argument follows at once, the second after it
-            arity = self.vocabulary.arity[self.programs[:, column]]
+            arity = self.language.arity[self.programs[:, column]]
             after = np.minimum(column + 1 + sizes[column + 1], width)
             second = np.where(arity == 2, sizes[after, rows], 0)
             sizes[column] = (
@@ -153,7 +119,7 @@ class Population:
 
 
 def grow(
-    rng: np.random.Generator, count: int, space: SearchSpace, min_depth: int = 2, max_depth: int = 6
+    rng: np.random.Generator, count: int, language: Language, min_depth: int = 2, max_depth: int = 6
 ) -> Population:
     """Random trees by ramped half-and-half.
 
@@ -168,8 +134,7 @@ def grow(
         raise ValueError(
             f"depths: expected 0 <= min_depth <= max_depth <= {MAX_GROWN_DEPTH}, found {min_depth} and {max_depth}"
         )
-    vocabulary = Vocabulary.of(space)
-    operators, tokens = vocabulary.operators, len(vocabulary.names)
+    operators, tokens = len(language.operators), len(language.names)
     # The node at a depth of a tree of a kind (its limit, and from where on leaves may come) is an
     # operator, anything, or a leaf: the first code of its range, and how many there are.
     kinds = [
@@ -203,7 +168,7 @@ def grow(
         token = token.astype(np.uint8)
         columns.append(np.full(count, PAD, np.uint8))
         columns[-1][rows] = token
-        arity = vocabulary.arity.take(token)
+        arity = language.arity.take(token)
         state += 1
         binary = np.flatnonzero(arity == 2)
         pairs = state.take(binary)
@@ -219,10 +184,10 @@ def grow(
             going = np.ones(len(rows), bool)
             going[ended] = False
             rows, state = rows.compress(going), state.compress(going)
-    return Population(vocabulary, np.array(columns or [np.empty(0, np.uint8)]).T, lengths)
+    return Population(language, np.array(columns or [np.empty(0, np.uint8)]).T, lengths)
 
 
-def mutate(rng: np.random.Generator, population: Population, space: SearchSpace) -> Population:
+def mutate(rng: np.random.Generator, population: Population, language: Language) -> Population:
     """One change in each tree, drawn anew for each: a random subtree is replaced by a new one of
     depth 0 to 2, or one node by another of its arity, or a subtree by one of its own arguments
     (which shrinks the tree).
@@ -232,8 +197,8 @@ def mutate(rng: np.random.Generator, population: Population, space: SearchSpace)
     rows = np.arange(len(population))
     sizes = population.sizes[rows, spots]
     tokens = population.programs[rows, spots]
-    arity = population.vocabulary.arity[tokens]
-    donors = grow(rng, len(population), space, 0, 2)
+    arity = population.language.arity[tokens]
+    donors = grow(rng, len(population), language, 0, 2)
     # Shrinking keeps the subtree's first or second argument: the donor is the tree itself.
     second = (arity == 2) & (rng.random(len(population)) < 0.5)
     first_size = population.sizes[rows, np.minimum(spots + 1, population.programs.shape[1] - 1)]
@@ -245,12 +210,12 @@ def mutate(rng: np.random.Generator, population: Population, space: SearchSpace)
     mutants = _choose(kind == 0, grafted, mutants)
     point = np.flatnonzero(kind == 1)
     programs = mutants.programs.copy(order="F")
-    programs[point, spots[point]] = _same_arity(rng, population.vocabulary, tokens[point])
-    return _within_limits(Population(population.vocabulary, programs, mutants.lengths), population)
+    programs[point, spots[point]] = _same_arity(rng, population.language, tokens[point])
+    return _within_limits(Population(population.language, programs, mutants.lengths), population)
 
 
 def crossover(
-    rng: np.random.Generator, mothers: Population, fathers: Population, space: SearchSpace
+    rng: np.random.Generator, mothers: Population, fathers: Population, language: Language
 ) -> Population:
     """Each mother with a random subtree replaced by a random subtree of her father (one-point
     crossover).
@@ -274,13 +239,13 @@ def _random_nodes(rng: np.random.Generator, population: Population) -> np.ndarra
     return (rng.random(len(population)) * population.lengths).astype(np.intp)
 
 
-def _same_arity(rng: np.random.Generator, vocabulary: Vocabulary, tokens: np.ndarray) -> np.ndarray:
+def _same_arity(rng: np.random.Generator, language: Language, tokens: np.ndarray) -> np.ndarray:
     """For each token another one, uniformly, of the same arity (itself where there is no other)."""
     result = tokens.copy()
-    arity = vocabulary.arity[: len(vocabulary.names)]
+    arity = language.arity[: len(language.names)]
     for count in range(3):
         group = np.flatnonzero(arity == count)
-        chosen = np.flatnonzero(vocabulary.arity[tokens] == count)
+        chosen = np.flatnonzero(language.arity[tokens] == count)
         if len(group) > 1 and len(chosen):
             place = np.searchsorted(group, tokens[chosen])
             shift = 1 + rng.integers(len(group) - 1, size=len(chosen))
@@ -311,7 +276,7 @@ def _graft(
     inside = (column >= spots) & (column < spots + donor_sizes)
     programs = np.where(inside, donors.programs[rows, other], population.programs[rows, own])
     programs[column >= lengths] = PAD
-    return Population(population.vocabulary, programs.T, lengths)
+    return Population(population.language, programs.T, lengths)
 
 
 def _choose(condition: np.ndarray, yes: Population, no: Population) -> Population:

@@ -14,7 +14,7 @@ from cse_autoloss import Expression, SpaceError, load_space, screen, verify
 from cse_autoloss.cli import cli
 from cse_autoloss.screening import ACCEPTED, DUPLICATE, PROPERTIES, Screener, Seen
 from cse_autoloss.screening.equivalence import fingerprint
-from cse_autoloss.screening.graph import Arrays, Graph, Language, representatives
+from cse_autoloss.screening.graph import Arrays, Graph, representatives
 from cse_autoloss.screening.predictions import draw_batch, gradients
 from cse_autoloss.screening.sampling import sample
 from cse_autoloss.space import space_names
@@ -111,7 +111,7 @@ def test_gradients_of_the_shared_graph_are_those_of_torch(space, seed):
     population = grow(rng, 40, space, 1, 5)
     batch = draw_batch(space, rng, 6)
     found = gradients(
-        Graph.of_population(population, Language.of(space)),
+        Graph.of_population(population),
         batch,
         batch.initial,
         Arrays(dtype="float64"),
@@ -206,7 +206,7 @@ def test_equal_subexpressions_are_one_node_whatever_the_order_of_commutative_arg
         "Sub(Sqrt(E),Add(U,I))",
     ]
     population = Population.from_expressions([parse(text, REG) for text in texts], REG)
-    graph = Graph.of_population(population, Language.of(REG))
+    graph = Graph.of_population(population)
     assert graph.roots[0] == graph.roots[1] and graph.roots[2] != graph.roots[3]
     assert len(graph) == len({"U", "I", "E", "Add", "Sqrt", "Mul", "Sub", "Sub'"})
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cse_autoloss.expression import Expression
-from cse_autoloss.screening.graph import Arrays, Graph, Language
+from cse_autoloss.screening.graph import Arrays, Graph
 from cse_autoloss.screening.predictions import Batch, draw_batch, gradients
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.variation import Population
@@ -31,12 +31,11 @@ def gradient_field(
     Returns:
         (losses, samples, parameters); infinite or NaN where the loss's gradient is.
     """
-    language, arrays = Language.of(space), Arrays(dtype="float64")
+    arrays = Arrays(dtype="float64")
     parts = [np.zeros((0, *batch.initial.shape))]
     for start in range(0, len(expressions), TOGETHER):
         some = Population.from_expressions(expressions[start : start + TOGETHER], space)
-        graph = Graph.of_population(some, language)
-        parts.append(gradients(graph, batch, batch.initial, arrays))
+        parts.append(gradients(Graph.of_population(some), batch, batch.initial, arrays))
     return np.concatenate(parts)
 
 

@@ -12,7 +12,6 @@ are found by letting them contend for the slots of a table.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,21 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cse_autoloss.primitives import NUMPY, PRIMITIVES, TORCH, Primitive
-from cse_autoloss.space import SearchSpace
-from cse_autoloss.variation import Population, Vocabulary
+from cse_autoloss.language import FIRST, PREDICTED, SECOND, WIDE, Language
+from cse_autoloss.primitives import NUMPY, TORCH
+from cse_autoloss.variation import Population
 
-PREDICTED, WIDE = (
-    np.uint32(1),
-    np.uint32(2),
-)  # depends on the prediction; has the class axis (else one column)
 CHUNK_BYTES = (
     1 << 17
 )  # of one operand in one array call: a few of these fit into a core's second-level cache
 
 _SIZE, _LEVEL, _FLAGS = np.uint32(0xFFFF0000), np.uint32(0xFF00), np.uint32(0xFF)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def scramble(x: np.ndarray) -> np.ndarray:
@@ -45,54 +39,6 @@ def scramble(x: np.ndarray) -> np.ndarray:
     x *= _MIX
     x ^= x >> np.uint64(29)
     return x
-
-
-@dataclass(frozen=True)
-class Language:
-    """What a space's tokens mean for the graph, by code.
-
-    Attributes:
-        vocabulary: names and arities.
-        primitives: rows of the operator table.
-        keys: (256,) hash of each token's name; the same in every process.
-        flags: (256,) ``PREDICTED`` and ``WIDE`` of leaves.
-        keeps: (256,) mask on the arguments' shape: an operator that sums over the class axis does
-            not keep ``WIDE``.
-        factors: (256,) of the second argument's hash; where it is that of the first, arguments may
-            change places.
-    """
-
-    vocabulary: Vocabulary
-    primitives: tuple[Primitive, ...]
-    keys: np.ndarray
-    flags: np.ndarray
-    keeps: np.ndarray
-    factors: np.ndarray
-
-    @classmethod
-    def of(cls, space: SearchSpace) -> Language:
-        vocabulary = Vocabulary.of(space)
-        primitives = tuple(PRIMITIVES[name] for name in space.operators)
-        keys, flags = np.zeros(256, np.uint64), np.zeros(256, np.uint32)
-        keeps, factors = np.full(256, 0xFFFFFFFF, np.uint32), np.full(256, _SECOND)
-        for code, name in enumerate(vocabulary.names):
-            keys[code] = int.from_bytes(
-                hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"
-            )
-            if name in space.variables:
-                flags[code] = WIDE | (PREDICTED if name in space.predicted else np.uint32(0))
-        for code, primitive in enumerate(primitives):
-            if primitive.commutative:
-                factors[code] = _FIRST
-            if (
-                primitive.classwise
-                and primitive.array(NUMPY, *[np.ones((1, 2), np.float32)] * primitive.arity).shape[
-                    -1
-                ]
-                == 1
-            ):
-                keeps[code] ^= np.uint32(WIDE)
-        return cls(vocabulary, primitives, keys, flags, keeps, factors)
 
 
 @dataclass(frozen=True)
@@ -133,7 +79,7 @@ class Columns:
     def hashes(self, keys: np.ndarray) -> np.ndarray:
         """(n,) hash of each program as it is written."""
         result, keyed = np.zeros(len(self.rows), np.uint64), keys.take(self.tokens)
-        factors = np.cumprod(np.full(len(self.counts), _SECOND))
+        factors = np.cumprod(np.full(len(self.counts), SECOND))
         for column, count in enumerate(self.counts):
             result[:count] += keyed[self.starts[column] : self.starts[column + 1]] * factors[column]
         return scramble(result)
@@ -163,7 +109,7 @@ class Forest:
     @classmethod
     def of(cls, columns: Columns, language: Language) -> Forest:
         starts, tokens = columns.starts, columns.tokens
-        arity, hashes = language.vocabulary.arity.take(tokens), language.keys.take(tokens)
+        arity, hashes = language.arity.take(tokens), language.keys.take(tokens)
         shapes = language.flags.take(tokens)
         shapes |= np.uint32(1 << 16)
         second = np.empty(len(tokens), np.int32)
@@ -177,9 +123,9 @@ class Forest:
             right = starts.take((a >> 16) + np.uint32(column + 1)) + trees.take(binary)
             b = shapes.take(right)
             second[here.take(binary)] = right
-            value[binary] = value.take(binary) * _FIRST + hashes.take(
-                right
-            ) * language.factors.take(token.take(binary))
+            value[binary] = value.take(binary) * FIRST + hashes.take(right) * language.factors.take(
+                token.take(binary)
+            )
             shape[binary] = (
                 ((a & _SIZE) + (b & _SIZE))
                 | np.maximum(a & _LEVEL, b & _LEVEL)
@@ -209,7 +155,7 @@ def representatives(hashes: np.ndarray) -> np.ndarray:
         winner = owner.take(slot)
         beaten = np.flatnonzero(mine.take(winner) != mine)
         result[waiting] = waiting.take(winner)
-        waiting, mine = waiting.take(beaten), scramble(mine.take(beaten) * _FIRST)
+        waiting, mine = waiting.take(beaten), scramble(mine.take(beaten) * FIRST)
     return result
 
 
@@ -274,13 +220,13 @@ class Graph:
         hashes = forest.hashes.take(places)
         if not shared:
             tree = np.concatenate(parts).astype(np.uint64)
-            hashes += (forest.shapes.take(places) & PREDICTED) * (tree + np.uint64(1)) * _SECOND
+            hashes += (forest.shapes.take(places) & PREDICTED) * (tree + np.uint64(1)) * SECOND
             scramble(hashes)
         equal = representatives(hashes)
         unique = np.flatnonzero(equal == np.arange(len(equal), dtype=np.int32))
         place = places.take(unique)
         token, shape = columns.tokens.take(place), forest.shapes.take(place)
-        arity = language.vocabulary.arity.take(token)
+        arity = language.arity.take(token)
         first = np.concatenate(
             [part + start for part, start in zip(parts, columns.starts[1:])]
         ).take(unique)
@@ -321,12 +267,10 @@ class Graph:
         )
 
     @classmethod
-    def of_population(
-        cls, population: Population, language: Language, shared: bool = True
-    ) -> Graph:
+    def of_population(cls, population: Population, shared: bool = True) -> Graph:
         """The graph of a whole population; its trees are the population's rows."""
         columns = Columns.of(population, np.arange(len(population)))
-        graph = cls.of(Forest.of(columns, language), np.arange(len(population)), shared)
+        graph = cls.of(Forest.of(columns, population.language), np.arange(len(population)), shared)
         tree = np.argsort(columns.rows)
         return replace(
             graph,
@@ -363,11 +307,11 @@ class Graph:
             arrays.indices(self.second - self.fixed),
         )
         step = max(1, CHUNK_BYTES // (4 * points * columns))
-        names = self.language.vocabulary.names
+        names = self.language.names
         with np.errstate(all="ignore"):
             for group in self.groups:
                 name = names[group.token]
-                if group.token >= self.language.vocabulary.operators:
+                if group.token >= len(self.language.operators):
                     value[group.start : group.stop] = self._leaf(
                         values.get(name, name), group, arrays
                     )
@@ -422,7 +366,7 @@ class _Key:
 
     def __init__(self, language: Language) -> None:
         self._language = language
-        self._bits = max(5, (len(language.vocabulary.names) - 1).bit_length())
+        self._bits = max(5, (len(language.names) - 1).bit_length())
 
     def pack(
         self, shapes: np.ndarray, tokens: np.ndarray, below: np.ndarray, beside: np.ndarray
@@ -439,7 +383,7 @@ class _Key:
 
     def group(self, key: int, start: int, stop: int) -> Group:
         token = key >> 3 & (1 << self._bits) - 1
-        leaf = token >= self._language.vocabulary.operators
+        leaf = token >= len(self._language.operators)
         primitive = None if leaf else self._language.primitives[token]
         predicted = (bool(key & 1), bool(key & 2))[: primitive.arity if primitive else 1]
         return Group(

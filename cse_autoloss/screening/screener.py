@@ -10,7 +10,7 @@ import numpy as np
 
 from cse_autoloss.expression import Expression
 from cse_autoloss.screening.equivalence import Seen
-from cse_autoloss.screening.graph import Arrays, Columns, Forest, Graph, Language
+from cse_autoloss.screening.graph import Arrays, Columns, Forest, Graph
 from cse_autoloss.screening.probes import Block, Probes
 from cse_autoloss.screening.properties import (
     PROPERTIES,
@@ -132,7 +132,6 @@ class Screener:
         self.space, self.batch_size = space, batch_size
         self.seen = Seen() if seen is None else Seen.from_json(seen)
         self.probes = Probes.of(space)
-        self.language = Language.of(space)
         self._arrays = Arrays(device)
         self._inputs = [
             (
@@ -194,18 +193,14 @@ class Screener:
 
     def _graph(self, expression: Expression) -> Graph | None:
         population = Population.from_expressions([expression], self.space)
-        return (
-            Graph.of_population(population, self.language)
-            if self.uses_prediction(population)[0]
-            else None
-        )
+        return Graph.of_population(population) if self.uses_prediction(population)[0] else None
 
     def uses_prediction(self, population: Population) -> np.ndarray:
         """(n,) bool: whether a variable that depends on the prediction occurs."""
         uses = np.zeros(len(population), bool)
         for name in self.space.predicted:
             for column in population.programs.T:
-                uses |= column == population.vocabulary.codes[name]
+                uses |= column == population.language.codes[name]
         return uses
 
     def _batch(self, population: Population) -> tuple[np.ndarray, np.ndarray]:
@@ -214,12 +209,12 @@ class Screener:
         columns = Columns.of(
             population, np.flatnonzero(~uses)
         )  # need not be understood, only be told apart
-        hashes[columns.rows] = columns.hashes(self.language.keys)
+        hashes[columns.rows] = columns.hashes(self.space.keys)
         codes[columns.rows] = np.where(
             self.seen.add(hashes[columns.rows]), PROPERTIES.index(USES_PREDICTION), DUPLICATE
         )
         columns = Columns.of(population, np.flatnonzero(uses))
-        forest = Forest.of(columns, self.language)
+        forest = Forest.of(columns, self.space)
         hashes[columns.rows] = forest.hashes[: len(forest)]
         verdicts = np.where(
             self.seen.add(forest.hashes[: len(forest)]), np.int8(ACCEPTED), np.int8(DUPLICATE)
