@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from cse_autoloss.text import printable
 from cse_autoloss.trial import BRANCHES, ConfigError
+from cse_autoloss.yaml_io import MAX_DEPTH, YamlError, parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 RESUMABLE = (
@@ -25,13 +27,23 @@ RESUMABLE = (
     "final",
     "cluster",
 )  # sections that a run may be resumed with changes in
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+Scale = Annotated[float, Field(gt=0, le=1e6)]
+
+
+def _one_line(text: str) -> str:
+    if text != printable(text):
+        raise ValueError("should be one line of printable characters")
+    return text
+
+
+Label = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_one_line)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class SearchSection(Section):
@@ -57,13 +69,13 @@ class SearchSection(Section):
     branch: Literal["cls", "reg", "both"] = "both"
     spaces: dict[Literal["cls", "reg"], str] = {}
     from_scratch: bool = False
-    known: Annotated[int, Field(ge=0)] = 4
+    known: Annotated[int, Field(ge=0, le=1_000_000)] = 4
     survival: Literal["best", "age"] = "best"
     population: Positive = 20
     tournament: Positive = 4
     mutation: Share = 0.5
     crossover: Share = 0.3
-    offspring: Positive = 20_000
+    offspring: Annotated[int, Field(gt=0, le=10_000_000)] = 20_000
     simulations: Positive = 8
     promoted: Positive = 3
     batch_size: Positive | None = None
@@ -84,7 +96,7 @@ class BudgetSection(Section):
             found loss is trained.
     """
 
-    trials: Annotated[int, Field(ge=0)] = 100
+    trials: Annotated[int, Field(ge=0, le=10_000_000)] = 100
     minutes: Seconds | None = None
 
 
@@ -96,10 +108,10 @@ class TuningSection(Section):
         lr_scales: learning-rate multiples that are then tried with the best of these.
     """
 
-    scales: list[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]] = Field(
+    scales: list[tuple[Scale, Scale]] = Field(
         default=[(1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (2.0, 2.0)], min_length=1
     )
-    lr_scales: list[Annotated[float, Field(gt=0)]] = []
+    lr_scales: list[Scale] = []
 
 
 class ConfirmSection(Section):
@@ -113,8 +125,8 @@ class ConfirmSection(Section):
         seeds: trainings of each.
     """
 
-    candidates: Annotated[int, Field(ge=0)] = 5
-    seeds: Positive = 2
+    candidates: Annotated[int, Field(ge=0, le=1_000_000)] = 5
+    seeds: Annotated[int, Field(gt=0, le=1000)] = 2  # from 1000 on: the comparison's begin at 2000
 
 
 class FinalSection(Section):
@@ -129,7 +141,7 @@ class FinalSection(Section):
 
     candidates: Positive = 2
     seeds: Positive = 3
-    others: dict[str, Annotated[dict[Literal["cls", "reg"], str], Field(min_length=1)]] = {}
+    others: dict[Label, Annotated[dict[Literal["cls", "reg"], str], Field(min_length=1)]] = {}
 
 
 class ClusterSection(Section):
@@ -144,16 +156,22 @@ class ClusterSection(Section):
         num_gpus: of each process: 0 to train on CPUs, 1, or a share of one that several workers use
             together. Processes of one trial cannot share a GPU.
         time_limit: seconds that a trial may take.
-        retries: how often a trial is run again whose worker died.
+        retries: how often a trial is run again after a fault of the machine: a worker that died, or
+            ran out of memory, or whose GPU failed.
+        start_limit: seconds that a worker may take to start and load the data, and that the first
+            may wait for room in the cluster.
+        prepare_limit: seconds that making what all trials start from (the warm-up) may take.
     """
 
     address: str | None = None
-    workers: Positive | None = None
-    processes: Positive = 1
-    num_cpus: Annotated[float, Field(gt=0)] = 1
+    workers: Annotated[int, Field(gt=0, le=10_000)] | None = None
+    processes: Annotated[int, Field(gt=0, le=1000)] = 1
+    num_cpus: Annotated[float, Field(gt=0, le=1000)] = 1
     num_gpus: Share = 0
     time_limit: Seconds = 600
-    retries: Annotated[int, Field(ge=0)] = 2
+    retries: Annotated[int, Field(ge=0, le=1000)] = 2
+    start_limit: Seconds = 600
+    prepare_limit: Seconds = 14_400
 
 
 class Config(Section):
@@ -164,7 +182,7 @@ class Config(Section):
         detector: the trainer and its options: what is trained, on which data, how long.
     """
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     detector: dict[str, Any] = {}
     search: SearchSection = SearchSection()
     budget: BudgetSection = BudgetSection()
@@ -231,6 +249,12 @@ def parse_config(data: Mapping[str, Any]) -> Config:
         )  # strict, but a list is a tuple
     except ValidationError as error:
         raise ConfigError(_first_line(error)) from None
+    for key, tried in (
+        ("scales", [f"{cls:g}, {reg:g}" for cls, reg in config.tuning.scales]),
+        ("lr_scales", [f"{scale:g}" for scale in config.tuning.lr_scales]),
+    ):
+        if twice := next((text for text in tried if tried.count(text) > 1), None):
+            raise ConfigError(f"tuning.{key}: [{twice}] stands twice")
     if config.search.mutation + config.search.crossover > 1:
         raise ConfigError(
             "search.mutation: mutation and crossover are shares of the offspring; together at most 1, "
@@ -250,9 +274,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: no such file; give a run's YAML, or --preset with one of {', '.join(preset_names())}"
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        data = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(data, dict):
         raise ConfigError(
             f"{path}: expected sections such as 'search:', found {type(data).__name__}"
@@ -265,14 +289,16 @@ def _apply(setting: str, data: dict[str, Any]) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as search.population=50")
     *sections, last = key.split(".")
+    if len(sections) > MAX_DEPTH:
+        raise ConfigError(f"--set {setting[:80]}: no key is {len(sections)} sections deep")
     for section in sections:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise ConfigError(f"--set {setting}: {section} is no section")
     try:
-        data[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {setting}: {text!r} is no YAML value") from None
+        data[last] = parse_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"--set {setting[:80]}: no YAML value: {error}") from None
 
 
 def _first_line(error: ValidationError) -> str:
@@ -286,11 +312,11 @@ def _first_line(error: ValidationError) -> str:
             section = _section(section.model_fields[part].annotation)
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return f"{key}: unknown key; " + (
+        return f"{printable(key, 100)}: unknown key; " + (
             f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(known)}"
         )
-    message = first["msg"].replace("Input should be", "should be")
-    return f"{key}: {message}, found {first['input']!r}"[:300]
+    message = first["msg"].replace("Input should be", "should be").removeprefix("Value error, ")
+    return f"{printable(key, 100)}: {message}, found {first['input']!r}"[:300]
 
 
 def _section(annotation: Any) -> Any:

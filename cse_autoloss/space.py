@@ -14,13 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 import search_spaces
 from cse_autoloss.errors import UserError
 from cse_autoloss.expression import Expression, ExpressionError
 from cse_autoloss.language import Language
 from cse_autoloss.primitives import PRIMITIVES
+from cse_autoloss.yaml_io import YamlError, read_yaml
 
 FOLDER = Path(search_spaces.__file__).parent
 
@@ -112,9 +111,9 @@ def load_space(name: str) -> SearchSpace:
             f"no search space {name!r}: give one of {known}, or the path of a YAML file"
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        data = read_yaml(path)
+    except YamlError as error:
+        raise SpaceError(str(error)) from None
     return _build(data, path, str(path.resolve()) if path.parent != FOLDER else name)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
+
+from cse_autoloss.files import write_whole
 
 
 def cache_dir() -> Path:
@@ -24,8 +25,4 @@ def digest(*parts: bytes | str) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The file appears whole or not at all, also when two processes write it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    os.replace(scratch, path)
+    write_whole(path, data)
