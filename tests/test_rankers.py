@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from cse_autoloss.rankers import Measured, Ranking, load_ranker
 from cse_autoloss.trial import ConfigError
@@ -17,6 +18,9 @@ class Backwards:
 
     def rank(self, features, measured, rng):
         return Ranking(np.arange(len(features))[::-1])
+
+    def estimate(self, measured):
+        return measured.scores
 
 
 def test_shuffled_orders_all_candidates_and_repeats_itself_with_the_generator():
@@ -38,9 +42,100 @@ def test_a_ranker_of_ones_own_is_loaded_by_its_path_with_its_settings():
         ("shufled", {}, "no ranker 'shufled'; rankers are "),
         ("no_such_module:Thing", {}, "cannot load 'no_such_module:Thing'"),
         ("test_rankers:Backwards", {"skipp": 1}, "skipp"),
+        ("model", {"explore": 1.5}, r"explore should be in \[0, 1\], found 1.5"),
     ],
 )
 def test_a_wrong_ranker_or_setting_is_refused_in_one_line(name, settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_ranker(name, settings)
     assert "\n" not in str(caught.value)
+
+
+# --- the model ---
+
+
+def a_world(measured: int, candidates: int, noise: float = 0.003, seed: int = 0):
+    """Losses whose mAP is smooth in their features: (measured, candidates' features, their mAP)."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(measured + candidates, 3)) @ rng.normal(size=(3, 40))
+    truth = 0.48 - 0.01 * (features[:, :2] ** 2).mean(1)
+    seen = truth[:measured] + noise * rng.normal(size=measured)
+    return Measured(features[:measured], seen, np.ones(measured, int)), features[measured:], truth
+
+
+def test_the_model_puts_better_losses_first_and_predicts_within_its_deviations():
+    measured, features, truth = a_world(60, 400)
+    truth = truth[60:]
+    ranking = load_ranker("model", {"explore": 0}).rank(
+        features, measured, np.random.default_rng(1)
+    )
+    assert sorted(ranking.order) == list(range(400))
+    assert np.median(truth[ranking.order[:10]]) > np.quantile(truth, 0.9)
+    sound = truth > truth.max() - 0.04
+    assert spearmanr(ranking.mean[sound], truth[sound])[0] > 0.8
+    surprise = (truth - ranking.mean)[sound] / np.hypot(ranking.deviation[sound], 1e-4)
+    assert (np.abs(surprise) < 3).mean() > 0.95
+
+
+def test_how_bad_a_bad_loss_is_does_not_move_the_good_ones():
+    measured, features, _ = a_world(60, 50)
+    worst = measured.scores.argsort()[:10]
+    sunk = measured.scores.copy()
+    measured.scores[worst], sunk[worst] = 0.2, 0.01
+    model = load_ranker("model")
+    one, other = (
+        model.rank(
+            features,
+            Measured(measured.features, scores, measured.trainings),
+            np.random.default_rng(1),
+        )
+        for scores in (measured.scores, sunk)
+    )
+    assert np.allclose(one.mean, other.mean)
+
+
+def test_a_loss_without_features_goes_last_and_a_share_of_the_places_is_anybodys():
+    measured, features, truth = a_world(60, 1000)
+    features[7] = np.nan
+    poor = {}
+    for explore in (0.0, 1.0):
+        ranking = load_ranker("model", {"explore": explore}).rank(
+            features, measured, np.random.default_rng(3)
+        )
+        assert ranking.order[-1] == 7 and np.isnan(ranking.mean[7])
+        poor[explore] = (truth[60:][ranking.order[:90]] < np.median(truth[60:])).mean()
+    assert poor[0.0] < 0.3 < 0.4 < poor[1.0] < 0.6
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_with_next_to_nothing_measured_the_order_is_shuffled(count):
+    measured, features, _ = a_world(count, 30)
+    ranking = load_ranker("model").rank(features, measured, np.random.default_rng(3))
+    assert sorted(ranking.order) == list(range(30)) and ranking.mean is None
+
+
+def test_duplicates_equal_scores_and_failures_are_borne():
+    measured, features, _ = a_world(40, 30)
+    same = Measured(
+        np.repeat(measured.features[:4], 10, axis=0),
+        np.repeat([0.4, 0.4, 0.0, np.nan], 10),
+        measured.trainings,
+    )
+    for known in (same, Measured(measured.features, np.full(40, 0.4), measured.trainings)):
+        ranking = load_ranker("model").rank(features, known, np.random.default_rng(3))
+        assert sorted(ranking.order) == list(range(30)) and np.isfinite(ranking.mean).all()
+    assert (
+        len(load_ranker("model").rank(features[:0], measured, np.random.default_rng(3)).order) == 0
+    )
+
+
+def test_parents_are_chosen_by_what_is_likely_not_by_one_lucky_training():
+    measured, _, truth = a_world(80, 1, noise=0.006)
+    estimate = load_ranker("model", {"noise": 0.006}).estimate(measured)
+    truth = truth[:80]
+    sound = truth > truth.max() - 0.03
+    assert (
+        spearmanr(estimate[sound], truth[sound])[0]
+        > spearmanr(measured.scores[sound], truth[sound])[0]
+    )
+    assert (load_ranker("shuffled").estimate(measured) == measured.scores).all()

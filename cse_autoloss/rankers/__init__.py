@@ -1,6 +1,6 @@
 """In which order candidates train: one small protocol, and who implements it.
 
-A run names its ranker (``search.ranker``): ``shuffled``, or ``"package.module:Class"``.
+A run names its ranker (``search.ranker``): ``model``, ``shuffled``, or ``"package.module:Class"``.
 """
 
 from cse_autoloss.rankers.base import Measured, Ranker, Ranking, load_ranker

@@ -18,6 +18,7 @@ from cse_autoloss.trial import ConfigError
 #: The rankers that come with the package: a run's ``search.ranker`` is one of these names, or
 #: ``"package.module:Class"``.
 RANKERS = {
+    "model": "cse_autoloss.rankers.model:Model",
     "shuffled": "cse_autoloss.rankers.shuffled:Shuffled",
 }
 
@@ -68,6 +69,10 @@ class Ranker(Protocol):
             measured: what is known; may be empty.
             rng: the only source of chance, so that a resumed run repeats itself.
         """
+
+    def estimate(self, measured: Measured) -> np.ndarray:
+        """(m,) the mAP that each trained loss would have as a mean over many trainings, by all that
+        is known: what parents are chosen by, in place of one lucky training."""
 
 
 def load_ranker(name: str, settings: Mapping[str, Any] | None = None) -> Ranker:
