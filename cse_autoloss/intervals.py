@@ -1,0 +1,95 @@
+"""Means over seeds, with what they leave open: the one place for it.
+
+Student's t throughout. Over three seeds of normal scores its 95% interval holds the true mean in
+95% of the cases; that of a percentile bootstrap does in 75% (over five seeds: 95% and 84%).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval.
+
+    Attributes:
+        mean: of the values; NaN where there are none.
+        half: half the interval's width; infinite where there are fewer than two values.
+        n: how many values (of ``mean_over_groups``: groups) it is of.
+        level: the share of such intervals that hold the true mean.
+    """
+
+    mean: float
+    half: float
+    n: int
+    level: float = LEVEL
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    @property
+    def above_zero(self) -> bool:
+        return self.low > 0
+
+    def text(self, digits: int = 3, sign: bool = False) -> str:
+        """``0.484 ± 0.003``; the mean alone where nothing can be said about its error."""
+        mean = f"{self.mean:{'+' if sign else ''}.{digits}f}"
+        return f"{mean} ± {self.half:.{digits}f}" if math.isfinite(self.half) else mean
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """The mean of independent values, such as one loss's mAP over seeds.
+
+    A training that failed belongs in ``values`` as 0: it counts against its loss.
+    """
+    n = len(values)
+    if not n:
+        return Interval(math.nan, math.inf, 0, level)
+    half = math.inf
+    if n > 1:
+        error = float(np.std(values, ddof=1)) / math.sqrt(n)
+        half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    return Interval(float(np.mean(values)), half, n, level)
+
+
+def paired_interval(
+    values: Mapping[int, float], base: Mapping[int, float], level: float = LEVEL
+) -> Interval:
+    """The mean gain over a baseline, over the seeds that both have (seed to mAP).
+
+    With one seed both train on the same images in the same order, so their difference is often
+    steadier than either.
+    """
+    return mean_interval([values[seed] - base[seed] for seed in values if seed in base], level)
+
+
+def mean_over_groups(groups: Sequence[Sequence[float]], level: float = LEVEL) -> Interval:
+    """The mean of values that belong together in groups, such as seeds under several warm-ups.
+
+    Values of one group share its luck, so what counts is how the groups' means differ: t with
+    (groups - 1) degrees of freedom, each group counting alike. Empty groups are left out.
+    """
+    return mean_interval([float(np.mean(group)) for group in groups if len(group)], level)
+
+
+def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups (of one training's mAP about its loss's mean), pooled
+    over the groups; None where no group has two values."""
+    freedom = sum(len(group) - 1 for group in groups if len(group) > 1)
+    if not freedom:
+        return None
+    squares = sum(float(np.var(group)) * len(group) for group in groups if len(group) > 1)
+    return math.sqrt(squares / freedom)

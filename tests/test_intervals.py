@@ -1,0 +1,59 @@
+"""Intervals: what a few seeds can say."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cse_autoloss.intervals import (
+    mean_interval,
+    mean_over_groups,
+    paired_interval,
+    pooled_deviation,
+)
+
+
+def test_the_interval_is_students():
+    values = [0.48, 0.49, 0.485, 0.478]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    interval = mean_interval(values)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert interval.n == 4 and interval.text() == "0.483 ± 0.009"
+    assert mean_interval([0.01, 0.012, 0.011]).above_zero
+    assert not mean_interval([0.01, -0.012, 0.011]).above_zero
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    for level in (0.8, 0.95):
+        intervals = [mean_interval(rng.normal(size=3), level) for _ in range(2000)]
+        held = np.mean([interval.low < 0 < interval.high for interval in intervals])
+        assert held == pytest.approx(level, abs=0.03)
+
+
+def test_one_seed_says_nothing_about_its_error_and_none_nothing():
+    one = mean_interval([0.5])
+    assert one.mean == 0.5 and math.isinf(one.half) and one.text() == "0.500"
+    assert not one.above_zero and math.isnan(mean_interval([]).mean)
+
+
+def test_a_gain_is_paired_by_seed_and_seeds_of_one_side_alone_do_not_count():
+    gain = paired_interval({1: 0.50, 2: 0.40, 3: 0.9}, {1: 0.49, 2: 0.39, 7: 0.1})
+    assert gain.mean == pytest.approx(0.01) and gain.half < 1e-9 and gain.n == 2
+    assert gain.text(sign=True) == "+0.010 ± 0.000"
+
+
+def test_seeds_of_one_warm_up_are_not_counted_as_independent():
+    rng = np.random.default_rng(1)
+    groups = [luck + 0.001 * rng.normal(size=5) for luck in 0.05 * rng.normal(size=3)]
+    grouped, all_alike = mean_over_groups(groups), mean_interval(np.concatenate(groups))
+    assert grouped.mean == pytest.approx(all_alike.mean)
+    assert grouped.n == 3 and grouped.half > 2 * all_alike.half
+
+
+def test_the_deviation_within_losses_is_pooled_over_them():
+    rng = np.random.default_rng(2)
+    groups = [mean + 0.004 * rng.normal(size=3) for mean in rng.uniform(0, 1, 500)]
+    assert pooled_deviation([*groups, [0.3]]) == pytest.approx(0.004, rel=0.1)
+    assert pooled_deviation([[0.3], []]) is None
