@@ -1,0 +1,204 @@
+"""Losses for the DETR family of Hugging Face's transformers, through the library's own door.
+
+    model.loss_function = detr_loss(model, cls="CSE-Autoloss-B", reg="CSE-Autoloss-B")
+
+What the library computes around a loss (the matching of queries with objects, denoising queries,
+auxiliary outputs, L1 on boxes, weights) stays its own, in the version that is installed: its
+function for the model runs with a criterion of ours, a subclass of its own, in the place of its
+own. Works for every model whose criterion has ``get_loss``: DETR, Conditional, Deformable and DAB
+DETR, RT-DETR, D-FINE, LW-DETR, RF-DETR, DEIM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.image_transforms import center_to_corners_format
+from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
+from transformers.loss.loss_for_object_detection import ImageLoss
+
+from cse_autoloss.losses import build_loss
+from cse_autoloss.space import load_space
+
+#: What a criterion calls its classification losses, and under which key it returns each.
+_CLS_KEYS = {
+    "labels": "loss_ce",
+    "vfl": "loss_vfl",
+    "mal": "loss_mal",
+    "focal": "loss_focal",
+    "bce": "loss_bce",
+}
+_IMAGE_SIZE = (640, 640)
+
+
+def detr_loss(
+    model: PreTrainedModel,
+    cls: str | None = None,
+    reg: str | None = None,
+    cls_weight: float = 1.0,
+    reg_weight: float = 1.0,
+    cls_space: str | None = None,
+    reg_space: str = "reg",
+    image_size: tuple[int, int] = _IMAGE_SIZE,
+) -> Callable[..., Any]:
+    """A ``loss_function`` for an object detection model, with searched losses in it.
+
+    Args:
+        model: a ``...ForObjectDetection`` model of the DETR family.
+        cls: expression, or name of a known loss, in the place of the model's classification loss;
+            the model's own where None. The IoU of each matched query's box with its object is
+            handed over.
+        reg: the same in the place of the GIoU loss. The L1 loss on boxes stays.
+        cls_weight, reg_weight: factors of these losses, on top of the weights in the model's
+            config.
+        cls_space, reg_space: the search spaces that they are written in. Models with a softmax over
+            classes and "no object" (DETR) take ``two_stage_cls``, all others, with independent
+            sigmoids, ``one_stage_cls``; that is also what None stands for.
+        image_size: (height, width) in pixels that boxes, which these models have in shares of the
+            image, are scaled to where a label does not say its image's ``size``.
+
+    Returns:
+        A function to be set as ``model.loss_function``.
+
+    Raises:
+        ValueError: if the model's own loss is none of the DETR family's, or a space does not fit.
+        ExpressionError, SpaceError: as :func:`cse_autoloss.build_loss`.
+    """
+    own = model.loss_function
+    name, base = _criterion_of(own, type(model).__name__)
+    softmax = issubclass(base, ImageLoss) and not issubclass(base, DeformableDetrImageLoss)
+    inputs = "two_stage" if softmax else "one_stage"
+    losses = {}
+    if cls is not None:
+        space = load_space(cls_space or f"{inputs}_cls")
+        if space.inputs != inputs:
+            raise ValueError(
+                f"cls_space: {space.name} is written for {space.inputs} inputs; the classification "
+                f"of {type(model).__name__} needs {inputs}, as {inputs}_cls has"
+            )
+        losses["cls"] = build_loss(cls, space, loss_weight=cls_weight)
+    if reg is not None:
+        losses["reg"] = build_loss(reg, reg_space, loss_weight=reg_weight)
+    ours = type(
+        f"Searched{base.__name__}",
+        (_Searched, base),
+        {"losses_by_branch": losses, "size": image_size},
+    )
+    # The library's function, as it is, looks its criterion up by name among its module's globals.
+    return FunctionType(
+        own.__code__,
+        {**own.__globals__, name: ours},
+        own.__name__,
+        own.__defaults__,
+        own.__closure__,
+    )
+
+
+def _criterion_of(function: Callable[..., Any], model: str) -> tuple[str, type[nn.Module]]:
+    """The criterion that a library's loss function makes: its name there, and the class."""
+    for name in getattr(getattr(function, "__code__", None), "co_names", ()):
+        found = function.__globals__.get(name)
+        if isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "get_loss"):
+            # of a function that detr_loss has made, what it was made of
+            return name, next(base for base in found.__mro__ if not issubclass(base, _Searched))
+    raise ValueError(
+        f"model: {model} has no loss of the DETR family (DETR, Deformable DETR, RT-DETR, D-FINE, "
+        "...), in which a classification and a box loss could take another's place"
+    )
+
+
+class _Searched:
+    """What a criterion of the library's becomes: some of its losses are searched ones."""
+
+    losses_by_branch: Mapping[str, nn.Module]
+    size: tuple[int, int]
+
+    def get_loss(
+        self,
+        loss: str,
+        outputs: Mapping[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        indices: list[tuple[Tensor, Tensor]],
+        num_boxes: float,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        cls, reg = map(self.losses_by_branch.get, ("cls", "reg"))
+        if loss in _CLS_KEYS and cls is not None:
+            return {
+                _CLS_KEYS[loss]: self._classification(cls, outputs, targets, indices, num_boxes)
+            }
+        result = super().get_loss(loss, outputs, targets, indices, num_boxes, **options)  # type: ignore[misc]
+        if loss == "boxes" and reg is not None:
+            pred, target = self._boxes(outputs, targets, indices)
+            result["loss_giou"] = reg(pred, target, avg_factor=num_boxes)
+        return result
+
+    def _classification(
+        self,
+        loss: nn.Module,
+        outputs: Mapping[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        indices: list[tuple[Tensor, Tensor]],
+        num_boxes: float,
+    ) -> Tensor:
+        logits = outputs["logits"]
+        place = self._get_source_permutation_idx(indices)  # type: ignore[attr-defined]
+        labels = torch.full(
+            logits.shape[:2],
+            self.num_classes,
+            dtype=torch.int64,
+            device=logits.device,  # type: ignore[attr-defined]
+        )
+        labels[place] = torch.cat(
+            [target["class_labels"][j] for target, (_, j) in zip(targets, indices, strict=True)]
+        )
+        # Losses take IoUs in the order of the rows; matched queries come in the matcher's.
+        ious = logits.new_zeros(labels.shape)
+        ious[place] = _paired_iou(*self._boxes(outputs, targets, indices)).to(ious.dtype)
+        positive = labels < self.num_classes  # type: ignore[attr-defined]
+        softmax = loss.space.inputs == "two_stage"
+        weight = self.empty_weight[labels.flatten()] if softmax else None  # type: ignore[attr-defined]
+        return loss(
+            logits.flatten(0, 1),
+            labels.flatten(),
+            pos_ious=ious[positive],
+            weight=weight,
+            avg_factor=num_boxes if weight is None else weight.sum(),
+        )
+
+    def _boxes(
+        self,
+        outputs: Mapping[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        indices: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """(P, 4) predicted boxes of the matched queries and their targets, x1 y1 x2 y2 in pixels."""
+        pred = outputs["pred_boxes"][self._get_source_permutation_idx(indices)]  # type: ignore[attr-defined]
+        chosen = [target["boxes"][j] for target, (_, j) in zip(targets, indices, strict=True)]
+        sizes = [
+            torch.as_tensor(target.get("size", self.size), device=pred.device)
+            .flip(-1)
+            .repeat(len(j), 2)
+            for target, (_, j) in zip(targets, indices, strict=True)
+        ]
+        pixels = torch.cat(sizes).to(pred.dtype)
+        return (
+            center_to_corners_format(pred) * pixels,
+            center_to_corners_format(torch.cat(chosen).to(pred.dtype)) * pixels,
+        )
+
+
+def _paired_iou(pred: Tensor, target: Tensor) -> Tensor:
+    """(P,) IoU of each box with its own target, without a gradient."""
+    pred = pred.detach()
+    inner = (
+        torch.minimum(pred[:, 2:], target[:, 2:]) - torch.maximum(pred[:, :2], target[:, :2])
+    ).clamp(min=0)
+    overlap = inner.prod(-1)
+    areas = sum((boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (pred, target))
+    return overlap / (areas - overlap).clamp(min=1e-7)

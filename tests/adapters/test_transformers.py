@@ -1,0 +1,188 @@
+"""Losses in Hugging Face's DETR family: tiny models with random weights, the library's own loss beside
+ours."""
+
+import pytest
+import torch
+from transformers import (
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    DFineConfig,
+    DFineForObjectDetection,
+    ResNetConfig,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrResNetConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from cse_autoloss.adapters.transformers import detr_loss
+
+CLASSES = 3
+
+
+def backbone(kind: type, *stages: str) -> object:
+    sizes = dict(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
+    return kind(**sizes, layer_type="basic", out_features=list(stages))
+
+
+DETR = dict(
+    encoder_layers=1,
+    decoder_layers=2,
+    num_queries=12,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=16,
+    decoder_ffn_dim=16,
+    use_timm_backbone=False,
+    num_labels=CLASSES,
+)
+
+
+def detr(**options: object) -> DetrForObjectDetection:
+    config = dict(d_model=16, backbone_config=backbone(ResNetConfig, "stage4"))
+    return DetrForObjectDetection(DetrConfig(**DETR, **config, **options))
+
+
+def deformable_detr(**options: object) -> DeformableDetrForObjectDetection:
+    # 32 channels: its group normalisation has 32 groups
+    config = dict(d_model=32, backbone_config=backbone(ResNetConfig, "stage3", "stage4"))
+    return DeformableDetrForObjectDetection(
+        DeformableDetrConfig(**DETR, **config, num_feature_levels=2, **options)
+    )
+
+
+RT = dict(
+    encoder_hidden_dim=16,
+    encoder_in_channels=[8, 16, 16],
+    encoder_ffn_dim=16,
+    encoder_attention_heads=2,
+    decoder_in_channels=[16, 16, 16],
+    decoder_ffn_dim=16,
+    decoder_attention_heads=2,
+    d_model=16,
+    num_queries=12,
+    decoder_layers=2,
+    num_denoising=4,
+    num_labels=CLASSES,
+)
+
+
+def rt_detr(**options: object) -> RTDetrForObjectDetection:
+    stages = backbone(RTDetrResNetConfig, "stage2", "stage3", "stage4")
+    return RTDetrForObjectDetection(RTDetrConfig(**RT, backbone_config=stages, **options))
+
+
+def d_fine(**options: object) -> DFineForObjectDetection:
+    stages = backbone(RTDetrResNetConfig, "stage2", "stage3", "stage4")
+    return DFineForObjectDetection(DFineConfig(**RT, backbone_config=stages, **options))
+
+
+MODELS = {"detr": detr, "deformable": deformable_detr, "rt_detr": rt_detr, "d_fine": d_fine}
+
+
+def batch() -> dict[str, object]:
+    """Two images of 64 x 96 pixels; one object in the first, two in the second."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "pixel_values": torch.randn(2, 3, 64, 96, generator=generator),
+        "labels": [
+            {
+                "class_labels": torch.tensor([1]),
+                "boxes": torch.tensor([[0.5, 0.4, 0.3, 0.5]]),
+                "size": torch.tensor([64, 96]),
+            },
+            {
+                "class_labels": torch.tensor([0, 2]),
+                "boxes": torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.7, 0.4, 0.3]]),
+                "size": torch.tensor([64, 96]),
+            },
+        ],
+    }
+
+
+def step(model: torch.nn.Module) -> object:
+    torch.manual_seed(3)  # of the denoising queries
+    return model(**batch())
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+@pytest.mark.parametrize(("name", "cls"), [("detr", "CrossEntropy"), ("deformable", "Focal")])
+def test_the_default_losses_written_as_expressions_are_the_librarys_own(
+    name: str, cls: str, auxiliary: bool
+) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name](auxiliary_loss=auxiliary).eval()
+    theirs = step(model)
+    model.loss_function = detr_loss(model, cls=cls, reg="GIoU")
+    ours = step(model)
+    assert ours.loss_dict.keys() == theirs.loss_dict.keys()
+    for key, value in theirs.loss_dict.items():
+        torch.testing.assert_close(ours.loss_dict[key], value, rtol=1e-5, atol=1e-6)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    one, other = (
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+        for loss in (ours.loss, theirs.loss)
+    )
+    for mine, own in zip(one, other, strict=True):
+        assert (mine is None) == (own is None)
+        if own is not None:
+            torch.testing.assert_close(mine, own, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_losses_of_its_own_it_is_the_librarys_function(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().train()
+    theirs = step(model)
+    model.loss_function = detr_loss(model)
+    torch.testing.assert_close(step(model).loss, theirs.loss)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_trains_with_searched_losses(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().train()
+    found = "CSE-Autoloss-A" if name == "detr" else "CSE-Autoloss-B"
+    model.loss_function = detr_loss(model, cls=found, reg=found)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(30):
+        loss = step(model).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(map(torch.isfinite, torch.tensor(losses)))
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_boxes_reach_a_loss_in_pixels_of_each_image() -> None:
+    """CSE-Autoloss-A's box loss has a constant beside an area: it is not free of scale."""
+    torch.manual_seed(0)
+    model = detr().eval()
+    model.loss_function = detr_loss(model, reg="CSE-Autoloss-A")
+    with_sizes = step(model).loss_dict["loss_giou"]
+    small = batch()
+    for label in small["labels"]:
+        del label["size"]
+    model.loss_function = detr_loss(model, reg="CSE-Autoloss-A", image_size=(64, 96))
+    torch.testing.assert_close(model(**small).loss_dict["loss_giou"], with_sizes)
+    model.loss_function = detr_loss(model, reg="CSE-Autoloss-A", image_size=(6, 9))
+    assert not torch.isclose(model(**small).loss_dict["loss_giou"], with_sizes)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="cls_space: one_stage_cls is written for one_stage inputs"
+    ):
+        detr_loss(detr(), cls="Focal", cls_space="one_stage_cls")
+    text = T5ForConditionalGeneration(
+        T5Config(d_model=8, num_layers=1, num_heads=1, vocab_size=9, d_ff=8)
+    )
+    with pytest.raises(
+        ValueError, match="model: T5ForConditionalGeneration has no loss of the DETR family"
+    ):
+        detr_loss(text, cls="Focal")
