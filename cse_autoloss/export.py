@@ -61,7 +61,12 @@ def found(journal: Journal, rank: int = 1) -> Found:
 
 
 def export_run(
-    journal: Journal, output: Path, rank: int = 1, base: str | None = None, target: str = "mmdet2"
+    journal: Journal,
+    output: Path,
+    rank: int = 1,
+    base: str | None = None,
+    target: str = "mmdet2",
+    check: bool = True,
 ) -> list[Path]:
     """Write the config to ``output`` and each loss as a plain PyTorch file beside it
     (``<name>_cls.py``, ``<name>_reg.py``).
@@ -70,12 +75,13 @@ def export_run(
         The paths written.
 
     Raises:
-        ConfigError: if there is no such rank, or the base config's heads cannot take the losses.
+        ConfigError: if there is no such rank, the base config's heads cannot take the losses, or
+            ``check`` finds that the written config does not train.
     """
     config = parse_config(journal["config"])
     loss = found(journal, rank)
     texts = load_trainer(config.detector["trainer"]).export(
-        config.detector, loss, base, target, output.stem
+        config.detector, loss, base, target, output.stem, check
     )
     files = {output.with_name(name): text for name, text in texts.items()}
     for branch, expression in loss.losses.items():

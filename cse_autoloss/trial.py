@@ -166,6 +166,7 @@ class Trainer(Protocol):
         base: str | None = None,
         target: str = "mmdet2",
         name: str = "found",
+        check: bool = True,
     ) -> dict[str, str]:
         """The files of a training configuration with the found losses.
 
@@ -175,12 +176,14 @@ class Trainer(Protocol):
             target: ``"mmdet2"`` or ``"mmdet3"``: the version of MMDetection it is written for.
             name: of the configuration's file, without ``.py``. ``NAME_cls.py`` and ``NAME_reg.py``
                 will stand beside it: the losses as plain PyTorch modules.
+            check: build what is written and take its losses once, on a batch of noise.
 
         Returns:
             File name to text: ``NAME.py``, and what it imports beside those.
 
         Raises:
-            ConfigError: if the detector's heads cannot take the losses; names what can.
+            ConfigError: if the detector's heads cannot take the losses, or the check fails; says
+                why.
         """
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmcv import Config
 
-from cse_autoloss.trial import ConfigError
+from cse_autoloss.space import load_space
+from cse_autoloss.trial import BRANCHES, ConfigError
+from detectors.datasets import coco
 
 CONFIGS = Path(__file__).parent / "configs"
 LOSS_KEYS = {
@@ -17,16 +20,41 @@ LOSS_KEYS = {
     "reg": "loss_bbox",
 }  # branch to its key in a head, and in the losses a head returns
 
-# Heads of mmdet to their registered subclasses here that hand IoUs to the classification loss.
-IOU_AWARE_HEADS = {
-    name: f"IoUAware{name}"
-    for name in (
-        "ConvFCBBoxHead",
-        "Shared2FCBBoxHead",
-        "Shared4Conv1FCBBoxHead",
-        "FCOSHead",
-        "ATSSHead",
-    )
+
+@dataclass(frozen=True)
+class HeadKind:
+    """What a head of mmdet becomes to take searched losses.
+
+    Attributes:
+        aware: its registered subclass here, which hands IoUs to the classification loss.
+        refused: branch to the reason why its loss cannot be another.
+        boxes_are_decoded: its regression loss is on boxes whatever the config says.
+        loss_options: of a searched loss in it, beside formula and weight.
+    """
+
+    aware: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    boxes_are_decoded: bool = False
+    loss_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DENSE = dict(boxes_are_decoded=True)
+HEADS = {
+    "ConvFCBBoxHead": HeadKind("IoUAwareConvFCBBoxHead"),
+    "Shared2FCBBoxHead": HeadKind("IoUAwareShared2FCBBoxHead"),
+    "Shared4Conv1FCBBoxHead": HeadKind("IoUAwareShared4Conv1FCBBoxHead"),
+    "FCOSHead": HeadKind("IoUAwareFCOSHead", **_DENSE),
+    "ATSSHead": HeadKind("IoUAwareATSSHead", **_DENSE),
+}
+_BY_AWARE_NAME = {kind.aware: kind for kind in HEADS.values()}
+
+# RoI heads that use their box head's losses in ways of their own: to branch, to the reason.
+_IN_ROI_HEAD = {
+    "PISARoIHead": dict.fromkeys(
+        BRANCHES, "it weighs RoIs by the values of mmdet's own losses, on encoded boxes"
+    ),
+    "GridRoIHead": dict.fromkeys(BRANCHES, "its box head regresses no boxes"),
+    "DynamicRoIHead": {"reg": "it changes the beta of SmoothL1Loss while it trains"},
 }
 
 
@@ -36,13 +64,14 @@ def config_names() -> list[str]:
 
 
 def read_config(name: str, option: str = "detector.config") -> Config:
-    """A config that comes with the package, by name, or any mmdet config, by path.
+    """A config that comes with the package, by name, or any mmdet 2.x config, by path.
 
     Args:
         option: where the user gave the name; messages begin with it.
 
     Raises:
-        ConfigError: there is no such config, or it does not read.
+        ConfigError: there is no such config, it does not read, it has no model, or it is one of
+            MMDetection 3.
     """
     path = CONFIGS / f"{name}.py" if name in config_names() else Path(name).expanduser()
     if not path.is_file():
@@ -54,11 +83,44 @@ def read_config(name: str, option: str = "detector.config") -> Config:
         )
         raise ConfigError(f"{option}: no config {name!r}; {right}")
     try:
-        return Config.fromfile(str(path))
+        config = Config.fromfile(str(path))
     except Exception as error:  # a config is a program: anything can come out of it
+        raise ConfigError(f"{option}: {path} does not read: {reason(error)}") from error
+    if is_mmdet3(config):
         raise ConfigError(
-            f"{option}: {path} does not read: {type(error).__name__}: {error}"
-        ) from error
+            f"{option}: {path} is a config of MMDetection 3, and this is for 2.x; export --target "
+            "mmdet3 puts a found loss into it"
+        )
+    if not isinstance(config.get("model"), dict):
+        raise ConfigError(
+            f"{option}: {path} has no model; give a config that inherits one (_base_)"
+        )
+    return config
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line: its type and message, or those of the one that it came from where
+    it has no message of its own."""
+    while not str(error) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def is_mmdet3(config: Mapping[str, Any]) -> bool:
+    """Whether a config is written for MMDetection 3, whose data and training have other keys."""
+    model = config.get("model") or {}
+    theirs = ("train_dataloader", "optim_wrapper", "param_scheduler", "default_scope")
+    return "data_preprocessor" in model or any(key in config for key in theirs)
+
+
+def box_heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The heads of a detector's config that classify and regress boxes, of whatever kind."""
+    outer = model.get("roi_head")
+    outers = outer if isinstance(outer, (list, tuple)) else [model if outer is None else outer]
+    found = [inner.get("bbox_head") or [] for inner in outers]
+    return [
+        head for inner in found for head in (inner if isinstance(inner, (list, tuple)) else [inner])
+    ]
 
 
 def heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -67,25 +129,92 @@ def heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the detector has no head of a kind that can be made IoU-aware.
     """
-    found = model["roi_head"]["bbox_head"] if "roi_head" in model else model.get("bbox_head")
-    if found is None:
+    if isinstance(model.get("roi_head"), (list, tuple)):
         raise ConfigError(
-            "the config's model has neither roi_head nor bbox_head, where box losses stand"
+            "the config's model has a list of RoI heads; searched losses go into one alone"
         )
-    found = found if isinstance(found, list) else [found]
-    known = {**IOU_AWARE_HEADS, **{name: name for name in IOU_AWARE_HEADS.values()}}
+    found = box_heads(model)
+    if not found:
+        raise ConfigError(
+            "the config's model has neither roi_head.bbox_head nor bbox_head, where box losses stand"
+        )
     for head in found:
-        if head["type"] not in known:
+        if "roi_head" not in model and len(found) > 1:
+            raise ConfigError(
+                "the config's model has a list of dense heads; searched losses go into one alone"
+            )
+        if head["type"] not in HEADS and head["type"] not in _BY_AWARE_NAME:
             raise ConfigError(
                 f"the config's head {head['type']!r} has no IoU-aware form; heads that work: "
-                f"{', '.join(IOU_AWARE_HEADS)}"
+                f"{', '.join(HEADS)}"
             )
+        if head.get("with_reg") is False:
+            raise ConfigError(
+                f"the config's head {head['type']!r} regresses no boxes (with_reg=False), so that "
+                "there is no IoU to tell its classification loss"
+            )
+    refused = _refused(model, found)
+    if len(refused) == len(BRANCHES):
+        raise ConfigError(f"the config's losses cannot be others: {refused['cls']}")
     return found
 
 
+def kind(head: Mapping[str, Any]) -> HeadKind:
+    """Of a head that :func:`heads` returned."""
+    return HEADS.get(head["type"]) or _BY_AWARE_NAME[head["type"]]
+
+
+def _refused(model: Mapping[str, Any], found: list[dict[str, Any]]) -> dict[str, str]:
+    """Branch to the reason why its loss stays what it is."""
+    refused = {
+        branch: f"{head['type']}: {why}"
+        for head in found
+        for branch, why in kind(head).refused.items()
+    }
+    outer = model.get("roi_head", {}).get("type")
+    return refused | {
+        branch: f"{outer}: {why}" for branch, why in _IN_ROI_HEAD.get(outer, {}).items()
+    }
+
+
 def spaces(model: Mapping[str, Any]) -> dict[str, str]:
-    """Branch to the search space that its losses are written in."""
-    return {"cls": "two_stage_cls" if "roi_head" in model else "one_stage_cls", "reg": "reg"}
+    """Branch to the search space that its losses are written in; a branch is absent whose loss
+    cannot be another.
+
+    Raises:
+        ConfigError: as :func:`heads`.
+    """
+    refused = _refused(model, heads(model))
+    written = {"cls": "two_stage_cls" if "roi_head" in model else "one_stage_cls", "reg": "reg"}
+    return {branch: space for branch, space in written.items() if branch not in refused}
+
+
+def space(model: Mapping[str, Any], branch: str) -> str:
+    """The search space that a branch's losses are written in.
+
+    Raises:
+        ConfigError: as :func:`heads`, or this branch's loss cannot be another; says why.
+    """
+    own = spaces(model)
+    if branch not in own:
+        why = _refused(model, heads(model))[branch]
+        raise ConfigError(f"the config's {branch} loss cannot be another: {why}")
+    return own[branch]
+
+
+def check_losses(model: Mapping[str, Any], written: Mapping[str, str]) -> None:
+    """Whether a detector's heads can take losses.
+
+    Args:
+        written: branch to the search space (name or YAML path) that its loss is written in.
+
+    Raises:
+        ConfigError: one line that says why they cannot.
+    """
+    for branch, name in written.items():
+        own = space(model, branch)
+        if load_space(name).inputs != load_space(own).inputs:
+            raise ConfigError(f"the {branch} loss was found for {name}, this detector's is {own}")
 
 
 def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -> None:
@@ -98,16 +227,23 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
     Args:
         model: a detector's config, changed in place.
         losses: branch to the loss's config; an absent branch keeps its loss.
+
+    Raises:
+        ConfigError: the heads cannot take them.
     """
+    check_losses(
+        model, {branch: loss["space"] for branch, loss in losses.items() if "space" in loss}
+    )
     for head in heads(model):
-        head["type"] = IOU_AWARE_HEADS.get(head["type"], head["type"])
+        of = kind(head)
+        head["type"] = of.aware
         for branch, loss in losses.items():
-            head[LOSS_KEYS[branch]] = dict(loss)
+            head[LOSS_KEYS[branch]] = {**loss, **of.loss_options}
         if "roi_head" not in model:
             head["loss_cls"].setdefault(
                 "use_sigmoid", True
             )  # by which mmdet's dense heads count their channels
-        elif "reg" in losses:
+        if "reg" in losses and not of.boxes_are_decoded:
             head["reg_decoded_bbox"] = (
                 True  # mmdet's default, L1, is on encoded deltas; searched ones are on boxes
             )
@@ -130,3 +266,82 @@ def set_num_classes(config: Any, count: int) -> None:
     elif isinstance(config, (list, tuple)):
         for value in config:
             set_num_classes(value, count)
+
+
+def add_import(config: dict[str, Any], module: str) -> None:
+    """Let a config import a module, beside what it imports; changed in place."""
+    imports = dict(config.get("custom_imports") or dict(allow_failed_imports=False))
+    names = imports.get("imports") or []
+    names = [names] if isinstance(names, str) else list(names)
+    imports["imports"] = list(dict.fromkeys([*names, module]))
+    config["custom_imports"] = imports
+
+
+def datasets(part: Any) -> Iterator[dict[str, Any]]:
+    """The data sets that a ``data.train`` and the like read images from: looked for in lists and in
+    mmdet's wrappers (RepeatDataset, ClassBalancedDataset, ConcatDataset, MultiImageMixDataset)."""
+    if isinstance(part, (list, tuple)):
+        for element in part:
+            yield from datasets(element)
+    elif "dataset" in part:
+        yield from datasets(part["dataset"])
+    elif "datasets" in part:
+        yield from datasets(part["datasets"])
+    else:
+        yield part
+
+
+def own_data(config: Mapping[str, Any]) -> str | None:
+    """The annotations that a config's author named for its training, where they are not those of
+    COCO that mmdet's own configs name."""
+    for part in datasets((config.get("data") or {}).get("train") or {}):
+        name = part.get("ann_file")
+        name = name[0] if isinstance(name, (list, tuple)) and name else name
+        if name and name != "data/coco/annotations/instances_train2017.json":
+            return str(name)
+    return None
+
+
+def with_split(part: Any, split: coco.Split, classes: Sequence[str]) -> dict[str, Any]:
+    """A ``data.train`` and the like with other images: mmdet's wrappers and pipelines as they are,
+    of several data sets the first.
+
+    Raises:
+        ConfigError: it has no pipeline.
+    """
+    if isinstance(part, (list, tuple)):
+        return with_split(part[0], split, classes)
+    if "dataset" in part:
+        return {**part, "dataset": with_split(part["dataset"], split, classes)}
+    if "datasets" in part:
+        return {**part, "datasets": [with_split(part["datasets"], split, classes)]}
+    if "pipeline" not in part:
+        raise ConfigError(
+            f"the config's data has a {part.get('type', 'data set')} without a pipeline, by which "
+            "other images could be read"
+        )
+    return dict(
+        type="CocoDataset",
+        ann_file=split.ann_file,
+        img_prefix=split.img_prefix,
+        classes=list(classes),
+        pipeline=part["pipeline"],
+    )
+
+
+def set_data(config: Config, data: coco.DataSet) -> None:
+    """Train, val and test splits of a data set in the places of a config's own, and its number of
+    classes; changed in place.
+
+    Raises:
+        ConfigError: as :func:`with_split`, or the config has no ``data.train``.
+    """
+    own = config.get("data") or {}
+    if "train" not in own:
+        raise ConfigError("the config has no data.train, whose pipeline would read other images")
+    for split in ("train", "val", "test"):
+        if split in own:
+            own[split] = with_split(own[split], data.splits[split], data.classes)
+    set_num_classes(config.model, len(data.classes))
+    if (config.get("evaluation") or {}).get("metric") == "mAP":  # of a VOC config; COCO format now
+        config.evaluation.metric = "bbox"

@@ -36,14 +36,7 @@ def proxy_config(config: Config, data: DataSet, found: Found) -> str:
     """
     config.pop("proxy", None)
     configure.set_losses(config.model, searched_losses(found))
-    for split in ("train", "val", "test"):
-        files = data.splits[split]
-        config.data[split].update(
-            type="CocoDataset",
-            ann_file=files.ann_file,
-            img_prefix=files.img_prefix,
-            classes=list(data.classes),
-        )
+    configure.set_data(config, data)
     steps = config.runner.max_iters
     config.evaluation = dict(interval=steps, metric="bbox")
     config.checkpoint_config = dict(interval=steps, by_epoch=False)
@@ -59,13 +52,10 @@ def user_config(config: Config, found: Found) -> str:
         config: the user's; changed in place.
 
     Raises:
-        ConfigError: its heads cannot take the losses; names those that can.
+        ConfigError: its heads cannot take the losses; says why.
     """
     configure.set_losses(config.model, searched_losses(found))
-    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
-    if "detectors" not in imports["imports"]:
-        imports["imports"] = [*imports["imports"], "detectors"]
-    config.custom_imports = imports
+    configure.add_import(config, "detectors")
     return header(found) + config.pretty_text
 
 

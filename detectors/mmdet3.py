@@ -61,17 +61,9 @@ def files(base: str | None, run: Config, found: Found, name: str) -> dict[str, s
     else:
         config = _read(base)
         inherited = str(Path(base).absolute())
-        model, imports = config.model, (config.get("custom_imports") or {}).get("imports", [])
-    spaces = configure.spaces(model)
-    for branch in found.losses:
-        if (
-            found.spaces[branch] in ("two_stage_cls", "one_stage_cls")
-            and found.spaces[branch] != spaces[branch]
-        ):
-            raise ConfigError(
-                f"--config {base}: the {branch} loss was found for {found.spaces[branch]}, this detector's is "
-                f"{spaces[branch]}"
-            )
+        model, imports = config.model, (config.get("custom_imports") or {}).get("imports") or []
+        imports = [imports] if isinstance(imports, str) else list(imports)
+    configure.check_losses(model, {branch: found.spaces[branch] for branch in found.losses})
     configure.set_losses(
         model,
         {
@@ -92,11 +84,13 @@ def _read(path: str) -> Config:
         config = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # a config is a program: anything can come out of it
         raise ConfigError(
-            f"--config {path} does not read: {type(error).__name__}: {error}; bases should be given by path, "
+            f"--config {path} does not read: {configure.reason(error)}; bases should be given by path, "
             "not as 'mmdet::...' or read_base()"
         ) from error
-    if "model" not in config:
-        raise ConfigError(f"--config {path}: it has no model")
+    if not isinstance(config.get("model"), dict):
+        raise ConfigError(f"--config {path}: it has no model; give a config that inherits one")
+    if not configure.is_mmdet3(config) and ("runner" in config or "optimizer" in config):
+        raise ConfigError(f"--config {path} is a config of MMDetection 2.x: --target mmdet2")
     return config
 
 

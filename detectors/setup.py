@@ -66,8 +66,13 @@ class Setup:
         self.device = torch.device(
             self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
-        self.data = coco.find(self.options.data, self.options.data_seed)
         self.config = config = configure.read_config(self.options.config)
+        if "data" not in options and (own := configure.own_data(config)):
+            raise ConfigError(
+                f"detector.data: {self.options.config} trains on {own}; give that data set as coco:/path "
+                "or voc:/path, or embedded"
+            )
+        self.data = coco.find(self.options.data, self.options.data_seed)
         try:
             config.merge_from_dict(
                 copy.deepcopy(self.options.cfg_options)

@@ -140,9 +140,12 @@ def read(training: Training) -> Config:
     """
     config = configure.read_config(training.config, "CONFIG")
     _set_losses(config, training.losses)
-    data = training.data or ("embedded" if "proxy" in config else None)
+    proxy = "proxy" in config and not configure.own_data(config)
+    data = training.data or ("embedded" if proxy else None)
     if data:
-        _set_data(config, coco.find(data))
+        configure.set_data(config, coco.find(data))
+    elif "train" not in (config.get("data") or {}):
+        raise ConfigError(f"{training.config} has no data.train to train on")
     try:
         config.merge_from_dict(dict(training.cfg_options))
     except (KeyError, TypeError, IndexError) as error:
@@ -151,6 +154,11 @@ def read(training: Training) -> Config:
     update_data_root(config)
     _check_files(config, training)
     if "proxy" in config:
+        if "max_iters" not in config.get("runner", {}):
+            raise ConfigError(
+                f"{training.config} inherits a proxy, which is counted in steps, and has no "
+                "runner.max_iters; give runner=dict(type='IterBasedRunner', max_iters=...)"
+            )
         _set_intervals(config, training.cfg_options)
     if training.resume_from:
         if not training.resume_from.is_file():
@@ -190,36 +198,38 @@ def join_processes(launcher: str) -> bool:
 
 
 def _set_losses(config: Config, losses: Mapping[str, str]) -> None:
-    spaces = configure.spaces(config.model)
     weights = configure.searched_weights(config.model)
     searched = {}
     for branch, text in losses.items():
         if text == DEFAULT:
             _set_default(config, branch)
             continue
+        space = configure.space(config.model, branch)
         try:
-            load_space(spaces[branch]).expression(text)
+            load_space(space).expression(text)
         except UserError as error:
             raise ConfigError(f"--loss-{branch}: {error}") from None
         searched[branch] = dict(
-            type="SearchedLoss", expression=text, space=spaces[branch], loss_weight=weights[branch]
+            type="SearchedLoss", expression=text, space=space, loss_weight=weights[branch]
         )
     if searched:
         configure.set_losses(config.model, searched)
-        imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
-        imports["imports"] = list(dict.fromkeys([*imports["imports"], "detectors"]))
-        config.custom_imports = imports
+        configure.add_import(config, "detectors")
 
 
 def _set_default(config: Config, branch: str) -> None:
     """In place of a searched loss the one that the config would have inherited."""
     key = configure.LOSS_KEYS[branch]
-    heads = configure.heads(config.model)
-    if all(head[key]["type"] != "SearchedLoss" for head in heads):
+
+    def searched(heads: list[dict[str, Any]]) -> bool:
+        return any(head.get(key, {}).get("type") == "SearchedLoss" for head in heads)
+
+    heads = configure.box_heads(config.model)
+    if not searched(heads):
         return
     for inherited in _inherited(Path(config.filename)):
-        own = configure.heads(inherited.model)
-        if all(head[key]["type"] != "SearchedLoss" for head in own):
+        own = configure.box_heads(inherited.model)
+        if not searched(own):
             for head, other in zip(heads, own, strict=True):
                 head[key] = other[key]
                 if branch == "reg":
@@ -243,44 +253,33 @@ def _inherited(path: Path) -> Iterator[Config]:
             yield from _inherited(base)
 
 
-def _set_data(config: Config, data: coco.DataSet) -> None:
-    for split in _SPLITS:
-        part = config.data[split]
-        while "dataset" in part:  # RepeatDataset and the like
-            part = part["dataset"]
-        if "pipeline" not in part:
-            raise ConfigError(
-                f"--data: data.{split} of {config.filename} has no pipeline that would read {data.name}"
-            )
-        files = data.splits[split]
-        pipeline = part["pipeline"]
-        part.clear()
-        part.update(
-            type="CocoDataset",
-            ann_file=files.ann_file,
-            img_prefix=files.img_prefix,
-            classes=list(data.classes),
-            pipeline=pipeline,
-        )
-    configure.set_num_classes(config.model, len(data.classes))
-    if (
-        config.get("evaluation", {}).get("metric") == "mAP"
-    ):  # of a VOC config; the data is in COCO format now
-        config.evaluation.metric = "bbox"
-
-
 def _check_files(config: Config, training: Training) -> None:
     for split in _SPLITS[: 1 + training.validate]:
-        part = config.data[split]
-        while "dataset" in part:
-            part = part["dataset"]
-        names = part.get("ann_file") or []
-        for name in [names] if isinstance(names, str) else names:
-            path = Path(part.get("data_root") or "", name)
-            if not path.is_file():
-                raise ConfigError(
-                    f"{path}: no such file (data.{split}.ann_file); give --data embedded or --data coco:/path"
-                )
+        if split not in config.data:
+            raise ConfigError(
+                f"{training.config} has no data.{split}"
+                + ("; --no-validate trains without" if split == "val" else "")
+            )
+        for part in configure.datasets(config.data[split]):
+            names = part.get("ann_file") or []
+            for name in [names] if isinstance(names, str) else names:
+                path = Path(part.get("data_root") or "", name)
+                if not path.is_file():
+                    raise ConfigError(
+                        f"{path}: no such file (data.{split}.ann_file); give --data embedded or --data coco:/path"
+                    )
+
+
+def _check_classes(config: Config, dataset: Any, name: str) -> None:
+    """mmdet's own check is made by runners that count epochs alone."""
+    classes = dataset.CLASSES
+    for head in configure.box_heads(config.model):
+        count = head.get("num_classes")
+        if classes and count is not None and count != len(classes):
+            raise ConfigError(
+                f"{name}: {head['type']} has num_classes={count}, and data.train has {len(classes)} "
+                f"classes: {', '.join(list(classes)[:5])}{', ...' if len(classes) > 5 else ''}"
+            )
 
 
 def _set_intervals(config: Config, given: Mapping[str, Any]) -> None:
@@ -302,10 +301,13 @@ def _build(training: Training, config: Config) -> tuple[torch.nn.Module, CocoDat
         model.init_weights()
         dataset = build_dataset(config.data.train)
     except Exception as error:  # a config can name anything: what comes of it is the config's
-        lines = str(error).split("\n")
-        raise ConfigError(f"{training.config}: {type(error).__name__}: {lines[0][:300]}") from error
+        raise ConfigError(f"{training.config}: {configure.reason(error)}") from error
     if len(dataset) == 0:
-        raise ConfigError(f"{training.config}: data.train has no image with an object")
+        raise ConfigError(
+            f"{training.config}: data.train has no image to train on, with an object and of 32 pixels "
+            "at least"
+        )
+    _check_classes(config, dataset, training.config)
     model.CLASSES = dataset.CLASSES
     return model, dataset
 

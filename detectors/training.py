@@ -35,6 +35,7 @@ from torch import distributed, nn
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
 from detectors import configure, export, mmdet3
 from detectors.cache import digest, write_atomically
+from detectors.check import check_trains
 from detectors.setup import Options, Setup, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -104,17 +105,20 @@ class DetectorTrainer:
         base: str | None = None,
         target: str = "mmdet2",
         name: str = "found",
+        check: bool = True,
     ) -> dict[str, str]:
         if target == "mmdet3":
             return mmdet3.files(
                 base, configure.read_config(options.get("config", Options().config)), found, name
             )
         if base is not None:
-            return {
-                f"{name}.py": export.user_config(configure.read_config(base, "--config"), found)
-            }
-        setup = Setup(options)
-        return {f"{name}.py": export.proxy_config(setup.config, setup.data, found)}
+            text = export.user_config(configure.read_config(base, "--config"), found)
+        else:
+            setup = Setup(options)
+            text = export.proxy_config(setup.config, setup.data, found)
+        if check:
+            check_trains(Config.fromstring(text, ".py"), base or setup.options.config)
+        return {f"{name}.py": text}
 
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
         self._setup = Setup(options)

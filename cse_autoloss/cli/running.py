@@ -150,9 +150,14 @@ def report(folder: Path) -> None:
 @click.option(
     "--target", type=click.Choice(["mmdet2", "mmdet3"]), default="mmdet2", show_default=True
 )
-def export(folder: Path, rank: int, output: Path, base: str | None, target: str) -> None:
+@click.option(
+    "--no-check", is_flag=True, help="Write the config without a forward pass that tries it."
+)
+def export(
+    folder: Path, rank: int, output: Path, base: str | None, target: str, no_check: bool
+) -> None:
     """Write a found loss as an MMDetection config, and as a plain PyTorch module beside it."""
     from cse_autoloss.export import export_run
 
-    for path in export_run(Journal.read(folder), output, rank, base, target):
+    for path in export_run(Journal.read(folder), output, rank, base, target, not no_check):
         click.echo(f"wrote {path}")

@@ -92,7 +92,8 @@ def test_an_iou_is_never_zero_and_no_positives_are_no_ious():
 
 def test_with_a_loss_that_wants_no_iou_the_head_is_mmdets():
     arguments, _ = batch(False)
-    for name, aware in configure.IOU_AWARE_HEADS.items():
+    for name, kind in configure.HEADS.items():
+        aware = kind.aware
         assert issubclass(HEADS.get(aware), HEADS.get(name))
         if "BBoxHead" not in name:
             continue

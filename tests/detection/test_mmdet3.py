@@ -213,7 +213,7 @@ def assert_equal(ours, theirs):
 def test_the_head_of_two_stage_detectors_computes_what_ours_computes(tmp_path, load):
     export(A, tmp_path, name="two_stage_found")
     module = load("two_stage_found")
-    assert set(configure.IOU_AWARE_HEADS.values()) <= set(vars(module)), (
+    assert set({kind.aware for kind in configure.HEADS.values()}) <= set(vars(module)), (
         "a head for each that 2.x has"
     )
     ours, theirs = pair(module, configure.read_config("faster_rcnn_proxy").model, A)

@@ -1,0 +1,138 @@
+"""Whether a config builds and trains: one forward and one backward pass on a batch made up on the
+spot, without data, weights or a GPU."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy
+import torch
+from mmcv import Config
+from mmdet.core import BitmapMasks
+from mmdet.models import build_detector
+
+from cse_autoloss.trial import ConfigError
+from detectors import configure
+
+_SIZE = 128  # pixels: large enough for anchors to find the boxes
+_BOXES = ((12.0, 20.0, 76.0, 92.0), (60.0, 8.0, 124.0, 56.0), (30.0, 70.0, 62.0, 118.0))
+
+
+def check_trains(config: Config, option: str) -> None:
+    """Build the config's detector and take its losses on two images of noise.
+
+    Args:
+        config: read as mmdet reads it; left as it is.
+        option: where the user gave the config; messages begin with it.
+
+    Raises:
+        ConfigError: one line: it does not build, does not compute its losses, or a loss, or a
+            gradient of one, is not finite.
+    """
+    config = copy.deepcopy(config)
+    list(without_weights(config.model))
+    _on_one_process(config.model)
+    unchecked = "; --no-check writes the config all the same"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            model = build_detector(
+                config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
+            ).train()
+            losses = model.forward_train(**_batch(config.model))
+            total, values = model._parse_losses(losses)
+        except Exception as error:  # whatever a config's own modules raise
+            raise ConfigError(
+                f"{option}: the config does not train with these losses: "
+                f"{configure.reason(error)}{unchecked}"
+            ) from error
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ConfigError(f"{option}: {name} is {value} on a batch of noise{unchecked}")
+        total.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise ConfigError(f"{option}: gradient of {name} is not finite{unchecked}")
+
+
+def without_weights(model: Any) -> Iterator[str]:
+    """Take the checkpoints that its parts start from out of a model's config, changed in place; yield
+    their names."""
+    if isinstance(model, dict):
+        for key in [key for key in model if key in ("init_cfg", "pretrained")]:
+            value = model[key]
+            if key == "pretrained" and isinstance(value, str):
+                yield model.pop(key)
+            elif isinstance(value, dict) and value.get("type") == "Pretrained":
+                yield value["checkpoint"]
+                model[key] = None
+        for value in model.values():
+            yield from without_weights(value)
+    elif isinstance(model, (list, tuple)):
+        for value in model:
+            yield from without_weights(value)
+
+
+def _on_one_process(model: Any) -> None:
+    """Batch statistics of all processes are those of one."""
+    if isinstance(model, dict):
+        if model.get("type") in ("SyncBN", "MMSyncBN"):
+            model["type"] = "BN"
+        for value in model.values():
+            _on_one_process(value)
+    elif isinstance(model, (list, tuple)):
+        for value in model:
+            _on_one_process(value)
+
+
+def _batch(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a data pipeline would hand to a detector of this config, masks where it has a mask
+    head."""
+    shape = (_SIZE, _SIZE, 3)
+    meta = dict(
+        filename="noise.png",
+        ori_filename="noise.png",
+        ori_shape=shape,
+        img_shape=shape,
+        pad_shape=shape,
+        batch_input_shape=shape[:2],
+        scale_factor=numpy.ones(4, dtype=numpy.float32),
+        flip=False,
+        flip_direction=None,
+        img_norm_cfg=dict(mean=numpy.zeros(3), std=numpy.ones(3), to_rgb=True),
+    )
+    boxes = torch.tensor(_BOXES)
+    batch: dict[str, Any] = dict(
+        img=torch.randn(2, 3, _SIZE, _SIZE),
+        img_metas=[dict(meta), dict(meta)],
+        gt_bboxes=[boxes, boxes[:2].flip(0)],
+        gt_labels=[torch.tensor([0, 0, 0]), torch.tensor([0, 0])],
+    )
+    parts = set(_keys(model))
+    if "mask_head" in parts:
+        masks = numpy.zeros((len(_BOXES), _SIZE, _SIZE), dtype=numpy.uint8)
+        for mask, (left, top, right, bottom) in zip(masks, _BOXES, strict=True):
+            mask[int(top) : int(bottom), int(left) : int(right)] = 1
+        batch["gt_masks"] = [
+            BitmapMasks(masks, _SIZE, _SIZE),
+            BitmapMasks(masks[[1, 0]], _SIZE, _SIZE),
+        ]
+    if "semantic_head" in parts:
+        batch["gt_semantic_seg"] = torch.zeros(2, 1, _SIZE // 8, _SIZE // 8, dtype=torch.long)
+    if "roi_head" in parts and "rpn_head" not in parts:  # Fast R-CNN: proposals come with the data
+        batch["proposals"] = [boxes + 2, boxes + 2]
+    return batch
+
+
+def _keys(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if value is not None:
+                yield key
+            yield from _keys(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            yield from _keys(value)
