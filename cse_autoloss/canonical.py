@@ -10,7 +10,9 @@ classification ``Sub(X,X)`` is a zero for each class, which a constant is not.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import groupby
 
 import numpy as np
 
@@ -77,6 +79,8 @@ class _Canonical:
 
     def __init__(self, space: SearchSpace) -> None:
         self._constants = space.constants
+        self._predicted = space.predicted
+        self._squares = "Square" in space.operators
         self._has_classes = space.branch == "cls"
         self._sums: dict[Program, Normal] = {}  # programs of sums that became factors
 
@@ -104,6 +108,16 @@ class _Canonical:
                 return self._multiply(
                     self._monomial(args[0]), (1, (_factor(self._write(args[1]), divides=True),))
                 )
+            case "Square":
+                return self._multiply(*2 * (self._monomial(args[0]),))
+            case "Pow" if args[1].keys() == {()} and args[1][()] in (1, 2, 3, 4):
+                factor = self._monomial(args[0])
+                result = args[0]
+                for _ in range(args[1][()] - 1):
+                    result = self._multiply(self._monomial(result), factor)
+                return result
+            case "Detach" if not any(self._moves(product) for product in args[0]):
+                return args[0]
             case "Dot":
                 (a, factors), (b, more) = map(self._monomial, args)
                 if not (factors or more):
@@ -189,6 +203,8 @@ class _Canonical:
         self, coefficient: int | Fraction, factors: tuple[Factor, ...] | list[Factor]
     ) -> Program:
         parts = [program for divides, _, program in factors if not divides]
+        if self._squares:
+            parts = [part for program, same in groupby(parts) for part in _squared(program, same)]
         if coefficient.numerator != 1 or not parts:
             parts.insert(0, self._integer(coefficient.numerator))
         text = functools.reduce(lambda a, b: ("Mul", *a, *b), parts)
@@ -200,6 +216,10 @@ class _Canonical:
             if coefficient.denominator == 1
             else ("Div", *text, *self._integer(coefficient.denominator))
         )
+
+    def _moves(self, product: tuple[Factor, ...]) -> bool:
+        """Whether a product depends on the prediction."""
+        return any(name in self._predicted for _, _, program in product for name in program)
 
     def _integer(self, number: int) -> Program:
         """A natural number, written in the base of the space's largest constant."""
@@ -217,6 +237,12 @@ class _Canonical:
             else ("Mul", *self._integer(base), *self._integer(quotient))
         )
         return text if rest == 0 else ("Add", *self._integer(rest), *text)
+
+
+def _squared(program: Program, same: Iterable[Program]) -> list[Program]:
+    """A factor that occurs several times, as squares and what is left over."""
+    pairs, single = divmod(len(list(same)), 2)
+    return [("Square", *program)] * pairs + [program] * single
 
 
 def _whole(number: int | Fraction) -> int | Fraction:

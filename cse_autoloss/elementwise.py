@@ -186,7 +186,10 @@ class Program:
         for place, node in enumerate(nodes):
             if node.primitive is None and node.args[0] in differentiate:
                 varying.add(place)
-            elif node.primitive is not None and varying.intersection(node.args):
+            elif node.primitive is not None and any(
+                arg in varying and adjoint
+                for arg, adjoint in zip(node.args, node.primitive.adjoint)
+            ):
                 varying.add(place)
         self._steps = [(node.primitive and node.primitive.array, node.args) for node in nodes]
         moving = [(place, node) for place, node in enumerate(nodes) if place in varying]
@@ -196,7 +199,7 @@ class Program:
                 [
                     (arg, node.primitive.adjoint[i])
                     for i, arg in enumerate(node.args)
-                    if arg in varying
+                    if arg in varying and node.primitive.adjoint[i]
                 ],
                 node.args,
             )

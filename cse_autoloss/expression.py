@@ -77,6 +77,16 @@ class Expression:
             name for name in self.program if name not in PRIMITIVES and not name.isdigit()
         )
 
+    def passes_gradient(self, variables: Iterable[str]) -> bool:
+        """Whether a gradient reaches one of the variables: it occurs outside of what detaches it."""
+        variables = frozenset(variables)
+
+        def node(primitive: Primitive, args: list[bool]) -> bool:
+            lets_through = primitive.adjoint or [True] * primitive.arity
+            return any(arg and adjoint is not None for arg, adjoint in zip(args, lets_through))
+
+        return self.fold(variables.__contains__, node)
+
     def subtree(self, start: int) -> slice:
         """The slice of the program that is the subtree whose root stands at ``start``."""
         end, open_slots = start, 1

@@ -182,7 +182,7 @@ class ExpressionLoss(nn.Module):
                     named[name] if name in named else variables[0].new_tensor(float(name))
                 )
         value = values[-1]
-        if not self.expression.variables & self.space.predicted:
+        if not self.expression.passes_gradient(self.space.predicted):
             value = (
                 value + 0 * pred.sum()
             )  # constant for the prediction, yet backward() must find a graph

@@ -39,6 +39,16 @@ def _along_classes(combine: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
     ]
 
 
+def _of_tensors(function: Callable[..., torch.Tensor]) -> Callable[[Any, Any], torch.Tensor]:
+    """Two arguments of which one may be a number: torch's own functions want two tensors."""
+
+    def both(a: Any, b: Any) -> torch.Tensor:
+        like = a if isinstance(a, torch.Tensor) else b
+        return function(*(x if isinstance(x, torch.Tensor) else like.new_tensor(x) for x in (a, b)))
+
+    return both
+
+
 #: The two array modules that the table's array functions run on: the same names, the same meanings.
 NUMPY = SimpleNamespace(
     name="numpy",
@@ -55,6 +65,9 @@ NUMPY = SimpleNamespace(
     erf=lambda x: torch.erf(torch.as_tensor(x)).numpy(),  # scipy's is slow
     sigmoid=lambda x: 1 / (1 + np.exp(-x)),
     where=np.where,
+    maximum=np.maximum,
+    minimum=np.minimum,
+    power=np.power,
     relu=lambda x: np.maximum(x, np.float32(0)),
     at_most=lambda x, limit: np.minimum(x, np.float32(limit)),
     positive=lambda x: (x > 0).astype(x.dtype),
@@ -77,6 +90,9 @@ TORCH = SimpleNamespace(
     erf=torch.erf,
     sigmoid=torch.sigmoid,
     where=torch.where,
+    maximum=_of_tensors(torch.maximum),
+    minimum=_of_tensors(torch.minimum),
+    power=torch.pow,
     relu=torch.relu,
     at_most=lambda x, limit: torch.clamp(x, max=limit),
     positive=lambda x: (x > 0).to(x.dtype),
@@ -108,9 +124,9 @@ class Primitive:
         monotone: whether its extremes over a box of arguments lie at the box's corners.
         range: ``range(*intervals) -> (lowest, highest)`` where the corners are not the extremes.
         adjoint: for each argument ``adjoint[i](xp, value, args, gradient) -> the argument's
-            gradient``; a unary elementwise row needs none, its tangent is its adjoint. What stops a
-            gradient stops an infinite one, too, as in torch. A loss with a row that has none is
-            differentiated by torch.
+            gradient``; None for an argument that lets none through. A unary elementwise row needs
+            none, its tangent is its adjoint. What stops a gradient stops an infinite one, too, as
+            in torch. A loss with a row that has no adjoints is differentiated by torch.
     """
 
     name: str
@@ -125,7 +141,7 @@ class Primitive:
     classwise: bool = False
     monotone: bool = False
     range: Callable[..., Interval] | None = None
-    adjoint: tuple[Callable[..., Any], ...] | None = None
+    adjoint: tuple[Callable[..., Any] | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.adjoint is None and self.arity == 1 and not self.classwise:
@@ -158,21 +174,24 @@ PRIMITIVES: dict[str, Primitive] = {}
 
 
 def register(primitive: Primitive) -> Primitive:
-    """Add a row to the table.
+    """Add a row to the table, after a trial of all its forms (``operator_check.py``).
 
     Raises:
-        ValueError: if the name is taken by another row, is no identifier, or the arity is not 1 or
-            2.
+        ValueError: if the name is taken by another row or is no identifier, the arity is not 1 or 2,
+            or the forms do not say the same: one line with the reason.
     """
+    from cse_autoloss.operator_check import check_operator
+
     if not (primitive.name.isidentifier() and primitive.name.isascii()):
         raise ValueError(f"primitive {primitive.name!r}: the name must be an ASCII identifier")
     if primitive.arity not in (1, 2) or len(primitive.binds) != primitive.arity + 1:
         raise ValueError(
             f"primitive {primitive.name!r}: arity must be 1 or 2, and 'binds' one longer than the arity"
         )
-    if PRIMITIVES.setdefault(primitive.name, primitive) is not primitive:
+    if PRIMITIVES.get(primitive.name, primitive) is not primitive:
         raise ValueError(f"primitive {primitive.name!r} is registered already")
-    return primitive
+    check_operator(primitive)
+    return PRIMITIVES.setdefault(primitive.name, primitive)
 
 
 def elementwise(derivative: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,6 +225,26 @@ def _sgdf_slope(xp: Any, value: Any, x: Any) -> Any:
         xp.abs(x) * (-math.pi / 4)
     )  # sech(z) = 2 e^-|z| / (1 + e^-2|z|), which cannot overflow
     return decay / (decay * decay + 1) * 0.5
+
+
+def _larger_slope(xp: Any, a: Any, b: Any, larger: Any, smaller: Any) -> Any:
+    """``larger`` where a > b, ``smaller`` where a < b, and where they are equal the mean, as torch
+    has it."""
+    return xp.where(a > b, larger, xp.where(a < b, smaller, (larger + smaller) * 0.5))
+
+
+def _power_slope(xp: Any, a: Any, b: Any) -> Any:
+    """Derivative of a^b by a: 0 for the exponent 0, also at a = 0."""
+    if isinstance(b, float):
+        return b * xp.power(a, b - 1) if b else 0.0
+    return xp.where(b == 0, 0.0, b * xp.power(a, b - 1))
+
+
+def _power_range(a: Interval, b: Interval) -> Interval:
+    if a[0] <= 0 and not (a[0] == 0 and b[0] >= 1):
+        return UNBOUNDED
+    corners = [x**y for x in a for y in b]
+    return min(corners), max(corners)
 
 
 # --- torch functions: an exported loss carries these sources, so each stands on torch and math
@@ -249,15 +288,19 @@ def serfc(x):
     return 1 - (torch.erf(x * (math.sqrt(math.pi) / 4)) + 1) / 2
 
 
+def power(a, b):
+    return torch.pow(a, b.detach())
+
+
 # --- sympy: the S-curves keep their names, so that formulas stay readable; ``doit()`` puts their
 # definitions in ------------
 
 
 @functools.cache
-def _curve(sp: Any, name: str, definition: Callable[[Any, Any], Any]) -> Any:
+def _curve(sp: Any, name: str, definition: Callable[[Any, Any], Any], detached: bool) -> Any:
     def fdiff(self: Any, argindex: int = 1) -> Any:
         x = sp.Dummy()
-        return definition(sp, x).diff(x).subs(x, self.args[0])
+        return definition(sp, x).diff(x).subs(x, self.args[0]) if not detached else sp.Integer(0)
 
     def doit(self: Any, **hints: Any) -> Any:
         return definition(sp, self.args[0].doit(**hints))
@@ -265,8 +308,10 @@ def _curve(sp: Any, name: str, definition: Callable[[Any, Any], Any]) -> Any:
     return type(name, (sp.Function,), {"fdiff": fdiff, "doit": doit})
 
 
-def _named(name: str, definition: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda sp, x: _curve(sp, name, definition)(x)
+def _named(
+    name: str, definition: Callable[[Any, Any], Any], detached: bool = False
+) -> Callable[[Any, Any], Any]:
+    return lambda sp, x: _curve(sp, name, definition, detached)(x)
 
 
 # --- the table
@@ -531,5 +576,87 @@ for row in (
         commutative=True,
         classwise=True,
     ),
+    # What the released search did not have.
+    Primitive(
+        "Detach",
+        1,
+        lambda xp, x: x,
+        lambda xp, v, a, t: 0.0,
+        torch.detach,
+        _named("detach", lambda sp, x: x, detached=True),
+        r"\operatorname{sg}\left(#1\right)",
+        _CALL,
+        monotone=True,
+        adjoint=(None,),
+    ),
+    Primitive(
+        "Square",
+        1,
+        lambda xp, x: x * x,
+        elementwise(lambda xp, v, x: 2 * x),
+        torch.square,
+        lambda sp, x: x**2,
+        r"\left(#1\right)^{2}",
+        _CALL,
+        range=lambda x: (
+            0.0 if x[0] <= 0 <= x[1] else min(x[0] * x[0], x[1] * x[1]),
+            max(x[0] * x[0], x[1] * x[1]),
+        ),
+    ),
+    Primitive(
+        "Atan",
+        1,
+        lambda xp, x: xp.arctan(x),
+        elementwise(lambda xp, v, x: 1 / (x * x + 1)),
+        torch.atan,
+        lambda sp, x: sp.atan(x),
+        r"\arctan\left(#1\right)",
+        _CALL,
+        monotone=True,
+    ),
+    Primitive(
+        "Max",
+        2,
+        lambda xp, a, b: xp.maximum(a, b),
+        lambda xp, v, a, t: _larger_slope(xp, *a, *t),
+        torch.maximum,
+        lambda sp, a, b: sp.Max(a, b),
+        r"\max\left(#1,\,#2\right)",
+        (_ATOM, _SUM, _SUM),
+        commutative=True,
+        monotone=True,
+        adjoint=(
+            lambda xp, v, a, g: _larger_slope(xp, *a, g, 0.0),
+            lambda xp, v, a, g: _larger_slope(xp, *a, 0.0, g),
+        ),
+    ),
+    Primitive(
+        "Min",
+        2,
+        lambda xp, a, b: xp.minimum(a, b),
+        lambda xp, v, a, t: _larger_slope(xp, *a, *reversed(t)),
+        torch.minimum,
+        lambda sp, a, b: sp.Min(a, b),
+        r"\min\left(#1,\,#2\right)",
+        (_ATOM, _SUM, _SUM),
+        commutative=True,
+        monotone=True,
+        adjoint=(
+            lambda xp, v, a, g: _larger_slope(xp, *a, 0.0, g),
+            lambda xp, v, a, g: _larger_slope(xp, *a, g, 0.0),
+        ),
+    ),
+    Primitive(  # the exponent counts as a constant: no gradient passes through it
+        "Pow",
+        2,
+        lambda xp, a, b: xp.power(a, b),
+        lambda xp, v, a, t: _power_slope(xp, *a) * t[0],
+        power,
+        lambda sp, a, b: a**b,
+        r"\left(#1\right)^{#2}",
+        (_ATOM, _SUM, _SUM),
+        range=_power_range,
+        adjoint=(lambda xp, v, a, g: _power_slope(xp, *a) * g, None),
+    ),
 ):
-    register(row)
+    PRIMITIVES[row.name] = row

@@ -169,7 +169,7 @@ def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[C
     )
     if program[0].isdigit():
         text = f"{like}.new_tensor({text})"
-    if not expression.variables & space.predicted:
+    if not expression.passes_gradient(space.predicted):
         text += " + 0 * pred.sum()"  # backward() must find a graph
     if text.startswith("(") and text.endswith(")") and _encloses(text):
         text = text[1:-1]

@@ -37,6 +37,12 @@ OPERATORS = {
     "Mul": lambda a, b: a * b,
     "Div": lambda a, b: a / (b + EPSILON),
     "Dot": lambda a, b: (a * b).sum(dim=1, keepdim=True),
+    "Detach": lambda x: x.detach(),
+    "Square": lambda x: x**2,
+    "Atan": lambda x: torch.atan(x),
+    "Max": lambda a, b: torch.max(a, b),
+    "Min": lambda a, b: torch.min(a, b),
+    "Pow": lambda a, b: a ** b.detach(),
 }
 
 

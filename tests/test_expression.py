@@ -205,14 +205,14 @@ def test_latex_is_balanced_and_writes_no_double_signs(text: str) -> None:
 def test_a_spaces_plug_in_brings_an_operator(tmp_path, monkeypatch) -> None:
     (tmp_path / "my_operators.py").write_text(
         "import torch\nfrom cse_autoloss.primitives import Primitive, elementwise, register\n\n\n"
-        "def square(x):\n    return x * x\n\n\n"
-        "register(Primitive('Square', 1, lambda xp, x: x * x, elementwise(lambda xp, v, x: 2 * x), square,\n"
-        "                   lambda sp, x: x**2, r'\\left(#1\\right)^{2}', (2, 0)))\n"
+        "def cube(x):\n    return x * x * x\n\n\n"
+        "register(Primitive('Cube', 1, lambda xp, x: x * x * x, elementwise(lambda xp, v, x: 3 * x * x), cube,\n"
+        "                   lambda sp, x: x**3, r'\\left(#1\\right)^{3}', (2, 0)))\n"
     )
     (tmp_path / "mine.yaml").write_text(
-        "name: mine\nbranch: reg\ninputs: boxes\nplugins: [my_operators]\nconstants: [1]\noperators: [Add, Sub, Div, Square]\n"
+        "name: mine\nbranch: reg\ninputs: boxes\nplugins: [my_operators]\nconstants: [1]\noperators: [Add, Sub, Div, Cube]\n"
         "variables: {U: union, I: intersection}\nlosses:\n"
-        "  - {name: SquaredIoU, expression: 'Sub(1,Square(Div(I,U)))', source: me}\n"
+        "  - {name: CubedIoU, expression: 'Sub(1,Cube(Div(I,U)))', source: me}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     import torch
@@ -220,13 +220,13 @@ def test_a_spaces_plug_in_brings_an_operator(tmp_path, monkeypatch) -> None:
     from cse_autoloss.losses import build_loss
 
     try:
-        loss = build_loss("SquaredIoU", str(tmp_path / "mine.yaml"))
+        loss = build_loss("CubedIoU", str(tmp_path / "mine.yaml"))
         boxes = torch.tensor([[0.0, 0, 10, 10]])
-        assert loss(boxes, torch.tensor([[0.0, 0, 10, 5]])).item() == pytest.approx(0.75)
+        assert loss(boxes, torch.tensor([[0.0, 0, 10, 5]])).item() == pytest.approx(0.875)
         space = load_space(str(tmp_path / "mine.yaml"))
-        assert str(space.expression("SquaredIoU").to_sympy()).replace(" ", "") in (
-            "1-I**2/U**2",
-            "-I**2/U**2+1",
+        assert str(space.expression("CubedIoU").to_sympy()).replace(" ", "") in (
+            "1-I**3/U**3",
+            "-I**3/U**3+1",
         )
         with pytest.raises(SpaceError, match="cannot import 'not_there'"):
             (tmp_path / "broken.yaml").write_text(
@@ -234,4 +234,4 @@ def test_a_spaces_plug_in_brings_an_operator(tmp_path, monkeypatch) -> None:
             )
             load_space(str(tmp_path / "broken.yaml"))
     finally:
-        PRIMITIVES.pop("Square", None)
+        PRIMITIVES.pop("Cube", None)
