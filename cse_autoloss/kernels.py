@@ -28,7 +28,8 @@ from cse_autoloss.expression import Expression
 from cse_autoloss.primitives import PRIMITIVES, UNBOUNDED, Interval, Primitive
 
 MIN_IOU = 1e-7  # an IoU given to a loss is at least this
-AREA_EPSILON = 1e-7  # added to the union and to the enclosing area, squared pixels
+AREA_EPSILON = 1e-7  # the least union and enclosing area, squared pixels; in released losses, added
+IOU_EPSILON = 1e-6  # the least intersection, as a share of the union; released losses have none
 LOGIT = 1e4  # logits are taken to lie in [-LOGIT, LOGIT] when a factor 0 is to make a product 0
 AREA = 1e13  # and areas in [-AREA, AREA] (a box whose corners are swapped has a negative one)
 BLOCK = 32_768  # elements of a one-stage block: its temporaries stay in a CPU core's cache
@@ -37,10 +38,11 @@ BLOCK = 32_768  # elements of a one-stage block: its temporaries stay in a CPU c
 Compute = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
-def apply(pred: Tensor, compute: Compute) -> Tensor:
-    """The loss that ``compute`` gives, with its gradient attached if ``pred`` wants one."""
+def apply(pred: Tensor, compute: Compute, plain: Callable[[Tensor], Tensor]) -> Tensor:
+    """The loss that ``compute`` gives, with its gradient attached if ``pred`` wants one; ``plain``
+    is the same loss in torch's graph, which second derivatives are taken from."""
     if pred.requires_grad and torch.is_grad_enabled():
-        return _WithGradient.apply(pred, compute)
+        return _WithGradient.apply(pred, compute, plain)
     with torch.no_grad():
         return compute(pred, False)[0]
 
@@ -50,26 +52,27 @@ class _WithGradient(torch.autograd.Function):
     computes it again."""
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, compute: Compute) -> Tensor:
+    def forward(
+        ctx: Any, pred: Tensor, compute: Compute, plain: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(pred)
-        ctx.compute = compute
+        ctx.compute, ctx.plain = compute, plain
         loss, ctx.gradient = compute(pred, True)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this loss has no second derivative (create_graph=True); with reduction 'none' it has one"
-            )
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
         (pred,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            (gradient,) = torch.autograd.grad(ctx.plain(pred), pred, scale, create_graph=True)
+            return gradient, None, None
         gradient = ctx.compute(pred, True)[1] if ctx.gradient is None else ctx.gradient
         ctx.gradient = None
         if (
             scale.device.type != "cpu" or scale.item() != 1
         ):  # on a GPU the look at it would cost more than the product
             gradient = gradient.mul_(scale)
-        return gradient.to(pred.dtype), None
+        return gradient.to(pred.dtype), None, None
 
 
 def _filled(part: Any, like: Tensor) -> Tensor:
@@ -162,12 +165,14 @@ class TwoStageKernel:
 
         Args:
             pred: (N, C+1) logits.
-            target: (N,) labels in 0..C.
+            target: (N,) labels in 0..C, or negative for rows that are ignored.
             quality: (N,) the variable Z, or None if the formula does not have it.
             weight: (N,) or None.
         """
         logits = pred if pred.dtype == torch.float64 else pred.float()
-        index = target.unsqueeze(1)
+        # A row with a negative label is ignored: its weight is 0, its column any.
+        ignored = target < 0
+        index = target.clamp(min=0).unsqueeze(1)
         leaves: dict[str, Tensor] = {}
         dense = None
         if quality is not None:
@@ -184,11 +189,13 @@ class TwoStageKernel:
             leaves["Softmax"] = dense.gather(1, index).squeeze(1)
         values = self._program.forward(leaves)
         seed = scale * self._program.sign
-        if weight is None:
-            loss = values[-1].sum() * seed
-        else:
-            seed = weight.to(logits.dtype) * seed
-            loss = torch.dot(values[-1], seed)
+        seed = (
+            torch.ones_like(target, dtype=logits.dtype) * seed
+            if weight is None
+            else weight.to(logits.dtype) * seed
+        )
+        seed = seed.masked_fill_(ignored, 0)
+        loss = torch.dot(values[-1], seed)
         if not gradient:
             return loss, None
         parts = {
@@ -345,13 +352,20 @@ class BoxKernel:
         return cls(formula.program(root, ("U", "I", "E")))
 
     def __call__(
-        self, pred: Tensor, gradient: bool, target: Tensor, weight: Tensor | None, scale: Any
+        self,
+        pred: Tensor,
+        gradient: bool,
+        target: Tensor,
+        weight: Tensor | None,
+        scale: Any,
+        stable: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """``scale`` times the weighted sum of the loss, and its gradient.
 
         Args:
             pred, target: (P, 4) boxes.
             weight: (P,) or None.
+            stable: bound areas and IoU below, instead of adding an epsilon.
         """
         boxes, aims = (b if b.dtype == torch.float64 else b.float() for b in (pred, target))
         # With the far corner's signs turned, "inner" and "outer" are one maximum and one minimum
@@ -366,8 +380,18 @@ class BoxKernel:
         inner, outer = sides(torch.maximum(boxes, aims)), sides(torch.minimum(boxes, aims))
         shared, around = inner.clamp(min=0), outer.clamp(min=0)
         overlap = shared[:, 0] * shared[:, 1]
-        union = ours[:, 0] * ours[:, 1] + theirs[:, 0] * theirs[:, 1] - overlap + AREA_EPSILON
-        leaves = {"U": union, "I": overlap, "E": around[:, 0] * around[:, 1] + AREA_EPSILON}
+        union = ours[:, 0] * ours[:, 1] + theirs[:, 0] * theirs[:, 1] - overlap
+        enclosing = around[:, 0] * around[:, 1]
+        if stable:
+            bounded = union.clamp(min=AREA_EPSILON)
+            least = IOU_EPSILON * bounded
+            leaves = {
+                "U": bounded,
+                "I": torch.maximum(overlap, least),
+                "E": enclosing.clamp(min=AREA_EPSILON),
+            }
+        else:
+            leaves = {"U": union + AREA_EPSILON, "I": overlap, "E": enclosing + AREA_EPSILON}
         values = self._program.forward(leaves)
         seed = scale * self._program.sign
         seed = seed if weight is None else weight * seed
@@ -376,7 +400,16 @@ class BoxKernel:
             return loss, None
         parts = self._program.backward(values, seed)
         by_union, by_overlap, by_enclosing = (
-            _filled(parts.get(name, 0.0), overlap)[:, None] for name in ("U", "I", "E")
+            _filled(parts.get(name, 0.0), overlap) for name in ("U", "I", "E")
+        )
+        if stable:  # where a bound holds, it has the gradient
+            apart = overlap < least
+            by_union = torch.where(apart, by_union + IOU_EPSILON * by_overlap, by_union)
+            by_union = by_union * (union >= AREA_EPSILON)
+            by_overlap = by_overlap.masked_fill(apart, 0)
+            by_enclosing = by_enclosing * (enclosing >= AREA_EPSILON)
+        by_union, by_overlap, by_enclosing = (
+            part[:, None] for part in (by_union, by_overlap, by_enclosing)
         )
         # By the sides of each rectangle: the other side, where clamp lets a gradient through.
         by_ours = by_union * ours.flip(1)

@@ -1,16 +1,17 @@
 """An expression as a loss module with MMDetection's call signature.
 
     loss = build_loss("Neg(Dot(Mul(Y,Add(1,Sin(Z))),Log(Softmax(X))))", "two_stage_cls")
-    loss(cls_score, labels, pos_ious, weight=label_weights, avg_factor=512)
+    loss(cls_score, labels, label_weights, avg_factor=512, pos_ious=ious)
 
-Values and gradients are those of the losses released with CSE-Autoloss (ICLR 2021), in their
-float32 form; reduction, sample weights and ``avg_factor`` are those of MMDetection 2.x
-(``mmdet/models/losses/utils.py``).
+The order of arguments, reduction, sample weights and ``avg_factor`` are those of MMDetection 2.x
+(``mmdet/models/losses/utils.py``). Values and gradients of the losses released with CSE-Autoloss
+(ICLR 2021) are the released ones, in their float32 form.
 """
 
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import Any
 
 import torch
@@ -21,19 +22,21 @@ from cse_autoloss.expression import Expression
 from cse_autoloss.kernels import MIN_IOU
 from cse_autoloss.primitives import PRIMITIVES
 from cse_autoloss.space import INPUTS, SearchSpace, load_space
+from cse_autoloss.stable import is_released, stabilized
 from cse_autoloss.standalone import standalone_module
 from cse_autoloss.variables import (
     box_loss,
     box_variables,
-    loss_scale,
     one_stage_loss,
     one_stage_variables,
+    reduced,
     two_stage_loss,
     two_stage_variables,
 )
 
 __all__ = ["ExpressionLoss", "build_loss", "standalone_module"]
 REDUCTIONS = ("none", "mean", "sum")
+_FLOAT_EPSILON = torch.finfo(torch.float32).eps  # what MMDetection adds to avg_factor
 
 
 def build_loss(
@@ -47,13 +50,13 @@ def build_loss(
         loss_weight: factor of the reduced loss.
         **options:
             ``reduction``: "mean" (the default), "sum" or "none".
-            ``stable``: compute log(softmax), log(sigmoid) and log(1 - sigmoid) at once, so that
-                confident logits keep a
-            gradient; default False, the released numbers.
+            ``stable``: log(softmax), log(sigmoid) and log(1 - sigmoid) are taken at once, so that
+            confident logits keep a gradient; areas and the IoU of boxes are bounded below. By
+            default True but for the losses that the space calls released: those keep their numbers.
             ``alpha``, one-stage: weight of a label, 1 - alpha that of a non-label; default 0.25;
-            None for no weighting. ``use_sigmoid``, classification: MMDetection's heads read it from
-            a config. It must be, and by default is, True in one-stage spaces and False in two-stage
-            ones.
+            None for no weighting.
+            ``use_sigmoid``, classification: MMDetection's heads read it from a config. It must be,
+            and by default is, True in one-stage spaces and False in two-stage ones.
 
     Raises:
         ExpressionError: if the text is neither an expression of the space nor one of its known
@@ -80,7 +83,7 @@ class ExpressionLoss(nn.Module):
 
     #: Variables that ``pos_ious`` decides.
     _quality: frozenset[str] = frozenset()
-    _options: dict[str, Any] = {"reduction": "mean", "stable": False}
+    _options: dict[str, Any] = {"reduction": "mean", "stable": None}
 
     # What MMDetection's R-CNN heads ask a classification loss: nothing about this one is special
     # there.
@@ -112,6 +115,8 @@ class ExpressionLoss(nn.Module):
         self.expression = expression
         self.space = space
         self.loss_weight = float(loss_weight)
+        if self.stable is None:
+            self.stable = not is_released(expression, space)
         self.needs_ious = bool(self._quality & expression.variables)
         self._prepare()
 
@@ -119,11 +124,7 @@ class ExpressionLoss(nn.Module):
     _weighted: Any  # from a formula's values to the weighted loss of each element
 
     def _prepare(self) -> None:
-        self._computed = self.expression
-        if self.stable:
-            from cse_autoloss.stable import stabilized
-
-            self._computed = stabilized(self.expression)
+        self._computed = stabilized(self.expression) if self.stable else self.expression
         self._kernel = self._build_kernel(self._computed)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,14 +145,15 @@ class ExpressionLoss(nn.Module):
         options = "".join(f", {name}={getattr(self, name)!r}" for name in self._options)
         return f"{str(self.expression)!r}, space={self.space.name!r}, loss_weight={self.loss_weight:g}{options}"
 
-    def _by_kernel(self, reduction: str, count: int) -> bool:
-        """Whether a kernel computes this call. torch.compile makes better code from the plain
-        formula."""
+    def _by_kernel(self, reduction: str, count: int, *constant: Any) -> bool:
+        """Whether a kernel computes this call: it knows the prediction's gradient alone, not those
+        of what should be ``constant``. torch.compile makes better code from the plain formula."""
         return (
             self._kernel is not None
             and reduction != "none"
             and count > 0
-            and not torch.compiler.is_compiling()
+            and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+            and not any(isinstance(value, Tensor) and value.requires_grad for value in constant)
         )
 
     def _plain(
@@ -163,13 +165,10 @@ class ExpressionLoss(nn.Module):
         avg_factor: float | Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """The reduced loss in torch's own graph; as MMDetection's ``weight_reduce_loss``, but the
-        mean of nothing is 0."""
+        """The reduced loss in torch's own graph."""
         alpha = getattr(self, "alpha", None)
         loss = self._weighted(self._evaluate(variables, pred), pred, target, alpha, weight)
-        if reduction == "none":
-            return loss * self.loss_weight
-        return loss.sum() * self._scale(loss.numel(), avg_factor, reduction)
+        return reduced(loss, avg_factor, reduction) * self.loss_weight
 
     def _evaluate(self, variables: tuple[Tensor, ...], pred: Tensor) -> Tensor:
         named = dict(zip(INPUTS[self.space.inputs], variables))
@@ -183,19 +182,25 @@ class ExpressionLoss(nn.Module):
                 )
         value = values[-1]
         if not self.expression.passes_gradient(self.space.predicted):
-            value = (
-                value + 0 * pred.sum()
-            )  # constant for the prediction, yet backward() must find a graph
+            # Constant for the prediction, yet backward() must find a graph.
+            value = value + 0 * pred.sum()
         return value
 
     def _scale(
         self, count: int, avg_factor: float | Tensor | None, reduction: str
     ) -> float | Tensor:
-        return loss_scale(count, avg_factor, reduction) * self.loss_weight
+        """What a kernel multiplies its sum by; :func:`reduced` and ``loss_weight`` in one."""
+        if reduction == "sum":
+            return self.loss_weight
+        if avg_factor is None:
+            return self.loss_weight / count
+        if isinstance(avg_factor, Tensor):
+            avg_factor = avg_factor.to(torch.promote_types(avg_factor.dtype, torch.float32))
+        return self.loss_weight / (avg_factor + _FLOAT_EPSILON)
 
     def _reduction(self, override: str | None, avg_factor: float | Tensor | None) -> str:
         if override is not None and override not in REDUCTIONS:
-            raise ValueError(
+            raise AssertionError(
                 f"reduction_override: expected one of {', '.join(REDUCTIONS)} or None, found {override!r}"
             )
         reduction = override or self.reduction
@@ -219,12 +224,23 @@ def _dtype(pred: Tensor) -> torch.dtype:
     return torch.float64 if pred.dtype == torch.float64 else torch.float32
 
 
-def _check_ious(pos_ious: Tensor, count: int) -> None:
+def _check_ious(pos_ious: Tensor | None, positive: Tensor) -> None:
+    """``positive``: which rows are positives. (Not looked at under torch.compile: it would break
+    the graph.)"""
+    if pos_ious is None or torch.compiler.is_compiling():
+        return
+    count = int(positive.count_nonzero())
     if pos_ious.shape != (count,):
         raise ValueError(
             f"pos_ious: expected shape ({count},), an IoU for each positive (a target in 0..C-1) in their order, "
-            f"found {tuple(pos_ious.shape)} (sample weights are given as 'weight')"
+            f"found {tuple(pos_ious.shape)}"
         )
+
+
+def _check_weight(weight: Tensor | None, *shapes: tuple[int, ...]) -> None:
+    if weight is not None and tuple(weight.shape) not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise ValueError(f"weight: expected shape {expected}, found {tuple(weight.shape)}")
 
 
 class TwoStageLoss(ExpressionLoss):
@@ -248,57 +264,58 @@ class TwoStageLoss(ExpressionLoss):
         self,
         pred: Tensor,
         target: Tensor,
-        pos_ious: Tensor | None = None,
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
+        pos_ious: Tensor | None = None,
     ) -> Tensor:
         """The loss.
 
         Args:
             pred: (N, C+1) logits, background last.
-            target: (N,) labels in 0..C; 0..C-1 are positives, C is background. (Others are not
-                looked for: torch refuses them where it takes the label's column.)
-            pos_ious: (number of positives,) IoU of each positive's predicted box with its target,
-                in the positives' order. No gradient passes. None counts as IoU 1.
-            weight: (N,) sample weights.
+            target: (N,) labels in 0..C; 0..C-1 are positives, C is background. A row whose label
+                is negative is ignored: its loss is 0. (Labels above C are not looked for: torch
+                refuses them where it takes the label's column.)
+            weight: (N,) or (N, 1) sample weights.
             avg_factor: divisor of the sum in place of N; only with reduction "mean".
             reduction_override: replaces the module's reduction.
+            pos_ious: (number of positives,) IoU of each positive's predicted box with its target,
+                in the positives' order. No gradient passes. None counts as IoU 1.
 
         Returns:
             A scalar, or (N,) for reduction "none".
 
         Raises:
-            ValueError: for shapes or a reduction that do not fit.
+            AssertionError: for a reduction_override that is no reduction, as in MMDetection.
+            ValueError: for shapes that do not fit.
         """
         reduction = self._reduction(reduction_override, avg_factor)
         _check_logits(pred, target)
-        background = pred.shape[1] - 1
-        if weight is not None and weight.shape != target.shape:
-            raise ValueError(
-                f"weight: expected shape {tuple(target.shape)}, found {tuple(weight.shape)}"
-            )
-        if self._by_kernel(reduction, len(pred)):
-            quality = None
-            if self.needs_ious:
-                quality = torch.ones(len(pred), dtype=_dtype(pred), device=pred.device)
-                if pos_ious is not None:
-                    positive = target < background
-                    _check_ious(pos_ious, positive.count_nonzero().item())
-                    quality.masked_scatter_(
-                        positive, pos_ious.detach().to(quality.dtype).clamp(min=MIN_IOU)
-                    )
-            scale = self._scale(len(pred), avg_factor, reduction)
-            return kernels.apply(
-                pred,
-                lambda pred, gradient: self._kernel(pred, gradient, target, quality, weight, scale),
-            )
-        if (
-            pos_ious is not None and not torch.compiler.is_compiling()
-        ):  # a look at the data would break the graph
-            _check_ious(pos_ious, int(((target >= 0) & (target < background)).sum()))
-        return self._plain(
-            two_stage_variables(pred, target, pos_ious), pred, target, weight, avg_factor, reduction
+        count = len(pred)
+        _check_weight(weight, (count,), (count, 1))
+
+        def plain(pred: Tensor) -> Tensor:
+            variables = two_stage_variables(pred, target, pos_ious)
+            return self._plain(variables, pred, target, weight, avg_factor, reduction)
+
+        positive = None
+        if pos_ious is not None:
+            positive = (target >= 0) & (target < pred.shape[1] - 1)
+            _check_ious(pos_ious, positive)
+        if not self._by_kernel(reduction, count, weight, avg_factor):
+            return plain(pred)
+        quality = None
+        if self.needs_ious:
+            quality = torch.ones(count, dtype=_dtype(pred), device=pred.device)
+            if pos_ious is not None:
+                ious = pos_ious.detach().to(quality.dtype).clamp(min=MIN_IOU)
+                quality.masked_scatter_(positive, ious)
+        weight = None if weight is None else weight.reshape(-1)
+        scale = self._scale(count, avg_factor, reduction)
+        return kernels.apply(
+            pred,
+            lambda pred, gradient: self._kernel(pred, gradient, target, quality, weight, scale),
+            plain,
         )
 
 
@@ -326,59 +343,64 @@ class OneStageLoss(ExpressionLoss):
         self,
         pred: Tensor,
         target: Tensor,
-        pos_ious: Tensor | None = None,
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
+        pos_ious: Tensor | None = None,
     ) -> Tensor:
         """The loss.
 
         Args:
             pred: (N, C) logits.
-            target: (N,) labels; 0..C-1 are positives, any other label is background.
-            pos_ious: (number of positives,) IoU of each positive's predicted box with its target,
-                in the positives' order. No gradient passes. None counts as IoU 1.
-            weight: (N,) sample weights, or one for each element: (N, C) or (N*C,).
+            target: (N,) labels; 0..C-1 are positives, a negative label's row is ignored (its loss
+                is 0), any other label is background.
+            weight: (N,) or (N, 1) sample weights, or one for each element: (N, C) or (N*C,).
             avg_factor: divisor of the sum in place of N*C; only with reduction "mean".
             reduction_override: replaces the module's reduction.
+            pos_ious: (number of positives,) IoU of each positive's predicted box with its target,
+                in the positives' order. No gradient passes. None counts as IoU 1.
 
         Returns:
             A scalar, or (N, C) for reduction "none".
 
         Raises:
-            ValueError: for shapes or a reduction that do not fit.
+            AssertionError: for a reduction_override that is no reduction, as in MMDetection.
+            ValueError: for shapes that do not fit.
         """
         reduction = self._reduction(reduction_override, avg_factor)
         _check_logits(pred, target)
-        if weight is not None and weight.shape != target.shape and weight.numel() != pred.numel():
-            expected = f"{tuple(target.shape)} or {tuple(pred.shape)}"
-            raise ValueError(f"weight: expected shape {expected}, found {tuple(weight.shape)}")
-        if self._by_kernel(reduction, pred.numel()):
-            rows = ((target >= 0) & (target < pred.shape[1])).nonzero()[:, 0]
-            quality = None
-            if self.needs_ious:
-                quality = torch.ones(len(rows), dtype=_dtype(pred), device=pred.device)
-                if pos_ious is not None:
-                    _check_ious(pos_ious, len(rows))
-                    quality = pos_ious.detach().to(quality.dtype).clamp(min=MIN_IOU)
-            if weight is not None:
-                weight = (
-                    weight[:, None] if weight.shape == target.shape else weight.reshape(pred.shape)
-                )
-            scale = self._scale(pred.numel(), avg_factor, reduction)
-            alphas = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
-            return kernels.apply(
-                pred,
-                lambda pred, gradient: self._kernel(
-                    pred, gradient, target, rows, quality, weight, alphas, scale
-                ),
-            )
-        if (
-            pos_ious is not None and not torch.compiler.is_compiling()
-        ):  # a look at the data would break the graph
-            _check_ious(pos_ious, int(((target >= 0) & (target < pred.shape[1])).sum()))
-        return self._plain(
-            one_stage_variables(pred, target, pos_ious), pred, target, weight, avg_factor, reduction
+        (count, classes), elements = pred.shape, pred.numel()
+        _check_weight(weight, (count,), (count, 1), (count, classes), (elements,))
+
+        def plain(pred: Tensor) -> Tensor:
+            variables = one_stage_variables(pred, target, pos_ious)
+            return self._plain(variables, pred, target, weight, avg_factor, reduction)
+
+        positive = (target >= 0) & (target < classes)
+        _check_ious(pos_ious, positive)
+        if not self._by_kernel(reduction, elements, weight, avg_factor):
+            return plain(pred)
+        rows = positive.nonzero()[:, 0]
+        quality = None
+        if self.needs_ious:
+            quality = torch.ones(len(rows), dtype=_dtype(pred), device=pred.device)
+            if pos_ious is not None:
+                quality = pos_ious.detach().to(quality.dtype).clamp(min=MIN_IOU)
+        weights = None
+        if weight is not None:
+            weights = weight.reshape(pred.shape if weight.numel() == elements else (count, 1))
+            weights = weights.to(_dtype(pred))
+        if (ignored := target < 0).any():
+            kept = (~ignored).to(_dtype(pred))[:, None]
+            weights = kept if weights is None else kept * weights
+        scale = self._scale(elements, avg_factor, reduction)
+        alphas = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
+        return kernels.apply(
+            pred,
+            lambda pred, gradient: self._kernel(
+                pred, gradient, target, rows, quality, weights, alphas, scale
+            ),
+            plain,
         )
 
 
@@ -388,6 +410,27 @@ class BoxLoss(ExpressionLoss):
 
     _build_kernel = staticmethod(kernels.BoxKernel.build)
     _weighted = staticmethod(box_loss)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._check_unit = not self._is_scale_free()
+
+    def _is_scale_free(self) -> bool:
+        """Whether the value is the same for boxes of twice the size, tried on four pairs of them."""
+        areas = torch.tensor([[7.0, 9, 11, 20], [1, 5, 0.1, 8], [7, 16, 12, 50]]).double()
+        one, other = (self._evaluate(tuple(areas * size), areas[0]) for size in (1.0, 4.0))
+        return torch.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+    def _warn_of_unit(self, target: Tensor) -> None:
+        """Once: boxes in [0, 1] for a formula with numbers of squared pixels in it."""
+        if self._check_unit and len(target) and not torch.compiler.is_compiling():
+            self._check_unit = False
+            if target.detach().abs().max() <= 1.5:
+                warnings.warn(
+                    f"{str(self.expression)[:80]}: the value of this loss depends on the size of boxes, and "
+                    "these are normalised; give boxes in pixels",
+                    stacklevel=3,
+                )
 
     def forward(
         self,
@@ -400,9 +443,10 @@ class BoxLoss(ExpressionLoss):
         """The loss.
 
         Args:
-            pred: (P, 4) boxes x1 y1 x2 y2 in pixels.
+            pred: (P, 4) boxes x1 y1 x2 y2 in pixels (in other units only if the formula is
+                scale-free).
             target: (P, 4) boxes.
-            weight: (P,), or (P, 4) whose rows count as their mean.
+            weight: (P,) or (P, 1), or (P, 4) whose rows count as their mean.
             avg_factor: divisor of the sum in place of P; only with reduction "mean".
             reduction_override: replaces the module's reduction.
 
@@ -410,26 +454,37 @@ class BoxLoss(ExpressionLoss):
             A scalar, or (P,) for reduction "none".
 
         Raises:
-            ValueError: for shapes or a reduction that do not fit.
+            AssertionError: for a reduction_override that is no reduction, as in MMDetection.
+            ValueError: for shapes that do not fit.
         """
         reduction = self._reduction(reduction_override, avg_factor)
+        count = len(pred)
         for name, boxes in (("pred", pred), ("target", target)):
-            if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) != len(pred):
+            if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) != count:
                 raise ValueError(
-                    f"{name}: expected boxes of shape ({len(pred)}, 4), found {tuple(boxes.shape)}"
+                    f"{name}: expected boxes of shape ({count}, 4), found {tuple(boxes.shape)}"
                 )
-        if weight is not None and weight.shape not in (pred.shape, pred.shape[:1]):
-            raise ValueError(
-                f"weight: expected shape ({len(pred)},) or ({len(pred)}, 4), found {tuple(weight.shape)}"
-            )
-        if self._by_kernel(reduction, len(pred)):
-            if weight is not None and weight.dim() > 1:
-                weight = weight.mean(-1)
-            scale = self._scale(len(pred), avg_factor, reduction)
-            return kernels.apply(
-                pred, lambda pred, gradient: self._kernel(pred, gradient, target, weight, scale)
-            )
-        return self._plain(box_variables(pred, target), pred, target, weight, avg_factor, reduction)
+        _check_weight(weight, (count,), (count, 1), (count, 4))
+        self._warn_of_unit(target)
+
+        def plain(pred: Tensor) -> Tensor:
+            variables = box_variables(pred, target, self.stable)
+            return self._plain(variables, pred, target, weight, avg_factor, reduction)
+
+        if not self._by_kernel(reduction, count, weight, avg_factor, target):
+            return plain(pred)
+        weights = None
+        if weight is not None:
+            weights = weight.to(_dtype(pred))
+            weights = weights.mean(-1) if weights.dim() > 1 else weights
+        scale = self._scale(count, avg_factor, reduction)
+        return kernels.apply(
+            pred,
+            lambda pred, gradient: self._kernel(
+                pred, gradient, target, weights, scale, self.stable
+            ),
+            plain,
+        )
 
 
 _LOSSES: dict[str, type[ExpressionLoss]] = {

@@ -40,11 +40,15 @@ class SpaceError(UserError):
 
 @dataclass(frozen=True)
 class KnownLoss:
-    """A loss of the library: its name, its expression and where it comes from."""
+    """A loss of the library: its name, its expression and where it comes from.
+
+    ``released``: its numbers in float32 are those of the released code, to the last epsilon.
+    """
 
     name: str
     expression: Expression
     source: str
+    released: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,13 +221,18 @@ def _build(data: Any, path: Path, origin: str) -> SearchSpace:
     need(isinstance(data.get("losses", []), list), "losses", "a list")
     losses = {}
     for entry in data.get("losses", []):
-        if not (isinstance(entry, dict) and set(entry) == {"name", "expression", "source"}):
+        needed = {"name", "expression", "source"}
+        if not (isinstance(entry, dict) and needed <= set(entry) <= needed | {"released"}):
             raise SpaceError(
-                f"{path}: losses: each needs name, expression and source, found {str(entry)[:80]}"
+                f"{path}: losses: each needs name, expression and source (and may have released), "
+                f"found {str(entry)[:80]}"
             )
         try:
             losses[entry["name"]] = KnownLoss(
-                entry["name"], Expression.parse(entry["expression"], bare), entry["source"]
+                entry["name"],
+                Expression.parse(entry["expression"], bare),
+                entry["source"],
+                entry.get("released", False) is True,
             )
         except ExpressionError as error:
             raise SpaceError(f"{path}: losses: {entry['name']}: {error}") from error

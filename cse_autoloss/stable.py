@@ -1,23 +1,30 @@
-"""What ``build_loss(..., stable=True)`` does: logarithms of probabilities that keep a gradient for
-confident logits.
+"""Logarithms of probabilities that keep a gradient for confident logits, and the losses that go
+without.
 
 In float32 the released ``Log(Sub(1,Sig(X)))`` is log(1e-20), flat, from X = 17 on, and
 ``Log(Softmax(X))`` fades 46 below the largest logit. The two operators here are those logarithms
-taken at once. They belong to no search space.
+taken at once. They belong to no search space. Every loss is computed with them but the released
+ones, whose numbers are kept.
 """
 
 from __future__ import annotations
 
 import torch
 
+from cse_autoloss.canonical import same_loss
 from cse_autoloss.expression import Expression
 from cse_autoloss.primitives import PRIMITIVES, Primitive, elementwise, register
+from cse_autoloss.space import SearchSpace
 
 Program = tuple[str, ...]
 
 
 def log_softmax(x):
     return torch.log_softmax(x, dim=-1)
+
+
+def log_sigmoid(x):
+    return torch.nn.functional.logsigmoid(x)
 
 
 register(
@@ -39,13 +46,21 @@ register(
         1,
         lambda xp, x: -xp.relu(-x) - xp.log1p(xp.exp(-xp.abs(x))),
         elementwise(lambda xp, v, x: xp.sigmoid(-x)),
-        torch.nn.functional.logsigmoid,
+        log_sigmoid,
         lambda sp, x: sp.log(PRIMITIVES["Sig"].sympy(sp, x)),
         r"\log\sigma\left(#1\right)",
         (2, 0),
         monotone=True,
     )
 )
+
+
+def is_released(expression: Expression, space: SearchSpace) -> bool:
+    """Whether the expression is, up to its canonical form, a loss whose released numbers count."""
+    return any(
+        loss.released and same_loss(expression, loss.expression, space)
+        for loss in space.losses.values()
+    )
 
 
 def stabilized(expression: Expression) -> Expression:

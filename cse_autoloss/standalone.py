@@ -20,6 +20,7 @@ from cse_autoloss.canonical import canonical
 from cse_autoloss.expression import Expression
 from cse_autoloss.primitives import Primitive
 from cse_autoloss.space import INPUTS, SearchSpace
+from cse_autoloss.stable import is_released, stabilized
 
 #: How Python writes these functions of torch.
 _INFIX = {
@@ -38,10 +39,11 @@ _PARTS = {
     "boxes": (variables.box_variables, variables.box_loss),
 }
 _ARGUMENTS = {
-    "two_stage": "pred: (N, C+1) logits, background last; target: (N,) labels in 0..C;\n    "
-    "pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None; weight: (N,) or None.",
-    "one_stage": "pred: (N, C) logits; target: (N,) labels, 0..C-1 for a class, C for background;\n    "
-    "pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None; weight: (N,) or None.",
+    "two_stage": "pred: (N, C+1) logits, background last; target: (N,) labels in 0..C, negative ones are\n    "
+    "ignored; weight: (N,) or None; pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None.",
+    "one_stage": "pred: (N, C) logits; target: (N,) labels, 0..C-1 for a class, C for background, negative\n    "
+    "ones are ignored; weight: (N,), (N, C) or None; pos_ious: (number of positives,) IoUs of their\n    "
+    "predicted boxes, in order, or None.",
     "boxes": "pred, target: (P, 4) boxes x1 y1 x2 y2 in pixels; weight: (P,) or (P, 4) or None.",
 }
 
@@ -52,12 +54,14 @@ def standalone_module(
     class_name: str = "SearchedLoss",
     loss_weight: float = 1.0,
     alpha: float | None = 0.25,
+    stable: bool | None = None,
 ) -> str:
     """The source text of a Python file with the loss as a ``torch.nn.Module`` called
     ``class_name``.
 
     Its ``forward`` is that of :func:`cse_autoloss.losses.build_loss`'s modules, its values are
-    theirs, computed in torch's own graph. ``alpha`` counts for one-stage classification only.
+    theirs, computed in torch's own graph. ``alpha`` and ``stable`` are their options; ``alpha``
+    counts for one-stage classification only.
 
     Raises:
         ValueError: if ``class_name`` is no identifier, or an operator's torch function has no
@@ -65,13 +69,15 @@ def standalone_module(
     """
     if not class_name.isidentifier():
         raise ValueError(f"class name {class_name!r}: expected a Python identifier")
-    body, functions = _statements(expression, space)
+    if stable is None:
+        stable = not is_released(expression, space)
+    body, functions = _statements(stabilized(expression) if stable else expression, space)
     make_variables, weigh = _PARTS[space.inputs]
-    carried = [make_variables, weigh, variables.loss_scale, *functions]
-    ious = "" if space.inputs == "boxes" else "pos_ious=None, "
-    one_stage = space.inputs == "one_stage"
+    carried = [make_variables, weigh, variables.reduced, *functions]
+    boxes, one_stage = space.inputs == "boxes", space.inputs == "one_stage"
+    ious = "" if boxes else ", pos_ious: Tensor | None = None"
     given = ", ".join(INPUTS[space.inputs])
-    arguments = "pred, target" if space.inputs == "boxes" else "pred, target, pos_ious"
+    arguments = f"pred, target, {stable}" if boxes else "pred, target, pos_ious"
     alpha_line = "        self.alpha = alpha\n" if one_stage else ""
     text = f'''\
 """{class_name}: a loss for object detectors that was found by search. Needs PyTorch alone.
@@ -81,7 +87,7 @@ def standalone_module(
 import math  # noqa: F401
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 {chr(10).join(f"{_source(function)}{chr(10)}{chr(10)}" for function in carried)}
@@ -94,16 +100,23 @@ class {class_name}(nn.Module):
         self.loss_weight = loss_weight
         self.reduction = reduction
 {alpha_line}
-    def forward(self, pred, target, {ious}weight=None, avg_factor=None, reduction_override=None):
-        reduction = reduction_override or self.reduction
+    def forward(
+        self,
+        pred,
+        target,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None{ious},
+    ):
+        reduction = self.reduction if reduction_override is None else reduction_override
+        if reduction not in ("none", "mean", "sum"):
+            raise AssertionError(f"reduction: expected none, mean or sum, found {{reduction}}")
         if avg_factor is not None and reduction == "sum":
             raise ValueError('avg_factor cannot be used with reduction="sum"')
         {given} = {make_variables.__name__}({arguments})
 {textwrap.indent(body, "        ")}
         loss = {weigh.__name__}(value, pred, target, {"self.alpha" if one_stage else "None"}, weight)
-        if reduction != "none":
-            loss = loss.sum() * loss_scale(loss.numel(), avg_factor, reduction)
-        return loss * self.loss_weight
+        return reduced(loss, avg_factor, reduction) * self.loss_weight
 '''
     return text
 
@@ -150,7 +163,7 @@ def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[C
         constants = [arg[0].isdigit() for arg, _ in args]
         if not infix or all(constants):
             texts = [
-                f"{like}.new_tensor({text})" if constant else text
+                _tensor(text, like) if constant else text
                 for text, constant in zip(texts, constants)
             ]
         if infix:
@@ -168,12 +181,17 @@ def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[C
         lambda name: ((name,), f"{float(name)}" if name.isdigit() else name), node
     )
     if program[0].isdigit():
-        text = f"{like}.new_tensor({text})"
+        text = _tensor(text, like)
     if not expression.passes_gradient(space.predicted):
         text += " + 0 * pred.sum()"  # backward() must find a graph
     if text.startswith("(") and text.endswith(")") and _encloses(text):
         text = text[1:-1]
     return "\n".join([*lines, f"value = {text}"]), list(functions.values())
+
+
+def _tensor(number: str, like: str) -> str:
+    """A number as a tensor without axes, in words that ``torch.jit.script`` knows, too."""
+    return f"torch.tensor({number}, dtype={like}.dtype, device={like}.device)"
 
 
 def _encloses(text: str) -> bool:

@@ -62,10 +62,10 @@ class IoUAware:
             loss_cls=self.loss_cls(
                 cls_score,
                 labels,
-                pos_ious=self.pos_ious(bbox_pred, rois, labels, bbox_targets),
                 weight=label_weights,
                 avg_factor=max((label_weights > 0).sum().item(), 1.0),
                 reduction_override=reduction_override,
+                pos_ious=self.pos_ious(bbox_pred, rois, labels, bbox_targets),
             ),
             acc=accuracy(cls_score, labels),
         )

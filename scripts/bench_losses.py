@@ -67,9 +67,9 @@ def rows(device: str, compiled: bool) -> list[tuple[str, str, str, Step, Step]]:
                     searched("CSE-Autoloss-A", "two_stage_cls"),
                     logits,
                     labels,
-                    ious,
                     weight,
                     avg_factor=count,
+                    pos_ious=ious,
                 ),
                 step(CrossEntropyLoss().to(device), logits, labels, weight, avg_factor=count),
             )
@@ -108,8 +108,8 @@ def rows(device: str, compiled: bool) -> list[tuple[str, str, str, Step, Step]]:
                 searched("CSE-Autoloss-B", "one_stage_cls"),
                 logits,
                 labels,
-                ious,
                 avg_factor=positives,
+                pos_ious=ious,
             ),
             step(FocalLoss().to(device), logits, labels, avg_factor=positives),
         )

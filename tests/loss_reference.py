@@ -84,8 +84,8 @@ def one_stage(text: str, pred: Tensor, target: Tensor, ious: Tensor, alpha: floa
     return loss * (alpha * label + (1 - alpha) * (1 - label))
 
 
-def boxes(text: str, pred: Tensor, target: Tensor) -> Tensor:
-    """(P,) the loss of each box."""
+def boxes(text: str, pred: Tensor, target: Tensor, released: bool = False) -> Tensor:
+    """(P,) the loss of each box; a released loss has epsilons where others have bounds."""
     wh = (torch.min(pred[:, 2:], target[:, 2:]) - torch.max(pred[:, :2], target[:, :2])).clamp(
         min=0
     )
@@ -94,9 +94,11 @@ def boxes(text: str, pred: Tensor, target: Tensor) -> Tensor:
     )
     overlap = wh[:, 0] * wh[:, 1]
     area = [(b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (pred, target)]
-    variables = {
-        "U": area[0] + area[1] - overlap + 1e-7,
-        "I": overlap,
-        "E": around[:, 0] * around[:, 1] + 1e-7,
-    }
+    union, enclosing = area[0] + area[1] - overlap, around[:, 0] * around[:, 1]
+    if released:
+        variables = {"U": union + 1e-7, "I": overlap, "E": enclosing + 1e-7}
+    else:
+        tiny = torch.full_like(union, 1e-7)
+        union, enclosing = torch.max(union, tiny), torch.max(enclosing, tiny)
+        variables = {"U": union, "I": torch.max(overlap, 1e-6 * union), "E": enclosing}
     return evaluate(text, variables).expand(len(pred))

@@ -6,13 +6,14 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
-from test_losses import KNOWN, batch, expressions
+from test_losses import KNOWN, batch, expressions, gradient_at_confident_logits
 
 from cse_autoloss import load_space
 from cse_autoloss.losses import build_loss
@@ -55,6 +56,51 @@ def test_an_exported_known_loss_computes_the_same(space: str, name: str, tmp_pat
     agree(name, space, tmp_path, weighted=True)
 
 
+@pytest.mark.parametrize("space, name", KNOWN)
+def test_an_exported_loss_takes_mmdetections_arguments_in_their_order(
+    space: str, name: str, tmp_path: Path
+) -> None:
+    language = load_space(space)
+    exported = load(standalone_module(language.expression(name), language), tmp_path).SearchedLoss()
+    arguments, weight = batch(space), torch.rand(40)
+    ious = {key: arguments.pop(key) for key in ("pos_ious",) if key in arguments}
+    for loss in (build_loss(name, space), exported):
+        assert torch.equal(
+            loss(*arguments.values(), weight, 7.0, "mean", **ious),
+            loss(**arguments, **ious, weight=weight, avg_factor=7.0, reduction_override="mean"),
+        )
+        with pytest.raises(AssertionError, match="median"):
+            loss(**arguments, reduction_override="median")
+
+
+@pytest.mark.parametrize("space, name", KNOWN)
+def test_an_exported_loss_is_scripted_by_torch(space: str, name: str, tmp_path: Path) -> None:
+    language = load_space(space)
+    exported = load(standalone_module(language.expression(name), language), tmp_path).SearchedLoss()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(exported)
+    arguments = batch(space)
+    for options in ({}, {"avg_factor": 7.0}, {"avg_factor": torch.tensor(7.0)}):
+        torch.testing.assert_close(
+            scripted(**arguments, **options), exported(**arguments, **options)
+        )
+
+
+@pytest.mark.parametrize("space, name", [pair for pair in KNOWN if pair[0] != "reg"])
+def test_an_exported_loss_is_as_stable_as_the_engines(
+    space: str, name: str, tmp_path: Path
+) -> None:
+    language = load_space(space)
+    for stable in (None, True, False):
+        text = standalone_module(language.expression(name), language, stable=stable)
+        exported = load(text, tmp_path, f"exported_{stable}").SearchedLoss()
+        torch.testing.assert_close(
+            gradient_at_confident_logits(exported, space),
+            gradient_at_confident_logits(build_loss(name, space, stable=stable), space),
+        )
+
+
 @pytest.mark.parametrize("space", ["two_stage_cls", "one_stage_cls", "reg"])
 def test_any_exported_expression_computes_the_same(
     space: str, tmp_path_factory: pytest.TempPathFactory
@@ -74,7 +120,7 @@ def test_an_exported_loss_imports_nothing_of_ours(tmp_path: Path) -> None:
     (tmp_path / "found.py").write_text(standalone_module(space.expression("CSE-Autoloss-B"), space))
     code = (
         "import sys, torch, found;"
-        "loss = found.SearchedLoss()(torch.zeros(3, 2), torch.tensor([0, 2, 1]), torch.ones(2));"
+        "loss = found.SearchedLoss()(torch.zeros(3, 2), torch.tensor([0, 2, 1]), pos_ious=torch.ones(2));"
         "print(loss.item() > 0, [m for m in sys.modules if m.startswith(('cse_autoloss', 'mmdet', 'mmcv', 'sympy'))])"
     )
     done = subprocess.run(

@@ -23,7 +23,7 @@ class Recording(nn.Module):
     """A classification loss that asks for IoUs and keeps them."""
 
     def forward(
-        self, pred, target, pos_ious=None, weight=None, avg_factor=None, reduction_override=None
+        self, pred, target, weight=None, avg_factor=None, reduction_override=None, pos_ious=None
     ):
         self.pos_ious = pos_ious
         return pred.sum() * 0

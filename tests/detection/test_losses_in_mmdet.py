@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmdet.models import build_head
 from mmdet.models import losses as mmdet_losses
+from mmdet.models.losses import isr_p
 from test_losses import batch
 
+import detectors  # noqa: F401 - registers the heads
 from cse_autoloss.losses import build_loss
 
 
@@ -120,3 +126,60 @@ def test_a_batch_of_weight_0_costs_nothing_as_in_mmdetection() -> None:
     )
     loss.backward()
     assert loss.item() == 0 and not leaf.grad.any()
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "CSE-Autoloss-A"])
+def test_label_weights_are_the_third_argument_as_in_mmdetection(name: str) -> None:
+    arguments = batch("two_stage_cls")
+    arguments["target"] = arguments["target"].clamp(max=6)  # positives alone
+    weight, loss = torch.rand(40), build_loss(name, "two_stage_cls")
+    found = loss(arguments["pred"], arguments["target"], weight, 13.0)
+    right = mmdet_losses.CrossEntropyLoss()(arguments["pred"], arguments["target"], weight, 13.0)
+    factor = 1.0 if name == "CrossEntropy" else 1 + math.sin(1)
+    torch.testing.assert_close(found, right * factor, rtol=1e-5, atol=0)
+
+
+def test_ignored_labels_are_mmdetections() -> None:
+    arguments = batch("two_stage_cls")
+    arguments["target"][::3] = -100
+    compare(
+        build_loss("CrossEntropy", "two_stage_cls"),
+        mmdet_losses.CrossEntropyLoss(),
+        {"pred": arguments["pred"], "target": arguments["target"]},
+        {},
+        arguments["target"],
+        avg_factor=13.0,
+    )
+
+
+def test_samplers_and_losses_that_call_the_heads_loss_themselves_take_searched_losses() -> None:
+    """OHEM's hard mining and PISA's losses, with IoU-aware heads."""
+    loss_cls = dict(type="SearchedLoss", expression="CSE-Autoloss-A", space="two_stage_cls")
+    head = build_head(
+        dict(
+            type="IoUAwareShared2FCBBoxHead",
+            in_channels=4,
+            fc_out_channels=8,
+            roi_feat_size=3,
+            num_classes=5,
+            loss_cls=loss_cls,
+        )
+    )
+    scores, labels = torch.randn(12, 6, requires_grad=True), torch.arange(12) % 6
+    rois = torch.rand(12, 5) * 40
+    rois[:, 3:] += rois[:, 1:3] + 5
+    mined = head.loss(
+        scores, None, rois, labels, torch.rand(12), None, None, reduction_override="none"
+    )
+    assert mined["loss_cls"].shape == (12,)
+    results = SimpleNamespace(
+        pos_is_gt=torch.zeros(10, dtype=torch.uint8),
+        pos_assigned_gt_inds=torch.arange(10) % 3,
+        bboxes=rois[:, 1:],
+    )
+    deltas = torch.randn(12, 20) * 0.1
+    targets = (labels, torch.ones(12), torch.randn(12, 4) * 0.1, torch.ones(12, 4))
+    weights = isr_p(
+        scores, deltas, targets, rois, [results], head.loss_cls, head.bbox_coder, num_class=5
+    )[1]
+    assert weights.shape == (12,) and weights.isfinite().all()

@@ -159,7 +159,7 @@ class Recording(nn.Module):
         super().__init__()
         self.module, self.calls = module, []
 
-    def forward(self, pred, target, pos_ious=None, weight=None, avg_factor=None):
+    def forward(self, pred, target, weight=None, avg_factor=None, pos_ious=None):
         self.calls.append(
             dict(pred=pred, target=target, pos_ious=pos_ious, weight=weight, avg_factor=avg_factor)
         )
