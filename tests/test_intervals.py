@@ -11,6 +11,7 @@ from cse_autoloss.intervals import (
     mean_over_groups,
     paired_interval,
     pooled_deviation,
+    seed_effects,
 )
 
 
@@ -57,3 +58,14 @@ def test_the_deviation_within_losses_is_pooled_over_them():
     groups = [mean + 0.004 * rng.normal(size=3) for mean in rng.uniform(0, 1, 500)]
     assert pooled_deviation([*groups, [0.3]]) == pytest.approx(0.004, rel=0.1)
     assert pooled_deviation([[0.3], []]) is None
+
+
+def test_what_a_seed_does_to_all_losses_is_found_and_one_loss_alone_shows_little():
+    rng = np.random.default_rng(3)
+    means = 0.48 + 0.02 * rng.normal(size=30)
+    scores = [
+        {7: mean + 0.005, 9: mean - 0.005} if i % 2 else {7: mean} for i, mean in enumerate(means)
+    ]
+    assert seed_effects(scores) == pytest.approx({7: 0.0042, 9: -0.0042}, abs=0.0005)
+    assert abs(seed_effects(scores[:2])[7]) < 0.0015
+    assert seed_effects([]) == {} and seed_effects([{1: 0.4}, {2: 0.5}]) == {1: 0, 2: 0}

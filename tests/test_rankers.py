@@ -1,10 +1,12 @@
 """Rankers: who trains next."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from cse_autoloss.rankers import Measured, Ranking, load_ranker
+from cse_autoloss.rankers import Belief, Measured, Ranking, load_ranker
 from cse_autoloss.trial import ConfigError
 
 NOTHING = Measured(np.zeros((0, 3)), np.zeros(0), np.zeros(0, int))
@@ -19,8 +21,8 @@ class Backwards:
     def rank(self, features, measured, rng):
         return Ranking(np.arange(len(features))[::-1])
 
-    def estimate(self, measured):
-        return measured.scores
+    def belief(self, measured):
+        return Belief(measured.scores, np.zeros((len(measured), len(measured))))
 
 
 def test_shuffled_orders_all_candidates_and_repeats_itself_with_the_generator():
@@ -118,24 +120,50 @@ def test_duplicates_equal_scores_and_failures_are_borne():
     measured, features, _ = a_world(40, 30)
     same = Measured(
         np.repeat(measured.features[:4], 10, axis=0),
-        np.repeat([0.4, 0.4, 0.0, np.nan], 10),
+        np.repeat([0.4, 0.4, 0.0, 0.1], 10),
         measured.trainings,
     )
+    model = load_ranker("model")
     for known in (same, Measured(measured.features, np.full(40, 0.4), measured.trainings)):
-        ranking = load_ranker("model").rank(features, known, np.random.default_rng(3))
+        ranking = model.rank(features, known, np.random.default_rng(3))
         assert sorted(ranking.order) == list(range(30)) and np.isfinite(ranking.mean).all()
-    assert (
-        len(load_ranker("model").rank(features[:0], measured, np.random.default_rng(3)).order) == 0
-    )
+        assert np.isfinite(model.belief(known).draw(10, np.random.default_rng(0))).all()
+    assert len(model.rank(features[:0], measured, np.random.default_rng(3)).order) == 0
+
+
+@pytest.mark.parametrize("name", ["model", "shuffled"])
+def test_beliefs_are_closer_to_the_truth_than_single_trainings(name):
+    measured, _, truth = a_world(80, 1, noise=0.006)
+    measured = replace(measured, noise=0.006)
+    belief, truth = load_ranker(name).belief(measured), truth[:80]
+    sound = truth > truth.max() - 0.03
+    assert np.std((belief.mean - truth)[sound]) < 0.95 * np.std((measured.scores - truth)[sound])
+    surprise = ((truth - belief.mean) / belief.deviation)[sound]
+    assert (np.abs(surprise) < 2).mean() > 0.85
 
 
 def test_parents_are_chosen_by_what_is_likely_not_by_one_lucky_training():
     measured, _, truth = a_world(80, 1, noise=0.006)
-    estimate = load_ranker("model", {"noise": 0.006}).estimate(measured)
+    mean = load_ranker("model").belief(replace(measured, noise=0.006)).mean
     truth = truth[:80]
     sound = truth > truth.max() - 0.03
     assert (
-        spearmanr(estimate[sound], truth[sound])[0]
-        > spearmanr(measured.scores[sound], truth[sound])[0]
+        spearmanr(mean[sound], truth[sound])[0]
+        > spearmanr(measured.scores[sound], truth[sound])[0] + 0.05
     )
-    assert (load_ranker("shuffled").estimate(measured) == measured.scores).all()
+
+
+def test_what_is_measured_counts_failures_and_takes_off_the_luck_of_a_seed():
+    rng = np.random.default_rng(0)
+    truth, luck = 0.48 + 0.005 * rng.normal(size=40), np.array([0.01, -0.01, 0])
+    scores = [
+        {seed: mean + luck[seed] + 0.002 * rng.normal() for seed in seeds}
+        for mean, seeds in zip(truth, [(0, 1, 2), (0,), (1,), (0, 1)] * 10)
+    ]
+    scores[3] = {0: 0.5, 1: 0.0}  # one of two trainings failed
+    measured = Measured.of(np.zeros((40, 0)), scores)
+    assert measured.scores[3] < 0.3 and list(measured.trainings[:4]) == [3, 1, 1, 2]
+    sound = np.arange(40) != 3
+    assert np.std((measured.scores - truth)[sound]) < 0.003
+    assert measured.noise == pytest.approx(0.0025, abs=0.0006)
+    assert len(Measured.of(np.zeros((0, 5)), [])) == 0

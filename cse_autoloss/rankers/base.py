@@ -7,12 +7,13 @@ expressions nor detectors, so it can be tested, and replayed on tables, without 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from cse_autoloss.intervals import pooled_deviation, seed_effects
 from cse_autoloss.trial import ConfigError
 
 #: The rankers that come with the package: a run's ``search.ranker`` is one of these names, or
@@ -21,6 +22,8 @@ RANKERS = {
     "model": "cse_autoloss.rankers.model:Model",
     "shuffled": "cse_autoloss.rankers.shuffled:Shuffled",
 }
+NOISE = 0.0035  # of one training, where no loss has trained twice (docs/model.md)
+FLOOR = 0.05  # a loss that far below the best is out of the race, however far it is
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,38 @@ class Measured:
         features: (m, d) a row for each loss that has been trained.
         scores: (m,) mean mAP over its trainings, in [0, 1].
         trainings: (m,) how many trainings each mean is of.
+        noise: standard deviation of one training's mAP about its loss's mean.
     """
 
     features: np.ndarray
     scores: np.ndarray
     trainings: np.ndarray
+    noise: float = NOISE
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @classmethod
+    def of(cls, features: np.ndarray, scores: Sequence[Mapping[int, float]]) -> Measured:
+        """From each loss's mAP by seed; a training that failed is 0.
+
+        A seed that is kind to all losses is no merit of those that trained with it: what the
+        losses show of such effects is taken off. The noise is pooled over the losses that trained
+        more than once, with ten trainings' worth of ``NOISE``.
+        """
+        best = max((max(row.values()) for row in scores), default=0.0)
+        sound = [row for row in scores if min(row.values()) > best - FLOOR]
+        luck = seed_effects(sound)
+        fair = [[score - luck.get(seed, 0.0) for seed, score in row.items()] for row in scores]
+        sound_fair = [row for row in fair if min(row) > best - FLOOR]
+        freedom = sum(len(row) - 1 for row in sound_fair)
+        pooled = pooled_deviation(sound_fair) or 0.0
+        return cls(
+            features,
+            np.array([np.mean(row) for row in fair]),
+            np.array([len(row) for row in fair], int),
+            float(np.sqrt((freedom * pooled**2 + 10 * NOISE**2) / (freedom + 10))),
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,30 @@ class Ranking:
     deviation: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Belief:
+    """What is likely of trained losses: their mAPs as means over many trainings.
+
+    Attributes:
+        mean: (m,) the best guess: what parents and winners are chosen by, in place of one lucky
+            training.
+        covariance: (m, m) of the guesses' errors.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @property
+    def deviation(self) -> np.ndarray:
+        return np.sqrt(np.diag(self.covariance))
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(count, m): plausible truths, each the mAPs of all losses together."""
+        variances, directions = np.linalg.eigh(self.covariance)
+        spread = directions * np.sqrt(np.maximum(variances, 0))  # rounding leaves some below 0
+        return self.mean + rng.normal(size=(count, len(self.mean))) @ spread.T
+
+
 class Ranker(Protocol):
     """Orders candidates. Built from the run's ``search.ranker_settings``, as keyword arguments."""
 
@@ -70,9 +121,8 @@ class Ranker(Protocol):
             rng: the only source of chance, so that a resumed run repeats itself.
         """
 
-    def estimate(self, measured: Measured) -> np.ndarray:
-        """(m,) the mAP that each trained loss would have as a mean over many trainings, by all that
-        is known: what parents are chosen by, in place of one lucky training."""
+    def belief(self, measured: Measured) -> Belief:
+        """What is likely of the losses that have trained."""
 
 
 def load_ranker(name: str, settings: Mapping[str, Any] | None = None) -> Ranker:

@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-from cse_autoloss.rankers.base import Measured, Ranking
+from cse_autoloss.rankers.base import FLOOR, Belief, Measured, Ranking
 from cse_autoloss.rankers.shuffled import Shuffled
 
 LEAST = 3  # trained losses without which there is nothing to learn from
@@ -30,21 +30,12 @@ class Model:
     """Ranks by Thompson sampling from a Gaussian process with a Matérn 3/2 kernel.
 
     Attributes:
-        noise: standard deviation of one training's mAP about its loss's mean; a mean of n has
-            noise / sqrt(n).
-        floor: a loss this much below the best counts as exactly that much below: how bad a bad loss
-            is says nothing about which good one is better, and would drown it.
         explore: share of the places that go to a candidate drawn at random, to stay honest.
     """
 
-    noise: float = 0.0035
-    floor: float = 0.05
     explore: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("noise", "floor"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} should be in (0, 1], found {getattr(self, name)}")
         if not 0 <= self.explore <= 1:
             raise ValueError(f"explore should be in [0, 1], found {self.explore}")
 
@@ -58,7 +49,8 @@ class Model:
         by_mean = np.argsort(-mean, kind="stable")  # NaN, of which nothing is known, comes last
         contenders = known[np.argsort(-(mean + 2 * deviation)[known])[:CONTENDERS]]
         chosen: dict[int, None] = {}  # in order
-        for draw in process.draw(features[contenders], min(PLACES, len(known)), rng):
+        truths = process.belief(features[contenders]).draw(min(PLACES, len(known)), rng)
+        for draw in truths:
             if rng.random() < self.explore:
                 chosen.setdefault(int(rng.choice(known)))
             else:
@@ -68,28 +60,27 @@ class Model:
         chosen.update(dict.fromkeys(by_mean.tolist()))
         return Ranking(np.array(list(chosen)), mean, deviation)
 
-    def estimate(self, measured: Measured) -> np.ndarray:
+    def belief(self, measured: Measured) -> Belief:
         process = self._fit(measured)
-        known = np.isfinite(measured.features).all(axis=1)
-        scores = np.array(measured.scores, float)
-        if process is not None:
-            scores[known] = process.predict(measured.features[known])[0]
-        return scores
+        if process is None or not np.isfinite(measured.features).all():
+            return Shuffled().belief(measured)
+        return process.belief(measured.features)
 
     def _fit(self, measured: Measured) -> _Process | None:
         """The process of what is known, or None where too little is."""
-        usable = np.isfinite(measured.features).all(axis=1) & np.isfinite(measured.scores)
+        usable = np.isfinite(measured.features).all(axis=1)
         if usable.sum() < LEAST:
             return None
         rows = np.asarray(measured.features[usable], float)
-        scores = np.maximum(measured.scores[usable], measured.scores[usable].max() - self.floor)
-        centre, scale = scores.mean(), max(scores.std(), self.noise / 10)
+        # How bad a bad loss is says nothing about which good one is better, and would drown it.
+        scores = np.maximum(measured.scores[usable], measured.scores[usable].max() - FLOOR)
+        centre, scale = scores.mean(), max(scores.std(), measured.noise / 10)
         length = np.median(pdist(rows)) or 1.0
         kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
             length, (0.05 * length, 50 * length), 1.5
         )
         process = GaussianProcessRegressor(
-            kernel, alpha=(self.noise / scale) ** 2 / measured.trainings[usable]
+            kernel, alpha=(measured.noise / scale) ** 2 / measured.trainings[usable]
         )
         with warnings.catch_warnings():  # a hyperparameter at its bound is a fit all the same
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -109,9 +100,6 @@ class _Process:
         mean, deviation = self.process.predict(features.astype(float), return_std=True)
         return self.centre + self.scale * mean, self.scale * deviation
 
-    def draw(self, features: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(count, n): plausible truths, each the mAPs of all n losses together."""
+    def belief(self, features: np.ndarray) -> Belief:
         mean, covariance = self.process.predict(features.astype(float), return_cov=True)
-        variances, directions = np.linalg.eigh(covariance)
-        spread = directions * np.sqrt(np.maximum(variances, 0))  # rounding leaves some below 0
-        return self.centre + self.scale * (mean + rng.normal(size=(count, len(mean))) @ spread.T)
+        return Belief(self.centre + self.scale * mean, self.scale**2 * covariance)

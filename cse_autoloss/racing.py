@@ -1,0 +1,111 @@
+"""Seeds as rungs: losses earn trainings one by one, while it is open which is the best.
+
+Top-two Thompson sampling (Russo, COLT 2016): a truth is drawn from what is believed; half the time
+its best loss trains once more, else the best of another truth in which a different loss wins. So
+trainings go to the leader and to whoever may still overtake it, and no number of seeds is fixed
+beforehand. docs/model.md compares it with sequential halving, doubling against the incumbent, and a
+fixed confirmation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cse_autoloss.rankers.base import Belief
+
+TRUTHS = 2000  # drawn to tell how likely a change of the leader is
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the race does next.
+
+    Attributes:
+        loss: index of the loss that trains next, or None where the race is over.
+        leader: index of the best by what is believed now.
+        open: probability that another loss is better than the leader by more than the margin.
+        reason: why the race is over, in words, or None.
+    """
+
+    loss: int | None
+    leader: int
+    open: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Race:
+    """The rules.
+
+    Attributes:
+        margin: a lead of another loss that would not be worth a training, in mAP.
+        risk: the race is over once another loss leads by more with a smaller probability.
+        most: trainings of one loss, at most.
+    """
+
+    margin: float = 0.001
+    risk: float = 0.05
+    most: int = 10
+
+    def decide(
+        self,
+        belief: Belief,
+        trainings: Sequence[int],
+        noise: float,
+        rng: np.random.Generator,
+        running: Sequence[int] | None = None,
+    ) -> Decision:
+        """Which loss trains next.
+
+        Args:
+            belief: of the losses in the race (m of them, at least one), by finished trainings.
+            trainings: (m,) finished trainings of each.
+            noise: standard deviation of one training's mAP about its loss's mean.
+            running: (m,) trainings under way; they count as what they will make certain.
+        """
+        mean, leader = belief.mean, int(np.argmax(belief.mean))
+        under_way = np.zeros(len(mean)) if running is None else np.asarray(running, float)
+        if len(mean) == 1:
+            return Decision(None, leader, 0.0, "one loss is left")
+        truths = belief.draw(TRUTHS, rng)
+        still_open = float((truths.max(axis=1) > truths[:, leader] + self.margin).mean())
+        if still_open < self.risk:
+            return Decision(
+                None,
+                leader,
+                still_open,
+                f"no loss can still win: with a probability of {1 - still_open:.2f} none is better "
+                f"than the leader by more than {self.margin:g} mAP",
+            )
+        chances = np.bincount(
+            after(belief, under_way, noise).draw(TRUTHS, rng).argmax(axis=1), minlength=len(mean)
+        )
+        chances[np.asarray(trainings) + under_way >= self.most] = 0
+        if not chances.any():
+            return Decision(
+                None,
+                leader,
+                still_open,
+                f"each loss that may win has trained {self.most} times; with a probability of "
+                f"{still_open:.2f} another is better than the leader by more than "
+                f"{self.margin:g} mAP",
+            )
+        first = rng.choice(len(mean), p=chances / chances.sum())
+        others = np.where(np.arange(len(mean)) == first, 0, chances)
+        if others.any() and rng.random() < 0.5:
+            first = rng.choice(len(mean), p=others / others.sum())
+        return Decision(int(first), leader, still_open)
+
+
+def after(belief: Belief, running: np.ndarray, noise: float) -> Belief:
+    """The belief as certain as it will be when the running trainings (m,) have finished, its mean
+    left as it is (Desautels et al., JMLR 2014)."""
+    some = np.flatnonzero(running)
+    known = belief.covariance[:, some]
+    gain = np.linalg.solve(
+        belief.covariance[np.ix_(some, some)] + np.diag(noise**2 / running[some]), known.T
+    )
+    return Belief(belief.mean, belief.covariance - known @ gain)
