@@ -108,17 +108,8 @@ def load_space(name: str) -> SearchSpace:
     Raises:
         SpaceError: if there is no such space, or its YAML is wrong.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(space_names())
-        raise SpaceError(
-            f"no search space {name!r}: give one of {known}, or the path of a YAML file"
-        )
-    try:
-        data = read_yaml(path)
-    except YamlError as error:
-        raise SpaceError(str(error)) from None
-    return _build(data, path, str(path.resolve()) if path.parent != FOLDER else name)
+    path = _find(name, Path())
+    return _build(_read(path), path, str(path.resolve()) if path.parent != FOLDER else name)
 
 
 def space_names() -> list[str]:
@@ -126,15 +117,59 @@ def space_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def _build(data: Any, path: Path, origin: str) -> SearchSpace:
+def _find(name: str, folder: Path) -> Path:
+    """The file of a space, by its name or its path (from ``folder``, where it is relative)."""
+    path = folder / name if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(space_names())
+        raise SpaceError(
+            f"no search space {name!r}: give one of {known}, or the path of a YAML file"
+        )
+    return path
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[Any, Any]:
+    """The keys of a space's file, put on top of those of its ``base``: lists and mappings are added
+    to the base's, all else takes its place."""
+    try:
+        data = read_yaml(path)
+    except YamlError as error:
+        raise SpaceError(str(error)) from None
+    if not isinstance(data, dict):
+        raise SpaceError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+    if "base" not in data:
+        return data
+    base = data.pop("base")
+    if not isinstance(base, str):
+        raise SpaceError(f"{path}: base: expected a space's name or path, found {str(base)[:80]}")
+    if path.resolve() in above:
+        raise SpaceError(f"{path}: base: the file is its own base")
+    try:
+        below = _read(_find(base, path.parent), (*above, path.resolve()))
+    except SpaceError as error:
+        raise SpaceError(f"{path}: base: {error}") from None
+    return _merged(below, data)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        added = {
+            key: _merged(below[key], value) if key in below else value
+            for key, value in above.items()
+        }
+        return {**below, **added}
+    if isinstance(below, list) and isinstance(above, list):
+        return [*below, *(entry for entry in above if entry not in below)]
+    return above
+
+
+def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
     def need(condition: bool, key: str, right: str) -> None:
         if not condition:
             raise SpaceError(
                 f"{path}: {key}: expected {right}, found {str(data.get(key, 'nothing'))[:80]}"
             )
 
-    if not isinstance(data, dict):
-        raise SpaceError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
     allowed = [f.name for f in fields(SearchSpace) if f.name not in ("origin", "predicted")]
     for key in data:
         if key not in allowed:
@@ -145,7 +180,7 @@ def _build(data: Any, path: Path, origin: str) -> SearchSpace:
             )
     need(isinstance(data.get("name"), str), "name", "a text")
     need(data.get("branch") in ("cls", "reg"), "branch", "cls or reg")
-    need(data.get("inputs") in INPUTS, "inputs", f"one of {', '.join(INPUTS)}")
+    need(data.get("inputs") in list(INPUTS), "inputs", f"one of {', '.join(INPUTS)}")
     need(
         (data["inputs"] == "boxes") == (data["branch"] == "reg"),
         "inputs",
@@ -177,12 +212,13 @@ def _build(data: Any, path: Path, origin: str) -> SearchSpace:
     for plugin in plugins:
         try:
             importlib.import_module(plugin)
-        except ImportError as error:
-            raise SpaceError(f"{path}: plugins: cannot import {plugin!r}: {error}") from error
+        except (Exception, SystemExit) as error:  # a module can raise anything, or leave
+            reason = f"{type(error).__name__}: {error}"
+            raise SpaceError(f"{path}: plugins: cannot import {plugin!r}: {reason}") from error
     operators = data.get("operators")
     need(isinstance(operators, list) and bool(operators), "operators", "a list of operator names")
     for operator in operators:
-        if operator not in PRIMITIVES:
+        if operator not in list(PRIMITIVES):
             near = difflib.get_close_matches(str(operator), PRIMITIVES, n=1, cutoff=0.5)
             raise SpaceError(
                 f"{path}: operators: unknown operator {str(operator)!r}; "
@@ -222,11 +258,18 @@ def _build(data: Any, path: Path, origin: str) -> SearchSpace:
     losses = {}
     for entry in data.get("losses", []):
         needed = {"name", "expression", "source"}
-        if not (isinstance(entry, dict) and needed <= set(entry) <= needed | {"released"}):
+        if not (
+            isinstance(entry, dict)
+            and needed <= set(entry) <= needed | {"released"}
+            and all(isinstance(entry[key], str) for key in needed)
+        ):
             raise SpaceError(
-                f"{path}: losses: each needs name, expression and source (and may have released), "
+                f"{path}: losses: each needs name, expression and source, all text (and may have "
+                f"released), "
                 f"found {str(entry)[:80]}"
             )
+        if entry["name"] in losses:
+            raise SpaceError(f"{path}: losses: there are two by the name {entry['name']}")
         try:
             losses[entry["name"]] = KnownLoss(
                 entry["name"],

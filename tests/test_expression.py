@@ -235,3 +235,49 @@ def test_a_spaces_plug_in_brings_an_operator(tmp_path, monkeypatch) -> None:
             load_space(str(tmp_path / "broken.yaml"))
     finally:
         PRIMITIVES.pop("Cube", None)
+
+
+def test_a_space_that_builds_on_another_has_all_of_it_and_what_it_adds(tmp_path) -> None:
+    path = tmp_path / "more.yaml"
+    path.write_text(
+        "name: more\nbase: reg\noperators: [Square]\nprobes: {steps: 9}\nlosses:\n"
+        "  - {name: SquaredIoU, expression: 'Sub(1,Square(Div(I,U)))', source: me}\n"
+    )
+    more, reg = load_space(str(path)), load_space("reg")
+    assert more.operators == (*reg.operators, "Square") and more.variables == reg.variables
+    assert more.probes == {**reg.probes, "steps": 9}
+    assert [*more.losses] == [*reg.losses, "SquaredIoU"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("base: regs", "broken.yaml: base: no search space 'regs'"),
+        ("base: [reg]", "broken.yaml: base: expected a space's name or path"),
+        ("base: broken.yaml", "broken.yaml: base: the file is its own base"),
+        ("base: reg\nname: [reg]", "broken.yaml: name: expected a text"),
+        ("base: reg\ninputs: {}", "broken.yaml: inputs: expected one of"),
+        ("base: reg\noperators: [[Add]]", "broken.yaml: operators: unknown operator"),
+        (
+            "base: reg\nplugins: [leaves]",
+            "broken.yaml: plugins: cannot import 'leaves': SystemExit",
+        ),
+        (
+            "base: reg\nlosses: [{name: IoU, expression: U, source: me}]",
+            "broken.yaml: losses: there are two by the name IoU",
+        ),
+        (
+            "base: reg\nlosses: [{name: 1, expression: U, source: me}]",
+            "broken.yaml: losses: each needs name, expression and source, all text",
+        ),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_in_one_line(
+    tmp_path, monkeypatch, text: str, message: str
+) -> None:
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "broken.yaml").write_text(f"{text}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SpaceError) as error:
+        load_space(str(tmp_path / "broken.yaml"))
+    assert message in str(error.value) and "\n" not in str(error.value)

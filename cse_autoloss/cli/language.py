@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cse_autoloss.canonical import canonical, known_name
 from cse_autoloss.expression import Expression
-from cse_autoloss.space import SearchSpace, load_space, space_names
+from cse_autoloss.space import KnownLoss, SearchSpace, load_space, space_names
 
 FORMATS = ("text", "sympy", "latex", "torch", "mmdet")
 
@@ -117,6 +117,10 @@ def mmdet_snippet(loss: Expression, space: SearchSpace, loss_weight: float = 1.0
 def losses(space: str | None, as_json: bool) -> None:
     """The known losses. Every command takes their names in place of an expression."""
     spaces = [load_space(name) for name in ([space] if space else space_names())]
+    listed: dict[tuple[str, str], tuple[SearchSpace, KnownLoss]] = {}
+    for language in spaces:  # a space that builds on another has its losses, too: they stand once
+        for loss in language.losses.values():
+            listed.setdefault((loss.name, str(loss.expression)), (language, loss))
     if as_json:
         click.echo(
             json.dumps(
@@ -129,8 +133,7 @@ def losses(space: str | None, as_json: bool) -> None:
                         "sympy": str(loss.expression.to_sympy()),
                         "source": loss.source,
                     }
-                    for language in spaces
-                    for loss in language.losses.values()
+                    for language, loss in listed.values()
                 ]
             )
         )
@@ -139,6 +142,8 @@ def losses(space: str | None, as_json: bool) -> None:
         table = Table(title=language.name, title_justify="left", title_style="bold", expand=False)
         for heading in ("name", "formula", "source"):
             table.add_column(heading, overflow="fold")
-        for loss in language.losses.values():
-            table.add_row(loss.name, str(loss.expression.to_sympy()), loss.source)
-        Console().print(table)
+        for owner, loss in listed.values():
+            if owner is language:
+                table.add_row(loss.name, str(loss.expression.to_sympy()), loss.source)
+        if table.row_count:
+            Console().print(table)
