@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from cse_autoloss.errors import UserError
 
 BRANCHES = ("cls", "reg")
+TASKS = ("tiny", "head", "full")
 
 
 class ConfigError(UserError):
@@ -33,8 +34,10 @@ class Trial:
             detector's default.
         spaces: branch to the name (or YAML path) of the search space that its expression is written
             in.
-        task: ``"full"`` trains on the train split; ``"tiny"`` trains on the tiny split (one image
-            of each category) and measures on the same images, for a fraction of the proxy's steps.
+        task: ``"full"`` trains the detector on the train split; ``"head"`` trains a head alone, on
+            cached features of the frozen trunk that all trials start from; ``"tiny"`` trains on
+            the tiny split (one image of each category) and measures on the same images.
+        share: of that task's steps, in (0, 1].
         evaluate: splits that mAP is measured on after training (``"val"``, ``"test"``); ignored by
             ``"tiny"``.
         seed: seeds the head's initial weights, the order of the images and their augmentation.
@@ -49,11 +52,18 @@ class Trial:
     losses: Mapping[str, str] = field(default_factory=dict)
     spaces: Mapping[str, str] = field(default_factory=dict)
     task: str = "full"
+    share: float = 1.0
     evaluate: tuple[str, ...] = ("val",)
     seed: int = 0
     scale: Mapping[str, float] = field(default_factory=dict)
     lr_scale: float = 1.0
     time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task should be one of {', '.join(TASKS)}, found {self.task!r}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share should be above 0 and at most 1, found {self.share}")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

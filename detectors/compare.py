@@ -21,7 +21,7 @@ from mmdet.datasets import CocoDataset, build_dataset
 from mmdet.utils import get_device
 
 from cse_autoloss.trial import ConfigError
-from detectors.training import quiet
+from detectors.images import quiet
 
 _COLOURS = ("#1b6ca8", "#d1495b")  # of the two trainings
 _CLASS_COLOURS = (

@@ -23,7 +23,7 @@ from detectors.cache import cache_dir, digest
 from detectors.datasets import coco
 
 _FEWEST = 10  # steps: fewer are no schedule
-_WARMUP = "2"  # counts the ways in which training.py has made warm weights; a cached one of another way is stale
+_WARMUP = "3"  # counts the ways in which training.py has made warm weights; a cached one of another way is stale
 
 
 class Options(BaseModel):
@@ -36,9 +36,9 @@ class Options(BaseModel):
         data_seed: of the embedded data set.
         steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's
             ``runner.max_iters`` and ``data.samples_per_gpu`` unless given.
-        tiny_steps, warmup_steps: of the tiny task and of the warm-up that all trials start from;
-            the config's ``proxy.tiny_steps`` and ``proxy.warmup.steps`` unless given. No warm-up at
-            0: weights as the config says.
+        tiny_steps, head_steps, warmup_steps: of the tiny and the head task, and of the warm-up that
+            all trials start from; the config's ``proxy.tiny_steps``, ``proxy.head.steps`` and
+            ``proxy.warmup.steps`` unless given. No warm-up at 0: weights as the config says.
         device: ``cpu`` or ``cuda``; a GPU where there is one unless given.
         cfg_options: changes of the config, dotted key to value, as in mmdet's ``--cfg-options``.
     """
@@ -52,9 +52,28 @@ class Options(BaseModel):
     steps: int | None = Field(None, ge=_FEWEST)
     batch_size: int | None = Field(None, gt=0)
     tiny_steps: int | None = Field(None, ge=_FEWEST)
+    head_steps: int | None = Field(None, ge=_FEWEST)
     warmup_steps: int | None = Field(None, ge=0)
     device: str | None = Field(None, pattern="^(cpu|cuda)$")
     cfg_options: dict[str, Any] = {}
+
+
+class HeadOptions(BaseModel):
+    """How heads are trained alone: ``proxy.head`` of a config.
+
+    Attributes:
+        steps, batch_size: of a training; images a step.
+        lr: multiple of the config's learning rate.
+        cache_bytes: of features of the train split, in the user's cache, or in a GPU's memory;
+            images that have no room are left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(1000, ge=_FEWEST)
+    batch_size: int = Field(8, gt=0)
+    lr: float = Field(1.0, gt=0)
+    cache_bytes: int = Field(2 << 30, gt=0)
 
 
 class Setup:
@@ -95,6 +114,7 @@ class Setup:
         self.tiny_steps = (
             self.options.tiny_steps or proxy.get("tiny_steps") or max(_FEWEST, self.steps // 4)
         )
+        self.head = _head_options(proxy.get("head", {}), self.options.head_steps)
         self._warmup = proxy.get("warmup", {})
         given = self.options.warmup_steps
         self.warmup_steps = self._warmup.get("steps", 0) if given is None else given
@@ -103,6 +123,11 @@ class Setup:
                 f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found {self.warmup_steps}"
             )
         self.config_digest = digest(config.pretty_text)
+
+    def steps_of(self, task: str, share: float = 1.0) -> int:
+        """Optimiser steps of a trial: that share of its task's, and enough for a schedule."""
+        steps = {"tiny": self.tiny_steps, "head": self.head.steps, "full": self.steps}[task]
+        return max(_FEWEST, round(share * steps))
 
     def warmup_config(self) -> Config:
         """The config that the weights are made with which all trials start from."""
@@ -134,6 +159,17 @@ def _options(options: Mapping[str, Any]) -> Options:
             raise ConfigError(f"detector.{key}: unknown key; {right}") from None
         message = first["msg"].replace("Input should be", "should be")
         raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None
+
+
+def _head_options(given: Mapping[str, Any], steps: int | None) -> HeadOptions:
+    try:
+        return HeadOptions.model_validate({**given, **({"steps": steps} if steps else {})})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("proxy.head", *first["loc"]))
+        raise ConfigError(
+            f"detector.config: {key}: {first['msg']}, found {first['input']!r}"
+        ) from None
 
 
 def versions() -> dict[str, str]:

@@ -7,19 +7,18 @@ weights it starts, how strong its losses are, when it is given up.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import logging
 import math
 import platform
+import re
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import cv2
-import mmcv
+import numpy as np
 import torch
 from mmcv import Config
 from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
@@ -28,7 +27,7 @@ from mmcv.runner.iter_based_runner import IterLoader
 from mmdet.apis import set_random_seed
 from mmdet.apis import train as mmdet_train
 from mmdet.core import reduce_mean
-from mmdet.datasets import CocoDataset, build_dataloader, build_dataset, replace_ImageToTensor
+from mmdet.datasets import CocoDataset, build_dataloader
 from mmdet.models import build_detector
 from torch import distributed, nn
 
@@ -36,14 +35,17 @@ from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
 from detectors import configure, export, mmdet3
 from detectors.cache import digest, write_atomically
 from detectors.check import check_trains
+from detectors.head_stage import HeadStage
+from detectors.images import dataset, quiet
 from detectors.setup import Options, Setup, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
-# Of the warm-up's weights, what trials start from: all but the layers that put out what the losses
-# see, and R-CNN heads.
-_START_PARTS = ("backbone.", "neck.", "rpn_head.", "bbox_head.cls_convs.", "bbox_head.reg_convs.")
-_MEASURED_ON = "measured_on."  # prefix of a dense head's other layers: whoever loads them for a training passes them over
+# Of the warm-up's weights, what trials do not start from: R-CNN heads, and the layer of a dense head
+# that puts out class logits. A new regression layer's boxes would overlap nothing: a classification
+# loss that weighs positives by their IoU would not see one, and with one seed of five never learn.
+_LOGITS = re.compile(r"bbox_head\.\w+_cls\.")
+_MEASURED_ON = "measured_on."  # prefix of a dense head's layer of logits: whoever loads them for a training passes it over
 _MEASURED_AT_ONCE = 8  # images
 _SILENT = logging.getLogger(
     "detectors.silent"
@@ -69,9 +71,8 @@ class DetectorTrainer:
         """What trials start from, after a training with the default losses, or nothing if
         ``warmup_steps`` is 0.
 
-        Backbone, neck, RPN, the towers of a one-stage head. Beside them the last layers of such a
-        head, from which no trial
-        starts: the strength of losses is measured on them.
+        Backbone, neck, RPN, and a one-stage head but for its layer of class logits. That layer
+        stands beside them; no trial starts from it: the strength of losses is measured on it.
 
         Kept in the user's cache under a digest of all that they come from: options, config, data,
         code, versions.
@@ -84,15 +85,13 @@ class DetectorTrainer:
             worker = DetectorTrainer(options, b"")
             config, steps = setup.warmup_config(), setup.warmup_steps
             model = worker._model(config, _FIXED_SEED)
-            worker._fit(model, config, "train", steps, _FIXED_SEED, _Watch(steps))
+            worker._train_detector(model, config, "train", steps, _FIXED_SEED, _Watch(steps))
             weights = {name: value.cpu() for name, value in model.state_dict().items()}
-            kept = {name: value for name, value in weights.items() if name.startswith(_START_PARTS)}
-            head = {
-                name: value
+            kept = {
+                _MEASURED_ON + name if _LOGITS.match(name) else name: value
                 for name, value in weights.items()
-                if name.startswith("bbox_head.") and name not in kept
+                if not name.startswith("roi_head.")
             }
-            kept |= {_MEASURED_ON + name: value for name, value in head.items()}
             buffer = io.BytesIO()
             torch.save(kept, buffer)
             write_atomically(path, buffer.getvalue())
@@ -146,24 +145,34 @@ class DetectorTrainer:
         self._prepared_digest = digest(prepared)
         self._datasets: dict[tuple[str, bool], CocoDataset] = {}
         self._default_norms: dict[str, float] | None = None
+        self._stage: HeadStage | None = None
 
     def train(
         self, trial: Trial, progress: Callable[[int, int], None] | None = None
     ) -> TrialResult:
         started = time.monotonic()
-        tiny = trial.task == "tiny"
-        split = "tiny" if tiny else "train"
-        steps = self._setup.tiny_steps if tiny else self._setup.steps
+        steps = self._setup.steps_of(trial.task, trial.share)
         watch = _Watch(steps, progress, trial.time_limit and started + trial.time_limit)
         try:
             config, weights = self._with_losses(trial)
             model = self._model(config, trial.seed)
-            self._fit(model, config, split, steps, trial.seed, watch, trial.lr_scale)
-            evaluated = ("tiny",) if tiny else trial.evaluate
+            if trial.task == "head":
+                head = self._setup.head
+                stage = self._head_stage()
+                batches = stage.batches(head.batch_size, trial.seed)
+                lr_scale = trial.lr_scale * head.lr
+                self._fit(
+                    stage.trainable(model), config, batches, steps, trial.seed, watch, lr_scale
+                )
+            else:
+                split = "tiny" if trial.task == "tiny" else "train"
+                self._train_detector(model, config, split, steps, trial.seed, watch, trial.lr_scale)
+            evaluated = ("tiny",) if trial.task == "tiny" else trial.evaluate
+            detect = self._head_stage().detect if trial.task == "head" else self._detect
             metrics = {
                 f"{name}/{key}": value
                 for name in evaluated
-                for key, value in self._measure(model, name, watch)
+                for key, value in self._measure(detect(model, name), name, watch)
             }
         except _GivenUp as reason:
             return TrialResult.failed(trial, str(reason), time.monotonic() - started)
@@ -218,7 +227,7 @@ class DetectorTrainer:
         trial. The gradient is taken in what the heads put out, logits and encoded boxes: there a
         loss on decoded boxes and one on deltas can be compared. A new dense head would not do: its
         boxes are far from everything, and a classification loss that weighs a positive by its IoU
-        next to nothing there. Its last layers have their warm weights, too.
+        next to nothing there. Its layer of logits has its warm weights, too.
         """
         model = self._model(config, _FIXED_SEED, warm_head=True).train()
         batch = next(iter(self._loader(config, "train", _FIXED_SEED)))
@@ -252,7 +261,7 @@ class DetectorTrainer:
         return norms
 
     def _model(self, config: Config, seed: int, warm_head: bool = False) -> nn.Module:
-        """A detector with the warm weights, those of a dense head's last layers if asked; all else
+        """A detector with the warm weights, those of a dense head's logits if asked; all else
         made from the seed."""
         set_random_seed(seed)
         model = build_detector(config.model)
@@ -268,7 +277,7 @@ class DetectorTrainer:
         model.CLASSES = self._setup.data.classes
         return model.to(self._device)
 
-    def _fit(
+    def _train_detector(
         self,
         model: nn.Module,
         config: Config,
@@ -278,30 +287,44 @@ class DetectorTrainer:
         watch: _Watch,
         lr_scale: float = 1.0,
     ) -> None:
+        set_random_seed(seed)
+        loader = IterLoader(self._loader(config, split, seed))
+        self._fit(self._together(model), config, loader, steps, seed, watch, lr_scale)
+
+    def _fit(
+        self,
+        model: nn.Module,
+        config: Config,
+        batches: Any,
+        steps: int,
+        seed: int,
+        watch: _Watch,
+        lr_scale: float = 1.0,
+    ) -> None:
         """Train the model in place, by mmcv's runner and its hooks, one step at a time under the
-        watch's eyes."""
+        watch's eyes.
+
+        Args:
+            model: with mmcv's ``train_step``.
+            batches: as mmcv's ``IterLoader``: what ``next`` gives, ``train_step`` takes.
+        """
         config = copy.deepcopy(config)
         config.runner.max_iters = steps
         config.optimizer.lr *= lr_scale
         if "max_lr" in config.lr_config:
             config.lr_config.max_lr *= lr_scale
         set_random_seed(seed)
+        optimizer = build_optimizer(model, config.optimizer)
         runner: IterBasedRunner = build_runner(
-            config.runner,
-            dict(
-                model=self._together(model),
-                optimizer=build_optimizer(model, config.optimizer),
-                logger=_SILENT,
-            ),
+            config.runner, dict(model=model, optimizer=optimizer, logger=_SILENT)
         )
         runner.register_lr_hook(config.lr_config)
         runner.register_optimizer_hook(config.optimizer_config)
         model.train()
-        loader = IterLoader(self._loader(config, split, seed))
         runner.call_hook("before_run")
         runner.call_hook("before_epoch")
         while runner.iter < steps:
-            runner.train(loader)
+            runner.train(batches)
             # A limit of infinity clips nothing; it returns the norm, which is what a loss breaks
             # first.
             norm = nn.utils.clip_grad_norm_(
@@ -311,32 +334,37 @@ class DetectorTrainer:
             runner.log_buffer.clear()
 
     @torch.no_grad()
-    def _measure(self, model: nn.Module, split: str, watch: _Watch) -> list[tuple[str, float]]:
-        """COCO AP on a split: (metric, value in [0, 1]); sizes of which the split has no object are
-        absent."""
+    def _detect(self, model: nn.Module, split: str) -> Iterator[list[list[np.ndarray]]]:
+        """Boxes found in the images of a split, a batch at a time; the share of this process where
+        there are several."""
         model.eval()
         parallel = self._parallel(model)
-        dataset = self._dataset(split, training=False)
         loader = build_dataloader(
-            dataset, _MEASURED_AT_ONCE, 0, dist=self._processes > 1, shuffle=False
+            *(self._dataset(split, training=False), _MEASURED_AT_ONCE, 0),
+            dist=self._processes > 1,
+            shuffle=False,
         )
-        results = []
         for batch in loader:
-            watch.check_time()
             found = parallel(return_loss=False, rescale=True, **batch)
-            results += [
-                boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found
-            ]  # (boxes, masks)
-        if (
-            self._processes > 1
-        ):  # images were dealt in turn, and some twice where they could not be dealt evenly
+            yield [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # and masks
+
+    def _measure(
+        self, found: Iterable[list[list[np.ndarray]]], split: str, watch: _Watch
+    ) -> list[tuple[str, float]]:
+        """COCO AP on a split: (metric, value in [0, 1]); sizes of which the split has no object are
+        absent."""
+        results = []
+        for boxes in found:
+            watch.check_time()
+            results += boxes
+        dataset = self._dataset(split, training=False)
+        if len(results) < len(dataset):
+            # images were dealt in turn, and some twice where they could not be dealt evenly
             parts: list[Any] = [None] * self._processes
             distributed.all_gather_object(parts, results)
-            results = [result for turn in zip(*parts, strict=True) for result in turn][
-                : len(dataset)
-            ]
+            results = [result for turn in zip(*parts, strict=True) for result in turn]
         with quiet():
-            values = dataset.evaluate(results, metric="bbox", logger="silent")
+            values = dataset.evaluate(results[: len(dataset)], metric="bbox", logger="silent")
         # Without a single detection mmdet returns nothing at all, and the AP is 0.
         metrics = [(name, float(values.get(f"bbox_{name}", 0.0))) for name in _METRICS]
         return [(name, value) for name, value in metrics if value >= 0]
@@ -353,22 +381,18 @@ class DetectorTrainer:
 
     def _dataset(self, split: str, training: bool) -> CocoDataset:
         if (split, training) not in self._datasets:
-            files = self._setup.data.splits[split]
-            pipeline = self._setup.config.data["train" if training else "val"].pipeline
-            with quiet():
-                self._datasets[split, training] = build_dataset(
-                    dict(
-                        type="CocoDataset",
-                        ann_file=files.ann_file,
-                        img_prefix=files.img_prefix,
-                        classes=self._setup.data.classes,
-                        pipeline=_in_memory(
-                            pipeline if training else replace_ImageToTensor(pipeline)
-                        ),
-                        test_mode=not training,
-                    )
-                )
+            self._datasets[split, training] = dataset(self._setup, split, training)
         return self._datasets[split, training]
+
+    def _head_stage(self) -> HeadStage:
+        if self._stage is None:
+            if not self._warm:
+                raise ConfigError(
+                    "detector.warmup_steps: 0, and a head is trained on what a warm trunk sees"
+                )
+            trunk = self._model(self._setup.config, _FIXED_SEED)
+            self._stage = HeadStage(self._setup, trunk, self._prepared_digest)
+        return self._stage
 
     def _together(self, model: nn.Module) -> MMDataParallel | MMDistributedDataParallel:
         """The model for a training in all processes of the trial, which share its images and
@@ -454,27 +478,3 @@ def _mean_of_processes(value: float) -> float:
 def _heads(model: nn.Module) -> list[nn.Module]:
     found = model.roi_head.bbox_head if hasattr(model, "roi_head") else model.bbox_head
     return list(found) if isinstance(found, nn.ModuleList) else [found]
-
-
-def _in_memory(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {**step, "type": "LoadImageFromMemory"}
-        if step["type"] == "LoadImageFromFile"
-        else dict(step)
-        for step in pipeline
-    ]
-
-
-@contextlib.contextmanager
-def quiet():
-    """Without what pycocotools prints and mmcv and mmdet log about each data set, measurement and
-    weight."""
-    logger = mmcv.utils.get_logger("mmcv")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        logger.setLevel(level)

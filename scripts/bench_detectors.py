@@ -35,8 +35,8 @@ from torch import nn
 
 from cse_autoloss.report import table
 from detectors import configure
+from detectors.images import quiet
 from detectors.train import Training, read
-from detectors.training import quiet
 
 UNCOUNTED = 3  # steps at the start of a turn
 TURNS = 2

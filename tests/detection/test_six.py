@@ -93,7 +93,7 @@ def test_searched_losses_start_as_strong_as_the_defaults_whatever_the_head_puts_
         } == weights
 
 
-def test_trials_of_dense_heads_start_with_warm_towers_and_new_last_layers_on_whose_warm_weights_losses_are_measured():
+def test_trials_of_dense_heads_start_with_new_logits_on_whose_warm_weights_losses_are_measured():
     tiny = options("fcos_proxy", warmup_steps=10)
     trainer = DetectorTrainer(tiny, DetectorTrainer.prepare(tiny))
     assert {name.split(".")[0] for name in trainer._warm} == {
@@ -109,14 +109,15 @@ def test_trials_of_dense_heads_start_with_warm_towers_and_new_last_layers_on_who
         trainer._model(config, 0, warm_head).state_dict() for warm_head in (False, True)
     )
     new = DetectorTrainer(tiny, b"")._model(config, 0).state_dict()
-    head, backbone, tower = (
-        "bbox_head.conv_cls.weight",
+    head = "bbox_head.conv_cls.weight"
+    warm = (
         "backbone.layer4.0.conv1.weight",
         "bbox_head.reg_convs.0.conv.weight",
+        "bbox_head.conv_reg.weight",
     )
     assert torch.equal(started[head], new[head]) and not torch.equal(started[head], measured[head])
     assert torch.equal(measured[head], trainer._warm[f"measured_on.{head}"])
-    for name in (backbone, tower):
+    for name in warm:
         assert torch.equal(started[name], measured[name]) and torch.equal(
             started[name], trainer._warm[name]
         )
@@ -130,9 +131,8 @@ def test_trials_of_dense_heads_start_with_warm_towers_and_new_last_layers_on_who
     model.init_weights()
     load_checkpoint(model, exported.load_from)
     loaded = model.state_dict()
-    assert torch.equal(loaded[backbone], measured[backbone]) and not torch.equal(
-        loaded[head], measured[head]
-    )
+    assert all(torch.equal(loaded[name], measured[name]) for name in warm)
+    assert not torch.equal(loaded[head], measured[head])
 
 
 def test_a_found_loss_goes_into_mmdets_own_one_stage_configs():

@@ -1,0 +1,192 @@
+"""Heads trained alone on cached features: the same heads, losses and boxes as in the whole
+detector."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from cse_autoloss.trial import ConfigError, Trial
+from detectors import head_stage
+from detectors.images import dataset
+from detectors.training import DetectorTrainer
+
+SPLIT = "tiny"  # six images, which both ways of measuring can afford here
+ROI = ["faster_rcnn_proxy", "mask_rcnn_proxy"]
+DENSE = ["fcos_proxy", "atss_proxy"]
+MAPS = ["cascade_rcnn_proxy", *DENSE]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """The features here are of trunks that nobody else has."""
+    with pytest.MonkeyPatch.context() as patch:
+        parent = tmp_path_factory.mktemp("features")
+        patch.setattr("detectors.feature_cache.cache_dir", lambda: parent)
+        yield parent
+
+
+@pytest.fixture(scope="module")
+def trainers():
+    """By config: a trainer whose warm weights nobody has trained; a cache of few images."""
+    made = {}
+
+    def trainer(config, cache_bytes=4 << 20, **sampler):
+        key = (config, cache_bytes, *sampler.items())
+        if key not in made:
+            changes = {"proxy.head": dict(steps=12, batch_size=2, cache_bytes=cache_bytes)}
+            changes |= {f"model.train_cfg.rcnn.sampler.{k}": v for k, v in sampler.items()}
+            if config in DENSE:
+                changes["model.test_cfg.score_thr"] = 0.0  # an untrained one is sure of nothing
+            options = {"config": config, "device": "cpu", "cfg_options": changes}
+            buffer = io.BytesIO()
+            cold = DetectorTrainer(options, b"")
+            weights = cold._model(cold._setup.config, 3).state_dict()
+            torch.save({k: v for k, v in weights.items() if not k.startswith("roi_head.")}, buffer)
+            made[key] = DetectorTrainer(options, buffer.getvalue())
+        return made[key]
+
+    return trainer
+
+
+def trial(**changes):
+    return Trial("key", task="head", **{"evaluate": (SPLIT,), **changes})
+
+
+@pytest.mark.parametrize("config", ROI + MAPS)
+def test_a_head_finds_the_same_boxes_on_cached_features_as_in_the_whole_detector(trainers, config):
+    trainer = trainers(config)
+    model = trainer._model(trainer._setup.config, 5)
+    on_images = [boxes for batch in trainer._detect(model, SPLIT) for boxes in batch]
+    stage = trainer._head_stage()
+    on_features = [boxes for batch in stage.detect(model, SPLIT) for boxes in batch]
+    assert len(on_images) == len(on_features) == 6
+    for image, features in zip(on_images, on_features, strict=True):
+        scores, others = (np.concatenate(classes)[:, 4] for classes in (image, features))
+        assert len(scores) == len(others) > 10
+        assert np.sort(others) == pytest.approx(np.sort(scores), abs=2e-3), "half precision"
+
+
+def test_losses_on_cached_rois_are_those_of_mmdets_forward_train(trainers):
+    trainer = trainers("faster_rcnn_proxy", num=1000, pos_fraction=1.0)  # all RoIs: no chance in it
+    model = trainer._model(trainer._setup.config, 5)
+    stage = trainer._head_stage()
+    features = stage._features("train")
+    flip = 2  # the second image in its third flip: the pipeline's vertical one
+    number = len(features.info["chances"]) + flip
+    (pipeline, chance) = head_stage._flips(trainer._setup.config.data.train.pipeline)[flip]
+    data = dataset(trainer._setup, "train", True, pipeline)
+    item = data[np.random.default_rng(0).permutation(len(data))[1]]
+    meta = item["img_metas"].data
+    assert chance == 0.25 and meta["flip_direction"] == "vertical"
+    gts, labels = [item["gt_bboxes"].data], [item["gt_labels"].data]
+    with torch.no_grad():
+        maps = model.eval().extract_feat(item["img"].data[None])
+        proposals = model.rpn_head.get_bboxes(
+            *model.rpn_head(maps), img_metas=[meta], cfg=model.train_cfg.rpn_proposal
+        )
+    expected = model.roi_head.forward_train(maps, [meta], proposals, gts, labels)
+    losses = features.losses(model, [number])
+    assert set(losses) == set(expected) == {"loss_cls", "loss_bbox", "acc"}
+    for name in losses:
+        assert losses[name].item() == pytest.approx(expected[name].item(), rel=2e-3)
+
+
+def test_rois_are_drawn_as_mmdets_sampler_draws_them(trainers):
+    trainer = trainers("faster_rcnn_proxy")
+    features = trainer._head_stage()._features("train")
+    torch.manual_seed(0)
+    drawn = [features._sample([number]) for number in range(len(features))]
+    for sampled in drawn:
+        assert 0 < len(sampled.pos_inds) <= int(48 * 0.4)
+        assert len(sampled.pos_inds) + len(sampled.neg_inds) <= 48
+        assert set(sampled.pos_gt_labels.tolist()) <= set(range(6))
+    assert any(len(sampled.bboxes) == 48 for sampled in drawn)
+
+
+@pytest.mark.parametrize(
+    ("config", "losses"),
+    [
+        *((config, {}) for config in ROI + MAPS),
+        *((config, dict.fromkeys(("cls", "reg"), "CSE-Autoloss-A")) for config in ROI + MAPS[:1]),
+        ("atss_proxy", dict.fromkeys(("cls", "reg"), "CSE-Autoloss-B")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "released" if value else "default",
+)
+def test_a_head_alone_learns_and_leaves_the_trunk_as_it_is(trainers, config, losses):
+    trainer = trainers(config)
+    result = trainer.train(trial(losses=losses, evaluate=(), lr_scale=0.3))
+    assert result.failure is None and result.steps == 12
+    values = [loss for _, loss in result.curve]
+    assert sum(values[-4:]) < sum(values[:4])
+    trained = trainer._head_stage().trainable(trainer._model(trainer._setup.config, 0))
+    assert not [name for name, _ in trained.named_parameters() if not name.startswith("head.")]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(trainers):
+    trainer = trainers("faster_rcnn_proxy")
+    first, again, other = (trainer.train(trial(seed=seed)).curve for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_share_of_a_trial_takes_that_share_of_its_tasks_steps(trainers):
+    trainer = trainers("faster_rcnn_proxy")
+    assert trainer.train(trial(evaluate=(), share=0.9)).steps == 11
+    with pytest.raises(ValueError, match="share should be above 0 and at most 1, found 0"):
+        Trial("key", share=0)
+    with pytest.raises(ValueError, match="task should be one of tiny, head, full, found 'heads'"):
+        Trial("key", task="heads")
+
+
+def test_a_cache_holds_the_images_that_it_has_room_for(trainers):
+    few, fewer = (trainers("faster_rcnn_proxy", cache_bytes=n << 20) for n in (4, 1))
+    held = [trainer._head_stage()._features("train") for trainer in (few, fewer)]
+    images = [features.info["images"] for features in held]
+    assert images[0] > images[1] and images[0] < 20
+    size = held[0]._features.numel() * held[0]._features.element_size()
+    assert size < (4 << 20) * 1.5
+    with pytest.raises(ConfigError, match=f"cache_bytes: features of {images[1]} images fit"):
+        fewer._head_stage().batches(100, seed=0)
+
+
+def test_each_image_comes_once_an_epoch_and_flipped_as_often_as_the_pipeline_says():
+    batches = head_stage.Batches(100, [0.5, 0.25, 0.25], 10, seed=0)
+    epochs = [np.concatenate([next(batches) for _ in range(10)]) for _ in range(20)]
+    for epoch in epochs:
+        assert sorted(epoch // 3) == list(range(100))
+    flips = np.bincount(np.concatenate(epochs) % 3) / 2000
+    assert flips == pytest.approx([0.5, 0.25, 0.25], abs=0.04)
+    assert list(epochs[0] // 3) != list(epochs[1] // 3)
+
+
+@pytest.mark.parametrize(
+    ("step", "chances"),
+    [
+        (dict(flip_ratio=0.5), [0.5, 0.5]),
+        (dict(flip_ratio=0.6, direction=["horizontal", "vertical"]), [0.4, 0.3, 0.3]),
+        (dict(flip_ratio=[0.25, 0.5], direction=["horizontal", "diagonal"]), [0.25, 0.25, 0.5]),
+        (dict(flip_ratio=0.0), [1.0]),
+        (dict(), [1.0]),
+    ],
+)
+def test_flips_are_told_apart_by_their_chance(step, chances):
+    load = dict(type="LoadImageFromFile")
+    found = head_stage._flips([load, dict(type="RandomFlip", **step)])
+    assert [chance for _, chance in found] == pytest.approx(chances)
+    assert head_stage._flips([load]) == [([load], 1.0)]
+
+
+def test_without_a_warm_trunk_there_is_no_head_stage():
+    trainer = DetectorTrainer({"device": "cpu", "warmup_steps": 0}, b"")
+    with pytest.raises(ConfigError, match="detector.warmup_steps: 0, and a head is trained on"):
+        trainer.train(trial())
+
+
+def test_a_wrong_option_of_the_head_stage_is_one_line():
+    for changes, message in (
+        ({"proxy.head": {"stepz": 5}}, "proxy.head.stepz: Extra inputs are not permitted"),
+        ({"proxy.head": {"steps": 3}}, "proxy.head.steps: Input should be greater than or equal"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            DetectorTrainer.check({"cfg_options": changes})
