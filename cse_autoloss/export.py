@@ -54,9 +54,10 @@ def found(journal: Journal, rank: int = 1) -> Found:
     return Found(
         candidate.losses,
         {branch: journal["spaces"][branch] for branch in candidate.losses},
-        {branch: row.result.loss_weights[branch] for branch in candidate.losses},
+        row.result.loss_weights,
         provenance,
         str(journal.prepared_path.resolve()) if journal.prepared else None,
+        row.trial.lr_scale,
     )
 
 

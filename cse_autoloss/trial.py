@@ -123,7 +123,9 @@ class Found:
     Attributes:
         losses: branch to expression text.
         spaces: branch to the space that it is written in.
-        loss_weights: branch to the loss weight that it was trained with.
+        loss_weights: branch to the loss weight that it was trained with, that of a default loss
+            beside it too.
+        lr_scale: multiple of the configured learning rate that it was trained with.
         provenance: run, candidate, mAP with its seeds and budget, versions.
         prepared: path of what its trials started from (:meth:`Trainer.prepare`), or None.
     """
@@ -133,6 +135,7 @@ class Found:
     loss_weights: Mapping[str, float]
     provenance: Mapping[str, Any]
     prepared: str | None = None
+    lr_scale: float = 1.0
 
 
 class Trainer(Protocol):

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from cse_autoloss.trial import ConfigError
 from detectors.datasets import shapes
@@ -29,7 +30,12 @@ class _Options(click.Command):
 
 
 @click.command(cls=_Options)
-@click.argument("config")
+@click.argument("config", required=False)
+@click.option(
+    "--trial",
+    metavar="RUN:KEY",
+    help="In place of CONFIG: a finished trial of a run, to be trained again exactly as it was.",
+)
 @click.option(
     "--loss-cls",
     "--loss_cls",
@@ -75,7 +81,8 @@ class _Options(click.Command):
     "--no-validate", "--no_validate", is_flag=True, help="Do not measure mAP during the training."
 )
 def train(
-    config: str,
+    config: str | None,
+    trial: str | None,
     loss_cls: str | None,
     loss_reg: str | None,
     data: str | None,
@@ -87,7 +94,18 @@ def train(
     no_validate: bool,
 ) -> None:
     """Train the detector CONFIG, a name (faster_rcnn_r50, atss_proxy) or an mmdet config's path,
-    with any losses."""
+    with any losses; or repeat a --trial of a run."""
+    if (config is None) == (trial is None):
+        raise click.UsageError("give CONFIG or --trial RUN:KEY, one of the two")
+    if trial is not None:
+        given = click.get_current_context().get_parameter_source
+        for name in ("loss_cls", "loss_reg", "data", "changes", "work_dir", "resume_from", "seed"):
+            if given(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    "--trial repeats a training as it was; it takes no other option"
+                )
+        _repeat(trial)
+        return
     from detectors.train import Training
     from detectors.train import train as start
 
@@ -110,6 +128,29 @@ def train(
     )
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"logs and checkpoints are in {folder}")
+
+
+def _repeat(name: str) -> None:
+    from cse_autoloss.repeat import repeat
+
+    folder, colon, key = name.rpartition(":")
+    if not colon:
+        raise ConfigError(f"--trial {name}: expected RUN:KEY, such as runs/mine:full-12")
+    done = repeat(folder, key)
+    then, now = done.recorded, done.now
+    for metric in sorted({*then.metrics, *now.metrics}):
+        click.echo(
+            f"{metric}: {then.metrics.get(metric)} in the run, {now.metrics.get(metric)} now"
+        )
+    for result, when in ((then, "in the run"), (now, "now")):
+        if result.failure:
+            click.echo(f"failed {when}: {result.failure}")
+    if done.same:
+        click.echo(f"{key}: repeated to the digit, its curve and loss weights too")
+        return
+    for what, (before, after) in done.changed.items():
+        click.echo(f"{what}: {before} in the run, {after} now")
+    raise click.ClickException(f"{key}: its numbers are not those of the run")
 
 
 @click.command()

@@ -249,6 +249,20 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
             )
 
 
+def set_loss_weights(model: Mapping[str, Any], weights: Mapping[str, float]) -> None:
+    """Branch to the weight of its loss in every head, whatever the loss; changed in place."""
+    for head in heads(model):
+        for branch, weight in weights.items():
+            head[LOSS_KEYS[branch]]["loss_weight"] = weight
+
+
+def scale_learning_rate(config: Config, factor: float) -> None:
+    """Multiply the learning rate, and the peak of a schedule that has one; changed in place."""
+    config.optimizer.lr *= factor
+    if "max_lr" in config.lr_config:
+        config.lr_config.max_lr *= factor
+
+
 def searched_weights(model: Mapping[str, Any]) -> dict[str, float]:
     """Branch to the weight that the paper gives a searched loss at full size, where none is found
     on a batch."""

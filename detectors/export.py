@@ -20,15 +20,15 @@ def searched_losses(found: Found) -> dict[str, dict[str, Any]]:
             "type": "SearchedLoss",
             "expression": expression,
             "space": found.spaces[branch],
-            "loss_weight": round(found.loss_weights[branch], 6),
+            "loss_weight": found.loss_weights[branch],
         }
         for branch, expression in found.losses.items()
     }
 
 
 def proxy_config(config: Config, data: DataSet, found: Found) -> str:
-    """The config that the search trained, with the found losses and the weights that its trials
-    started from, as text.
+    """The config that the search trained: found losses, the weights of all losses, learning rate,
+    schedule and the weights that its trials started from, as text.
 
     Args:
         config: the detector's; changed in place.
@@ -36,6 +36,8 @@ def proxy_config(config: Config, data: DataSet, found: Found) -> str:
     """
     config.pop("proxy", None)
     configure.set_losses(config.model, searched_losses(found))
+    configure.set_loss_weights(config.model, found.loss_weights)
+    configure.scale_learning_rate(config, found.lr_scale)
     configure.set_data(config, data)
     steps = config.runner.max_iters
     config.evaluation = dict(interval=steps, metric="bbox")

@@ -67,9 +67,7 @@ def files(base: str | None, run: Config, found: Found, name: str) -> dict[str, s
     configure.set_losses(
         model,
         {
-            branch: dict(
-                type=f"Found{CLASS_NAMES[branch]}", loss_weight=round(found.loss_weights[branch], 6)
-            )
+            branch: dict(type=f"Found{CLASS_NAMES[branch]}", loss_weight=found.loss_weights[branch])
             for branch in found.losses
         },
     )

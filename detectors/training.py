@@ -214,9 +214,7 @@ class DetectorTrainer:
                 weights[branch] = (
                     trial.scale.get(branch, 1.0) * self._default_norms[branch] / norms[branch]
                 )
-        for head in configure.heads(config.model):
-            for branch, weight in weights.items():
-                head[configure.LOSS_KEYS[branch]]["loss_weight"] = weight
+        configure.set_loss_weights(config.model, weights)
         return config, weights
 
     def _gradient_norms(self, config: Config) -> dict[str, float]:
@@ -310,9 +308,7 @@ class DetectorTrainer:
         """
         config = copy.deepcopy(config)
         config.runner.max_iters = steps
-        config.optimizer.lr *= lr_scale
-        if "max_lr" in config.lr_config:
-            config.lr_config.max_lr *= lr_scale
+        configure.scale_learning_rate(config, lr_scale)
         set_random_seed(seed)
         optimizer = build_optimizer(model, config.optimizer)
         runner: IterBasedRunner = build_runner(
