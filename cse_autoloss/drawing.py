@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cse_autoloss.primitives import Primitive
 from cse_autoloss.space import SearchSpace
 
 POINTS = 241
+CURVES = 6  # known losses that a loss is drawn beside: the first of the space
 
 
 def text_tree(expression: Expression) -> str:
@@ -128,7 +130,7 @@ def plot(expression: Expression, space: SearchSpace, path: Path) -> None:
     for column, way in enumerate(ways):
         upper, lower = (figure.add_subplot(grid[row, column]) for row in range(2))
         values = way.values.detach()
-        for loss in space.losses.values():
+        for loss in islice(space.losses.values(), CURVES):
             if loss.name != own:
                 for axes, line in zip((upper, lower), way.curve(loss.expression)):
                     axes.plot(values, line, linewidth=1, alpha=0.8, label=loss.name)

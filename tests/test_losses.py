@@ -527,7 +527,14 @@ def gradient_at_confident_logits(loss: torch.nn.Module, space: str) -> Tensor:
     return leaf.grad[0, 0]
 
 
-@pytest.mark.parametrize("space, name", CLASSIFICATION)
+@pytest.mark.parametrize(
+    "space, name",
+    [
+        *RELEASED_CLS,
+        *(("two_stage_cls", name) for name in ("CrossEntropy", "Focal", "Poly-1")),
+        *(("one_stage_cls", name) for name in ("BCE", "Focal", "QualityFocal", "Varifocal")),
+    ],
+)
 def test_losses_but_the_released_keep_a_gradient_for_confident_logits(
     space: str, name: str
 ) -> None:

@@ -65,17 +65,39 @@ def test_focal_loss_is_mmdetections(seed: int, avg_factor: float | None) -> None
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_quality_focal_loss_is_mmdetections(seed: int) -> None:
+@pytest.mark.parametrize(
+    "name, theirs",
+    [
+        ("QualityFocal", mmdet_losses.QualityFocalLoss()),
+        ("Varifocal", mmdet_losses.VarifocalLoss()),
+    ],
+    ids=["QualityFocal", "Varifocal"],
+)
+def test_quality_aware_losses_are_mmdetections(
+    name: str, theirs: torch.nn.Module, seed: int
+) -> None:
     arguments = batch("one_stage_cls", seed, spread=1.5)
+    positive = arguments["target"] < 7
     score = torch.zeros(40, dtype=torch.float64)
-    score[arguments["target"] < 7] = arguments["pos_ious"].clamp(min=1e-7).double()
+    score[positive] = arguments["pos_ious"].clamp(min=1e-7).double()
+    matrix = torch.zeros(40, 7, dtype=torch.float64)
+    matrix[positive, arguments["target"][positive]] = score[positive]
+    weight = torch.rand(40)
+    known = name == "Varifocal"
+    theirs.loss_weight = 1.0 if known else 0.75
     compare(
-        build_loss("QualityFocal", "one_stage_cls", alpha=None),
-        mmdet_losses.QualityFocalLoss(),
+        build_loss(name, "one_stage_cls"),
+        (
+            lambda pred, target, weight, avg_factor: theirs(
+                pred, target, weight[:, None].double(), avg_factor
+            )
+        )
+        if known
+        else theirs,
         arguments,
         {"pos_ious": arguments["pos_ious"]},
-        (arguments["target"], score),
-        weight=torch.rand(40),
+        matrix if known else (arguments["target"], score),
+        weight=weight,
         avg_factor=13.0,
     )
 
@@ -85,9 +107,10 @@ def test_quality_focal_loss_is_mmdetections(seed: int) -> None:
     [
         ("IoU", mmdet_losses.IoULoss(mode="log")),
         ("LinearIoU", mmdet_losses.IoULoss(mode="linear")),
+        ("SquareIoU", mmdet_losses.IoULoss(mode="square")),
         ("GIoU", mmdet_losses.GIoULoss(eps=1e-7)),
     ],
-    ids=["IoU", "LinearIoU", "GIoU"],
+    ids=["IoU", "LinearIoU", "SquareIoU", "GIoU"],
 )
 @pytest.mark.parametrize("weight", [None, "a box", "a coordinate"])
 @pytest.mark.parametrize("avg_factor", [None, 13.0])
