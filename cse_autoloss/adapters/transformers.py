@@ -22,6 +22,7 @@ from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
 from transformers.loss.loss_for_object_detection import ImageLoss
 
+from cse_autoloss.adapters.boxes import paired_iou
 from cse_autoloss.losses import build_loss
 from cse_autoloss.space import load_space
 
@@ -159,7 +160,7 @@ class _Searched:
         )
         # Losses take IoUs in the order of the rows; matched queries come in the matcher's.
         ious = logits.new_zeros(labels.shape)
-        ious[place] = _paired_iou(*self._boxes(outputs, targets, indices)).to(ious.dtype)
+        ious[place] = paired_iou(*self._boxes(outputs, targets, indices)).to(ious.dtype)
         positive = labels < self.num_classes  # type: ignore[attr-defined]
         softmax = loss.space.inputs == "two_stage"
         weight = self.empty_weight[labels.flatten()] if softmax else None  # type: ignore[attr-defined]
@@ -191,14 +192,3 @@ class _Searched:
             center_to_corners_format(pred) * pixels,
             center_to_corners_format(torch.cat(chosen).to(pred.dtype)) * pixels,
         )
-
-
-def _paired_iou(pred: Tensor, target: Tensor) -> Tensor:
-    """(P,) IoU of each box with its own target, without a gradient."""
-    pred = pred.detach()
-    inner = (
-        torch.minimum(pred[:, 2:], target[:, 2:]) - torch.maximum(pred[:, :2], target[:, :2])
-    ).clamp(min=0)
-    overlap = inner.prod(-1)
-    areas = sum((boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (pred, target))
-    return overlap / (areas - overlap).clamp(min=1e-7)
