@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
-EXAMPLES = dict(
-    re.findall(r"^## (\w+)\n(?:(?!^## ).*\n)*?```python\n(.*?)```", PAGE.read_text(), re.M | re.S)
-)
+EXAMPLES = {
+    section.partition("\n")[0]: found[1]
+    for section in PAGE.read_text().split("\n## ")
+    if (found := re.search(r"```python\n(.*?)```", section, re.S))
+}
 
 
 @pytest.mark.parametrize("library", ["transformers", "torchvision"])
