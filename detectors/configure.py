@@ -12,7 +12,8 @@ from mmcv import Config
 
 from cse_autoloss.space import load_space
 from cse_autoloss.trial import BRANCHES, ConfigError
-from detectors.datasets import coco
+from detectors.datasets import DataSet, Split
+from detectors.datasets.named import datasets
 
 CONFIGS = Path(__file__).parent / "configs"
 LOSS_KEYS = {
@@ -291,18 +292,9 @@ def add_import(config: dict[str, Any], module: str) -> None:
     config["custom_imports"] = imports
 
 
-def datasets(part: Any) -> Iterator[dict[str, Any]]:
-    """The data sets that a ``data.train`` and the like read images from: looked for in lists and in
-    mmdet's wrappers (RepeatDataset, ClassBalancedDataset, ConcatDataset, MultiImageMixDataset)."""
-    if isinstance(part, (list, tuple)):
-        for element in part:
-            yield from datasets(element)
-    elif "dataset" in part:
-        yield from datasets(part["dataset"])
-    elif "datasets" in part:
-        yield from datasets(part["datasets"])
-    else:
-        yield part
+def has_masks(model: Mapping[str, Any]) -> bool:
+    """Whether a detector learns masks, which its data then needs."""
+    return bool((model.get("roi_head") or {}).get("mask_head"))
 
 
 def own_data(config: Mapping[str, Any]) -> str | None:
@@ -316,7 +308,7 @@ def own_data(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def with_split(part: Any, split: coco.Split, classes: Sequence[str]) -> dict[str, Any]:
+def with_split(part: Any, split: Split, classes: Sequence[str]) -> dict[str, Any]:
     """A ``data.train`` and the like with other images: mmdet's wrappers and pipelines as they are,
     of several data sets the first.
 
@@ -343,7 +335,7 @@ def with_split(part: Any, split: coco.Split, classes: Sequence[str]) -> dict[str
     )
 
 
-def set_data(config: Config, data: coco.DataSet) -> None:
+def set_data(config: Config, data: DataSet) -> None:
     """Train, val and test splits of a data set in the places of a config's own, and its number of
     classes; changed in place.
 

@@ -10,7 +10,7 @@ from mmcv import Config
 
 from cse_autoloss.trial import Found
 from detectors import configure
-from detectors.datasets.coco import DataSet
+from detectors.datasets import DataSet
 
 
 def searched_losses(found: Found) -> dict[str, dict[str, Any]]:

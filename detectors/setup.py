@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.version import __version__
-from detectors import configure
+from detectors import configure, datasets
 from detectors.cache import cache_dir, digest
-from detectors.datasets import coco
 
 _FEWEST = 10  # steps: fewer are no schedule
 _WARMUP = "3"  # counts the ways in which training.py has made warm weights; a cached one of another way is stale
@@ -32,8 +31,9 @@ class Options(BaseModel):
     Attributes:
         trainer: the class that reads this; the engine's key.
         config: a name in ``detectors/configs`` or the path of an mmdet config.
-        data: ``embedded``, ``coco:/path`` or ``voc:/path``.
-        data_seed: of the embedded data set.
+        data: a data set's name (:mod:`detectors.datasets.dataset`); unless given, the config's own
+            where it names one, else ``embedded``.
+        data_seed: of the embedded data set, and of splits that are drawn.
         steps, batch_size: of a trial, 10 steps at least, which a schedule needs; the config's
             ``runner.max_iters`` and ``data.samples_per_gpu`` unless given.
         tiny_steps, head_steps, warmup_steps: of the tiny and the head task, and of the warm-up that
@@ -47,7 +47,7 @@ class Options(BaseModel):
 
     trainer: str = "detectors.training:DetectorTrainer"
     config: str = "faster_rcnn_proxy"
-    data: str = "embedded"
+    data: str | dict[str, Any] | None = None
     data_seed: int = Field(0, ge=0)
     steps: int | None = Field(None, ge=_FEWEST)
     batch_size: int | None = Field(None, gt=0)
@@ -80,18 +80,24 @@ class Setup:
     """Options, config and data, read and checked; what one of them leaves open, the next
     decides."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], open_images: bool = False) -> None:
+        """
+        Args:
+            open_images: check every image of the data set, too, which a run does once.
+        """
         self.options = _options(options)
         self.device = torch.device(
             self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
         self.config = config = configure.read_config(self.options.config)
-        if "data" not in options and (own := configure.own_data(config)):
-            raise ConfigError(
-                f"detector.data: {self.options.config} trains on {own}; give that data set as coco:/path "
-                "or voc:/path, or embedded"
-            )
-        self.data = coco.find(self.options.data, self.options.data_seed)
+        own = "config" if configure.own_data(config) else "embedded"
+        self.data = datasets.find(
+            own if self.options.data is None else self.options.data,
+            self.options.data_seed,
+            config=config,
+            masks=configure.has_masks(config.model),
+            open_images=open_images,
+        )
         try:
             config.merge_from_dict(
                 copy.deepcopy(self.options.cfg_options)

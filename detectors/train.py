@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,9 +36,8 @@ from torch import distributed
 from cse_autoloss.errors import UserError
 from cse_autoloss.space import load_space
 from cse_autoloss.trial import ConfigError
-from detectors import configure
+from detectors import configure, datasets
 from detectors.cache import write_atomically
-from detectors.datasets import coco
 from detectors.training import DetectorTrainer
 
 DEFAULT = "default"  # names the loss that a detector has without any search
@@ -52,8 +52,8 @@ class Training:
         config: a name in ``detectors/configs`` or the path of an mmdet config.
         losses: branch to an expression, a known loss's name, or ``default``; an absent branch keeps
             the config's loss.
-        data: ``embedded``, ``coco:/path`` or ``voc:/path``; where None, the config's own data (a
-            proxy's: ``embedded``).
+        data: a data set's name (:mod:`detectors.datasets.dataset`); where None, the config's own
+            data as it is (a proxy's: ``embedded``).
         cfg_options: changes of the config, dotted key to value, made last.
         work_dir: where logs and checkpoints go; ``work_dirs/CONFIG`` where None.
         resume_from: a checkpoint to go on from, with its optimiser and step.
@@ -143,7 +143,13 @@ def read(training: Training) -> Config:
     proxy = "proxy" in config and not configure.own_data(config)
     data = training.data or ("embedded" if proxy else None)
     if data:
-        configure.set_data(config, coco.find(data))
+        masks = configure.has_masks(config.model)
+        first = os.environ.get("RANK", "0") == "0"  # one process looks at the images for all
+        found = datasets.find(data, config=config, masks=masks, open_images=first)
+        if first:
+            for finding in found.findings:
+                print(finding, file=sys.stderr)
+        configure.set_data(config, found)
     elif "train" not in (config.get("data") or {}):
         raise ConfigError(f"{training.config} has no data.train to train on")
     try:
@@ -266,7 +272,7 @@ def _check_files(config: Config, training: Training) -> None:
                 path = Path(part.get("data_root") or "", name)
                 if not path.is_file():
                     raise ConfigError(
-                        f"{path}: no such file (data.{split}.ann_file); give --data embedded or --data coco:/path"
+                        f"{path}: no such file (data.{split}.ann_file); give --data embedded or --data /path"
                     )
 
 

@@ -1,0 +1,5 @@
+"""Data sets: any real one is read, checked and split, or refused in one line."""
+
+from detectors.datasets.dataset import DataSet, Name, Split, examine, find
+
+__all__ = ["DataSet", "Name", "Split", "examine", "find"]

@@ -1,311 +1,309 @@
-"""Data sets in COCO format, by name: checked, their classes read from their annotations, their four
-splits found.
-
-``embedded`` is the project's own (:mod:`detectors.datasets.shapes`), drawn into the user's cache on
-its first use. ``coco:/path`` is a folder of the user's with the usual files::
-
-    annotations/instances_train2017.json   train2017/
-    annotations/instances_val2017.json     val2017/
-    annotations/instances_test2017.json    test2017/     (may be absent)
-
-``voc:/path`` is a folder in PASCAL VOC's format (:mod:`detectors.datasets.voc`), taken as the COCO
-files that it becomes.
-
-Splits that a folder does not have are derived from those that it has. Without an annotated test
-split, val is halved (every second image, by image id): one half is the fitness, the other the test
-that the search never sees. ``tiny``, one image of each category, is taken from train. Derived
-annotations are kept in the user's cache; a user's folder is never written to.
-"""
+"""COCO annotation files under any usual name, and what is wrong with their entries."""
 
 from __future__ import annotations
 
 import json
-import os
-import warnings
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cse_autoloss.trial import ConfigError
-from detectors.cache import cache_dir, digest, write_atomically
-from detectors.datasets import shapes, voc
+from detectors.cache import digest
+from detectors.datasets.findings import Findings
+from detectors.datasets.layouts import SPLITS, Listing, Part, one_each, split_word
 
-_SPLITS = ("train", "val", "test", "tiny")
-_DERIVATION = "1"  # counts the ways in which this module has derived splits; cached ones of another way are not used
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split: a COCO annotation file, the folder of its images, and how many there are."""
-
-    ann_file: str
-    img_prefix: str
-    images: int
+_LISTS = ("images", "annotations", "categories")
+_OTHER_TASKS = re.compile(r"caption|keypoint|panoptic|stuff|image_info|prediction|result_", re.I)
+_MOST_FILES = 30  # .json files that are looked into; more are labels of single images
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """A data set that has been checked.
-
-    Attributes:
-        name: as the user named it.
-        classes: names, in the order of their category ids.
-        splits: ``train``, ``val``, ``test``, ``tiny``.
-        digest: of all annotations.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    splits: Mapping[str, Split]
-    digest: str
-
-
-def find(name: str, seed: int = 0) -> DataSet:
-    """The data set of that name, checked.
-
-    Args:
-        name: ``embedded``, ``coco:/path`` or ``voc:/path``.
-        seed: of the embedded data set; ignored by others.
+def parts(listing: Listing, findings: Findings) -> list[Part]:
+    """The COCO files of a folder, each with the split that its name, or its folder's, tells.
 
     Raises:
-        ConfigError: one line that names the file and what would be right.
+        ConfigError: two files are of one split, or a file does not read.
     """
-    if name == "embedded":
-        return _read(name, _embedded(seed))
-    kind, colon, path = name.partition(":")
-    if kind not in ("coco", "voc") or not path:
-        raise ConfigError(
-            f"detector.data: {name!r} is neither 'embedded' nor of the form 'coco:/path' or 'voc:/path'"
-        )
-    folder = Path(path).expanduser().absolute()
-    if not folder.is_dir():
-        right = (
-            "ImageSets/, Annotations/ and JPEGImages/"
-            if kind == "voc"
-            else "annotations/, train2017/ and val2017/"
-        )
-        raise ConfigError(f"detector.data: {folder} is no folder; it should hold {right}")
-    return _read(name, voc.as_coco(folder) if kind == "voc" else folder)
+    usual = {split: listing.root / "annotations" / _usual_name(split) for split in SPLITS}
+    if usual["train"].is_file() and usual["val"].is_file():
+        files = {split: path for split, path in usual.items() if path.is_file()}
+        return [
+            read(path, split, (listing.root / f"{split}2017", listing.root), findings)
+            for split, path in files.items()
+        ]
+    found = {path: _content(path) for path in _candidates(listing)}
+    broken = [content for content in found.values() if isinstance(content, ConfigError)]
+    of_coco = {path: content for path, content in found.items() if isinstance(content, dict)}
+    if broken and not of_coco:
+        raise broken[0]
+    splits = [(listing.split(path), path) for path in of_coco]
+    chosen = one_each(splits, listing)
+    if "train" in chosen and None in chosen:
+        findings.note("unused", chosen[None], "not read: its name says no split, others' do")
+        del chosen[None]
+    return [
+        read(path, split, _folders(listing, path, split), findings, of_coco[path])
+        for split, path in chosen.items()
+    ]
 
 
-def _embedded(seed: int) -> Path:
-    folder = cache_dir() / "data" / f"shapes-v{shapes.VERSION}.{shapes.LAYOUT}-seed{seed}"
-    if not folder.is_dir():
-        try:
-            shapes.write(folder, seed)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was first: its bytes are ours
-                raise
-    return folder
+def read(
+    path: Path,
+    split: str | None,
+    folders: tuple[Path, ...],
+    findings: Findings,
+    content: dict[str, Any] | None = None,
+) -> Part:
+    """One annotation file, its entries checked and mended.
 
+    Args:
+        folders: where its images may lie.
+        content: of the file, where it has been read already.
 
-def _read(name: str, folder: Path) -> DataSet:
-    files = [path for path in (_ann_file(folder, split) for split in _SPLITS) if path.is_file()]
-    checksum = digest(_DERIVATION, *(path.name + digest(path.read_bytes()) for path in files))
-    contents = {split: _content(folder, split) for split in _SPLITS}
-    for split in ("train", "val"):
-        if contents[split] is None:
-            raise ConfigError(
-                f"{_ann_file(folder, split)}: no such file; a COCO-format folder has one"
+    Raises:
+        ConfigError: it is not there, no JSON, or has not the three lists.
+    """
+    if content is None:
+        read_content = _content(path)
+        if read_content is None:
+            read_content = ConfigError(
+                f"{path}: no lists 'images', 'annotations' and 'categories', which a COCO "
+                "annotation file has"
             )
-    categories = contents["train"]["categories"]
-    for split, content in contents.items():
-        if content is not None and content["categories"] != categories:
-            raise ConfigError(
-                f"{_ann_file(folder, split)}: its categories differ from train's "
-                f"({_difference(categories, content['categories'])}); ids and names must be the same in every split"
-            )
-    if contents["test"] is None:
-        contents["val"], contents["test"] = (_part(contents["val"], start) for start in (0, 1))
-    if contents["tiny"] is None:
-        contents["tiny"] = _one_image_each(contents["train"])
-    splits = {}
-    for split, content in contents.items():
-        if not any(not annotation["iscrowd"] for annotation in content["annotations"]):
-            raise ConfigError(
-                f"{content.get('file', _ann_file(folder, split))}: no annotated object in the {split} split; "
-                "it should have at least one box that has an area and is not a crowd"
-            )
-        ann_file = content.get("file")
-        if ann_file is None:
-            path = cache_dir() / "annotations" / checksum / f"instances_{split}.json"
-            if not path.is_file():
-                write_atomically(path, json.dumps({key: content[key] for key in _LISTS}).encode())
-            ann_file = str(path)
-        splits[split] = Split(ann_file, content["folder"], len(content["images"]))
-    return DataSet(name, tuple(category["name"] for category in categories), splits, checksum)
+        if isinstance(read_content, ConfigError):
+            raise read_content
+        content = read_content
+    images = _images(path, content["images"], findings)
+    categories = _categories(path, content["categories"], findings)
+    annotations = _annotations(path, content["annotations"], content, findings)
+    return Part(
+        split,
+        path,
+        images,
+        annotations,
+        categories,
+        path.name + digest(path.read_bytes()),
+        folders,
+        as_is=images == content["images"]
+        and annotations == content["annotations"]
+        and [(c["id"], c["name"]) for c in categories]
+        == [(c.get("id"), c.get("name")) for c in content["categories"]],
+    )
 
 
-_LISTS = ("images", "annotations", "categories")  # of a COCO annotation file
+def _usual_name(split: str) -> str:
+    return f"instances_{split}2017.json"
 
 
-def _ann_file(folder: Path, split: str) -> Path:
-    return folder / "annotations" / f"instances_{split}2017.json"
+def _candidates(listing: Listing) -> list[Path]:
+    files = [path for path in listing.having(".json") if not _OTHER_TASKS.search(path.name)]
+    instances = [path for path in files if path.name.lower().startswith("instances")]
+    if instances:
+        return instances
+    if len(files) > _MOST_FILES:
+        files = [p for p in files if split_word(p.stem) or re.search("coco|annotations", p.name)]
+    return files[:_MOST_FILES]
 
 
-def _content(folder: Path, split: str) -> dict[str, Any] | None:
-    """What the annotation file says, mended, with ``folder`` (its images') and, if nothing was
-    mended, ``file``."""
-    path = _ann_file(folder, split)
-    if not path.is_file():
-        return None
+def _folders(listing: Listing, path: Path, split: str | None) -> tuple[Path, ...]:
+    named = path.stem.removeprefix("instances_")
+    first = [listing.root / named, listing.root / "images" / named, path.parent, listing.root]
+    return tuple(dict.fromkeys([*filter(Path.is_dir, first), *listing.image_folders(split)]))
+
+
+def _content(path: Path) -> dict[str, Any] | ConfigError | None:
+    """What the file holds; None if it is JSON of another kind."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from None
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        return ConfigError(f"{path}: {error.strerror}; a COCO annotation file should be there")
+    except (ValueError, RecursionError) as error:
+        return ConfigError(f"{path}: not JSON: {error}")
+    if not isinstance(content, dict) or not any(key in content for key in _LISTS[:2]):
+        return None
     for key in _LISTS:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ConfigError(
+        if not isinstance(content.get(key), list):
+            return ConfigError(
                 f"{path}: no list '{key}'; a COCO annotation file has images, annotations and categories"
             )
     if not content["images"]:
-        raise ConfigError(f"{path}: no images; the {split} split should have at least one")
+        return ConfigError(f"{path}: no images; there should be at least one")
     if not content["categories"]:
-        raise ConfigError(
+        return ConfigError(
             f"{path}: no categories; there should be one for each class, with id and name"
         )
-    _check_images(path, content["images"], folder / f"{split}2017")
-    categories = _check_categories(path, content["categories"])
-    annotations = _check_annotations(path, content["annotations"], content["images"], categories)
-    mended = {
-        "images": content["images"],
-        "annotations": annotations,
-        "categories": categories,
-        "folder": f"{folder / f'{split}2017'}{os.sep}",
-    }
-    same = annotations == content["annotations"] and [c["id"] for c in content["categories"]] == [
-        c["id"] for c in categories
-    ]
-    return {**mended, "file": str(path)} if same else mended
+    return content
 
 
-def _check_images(path: Path, images: list[Any], folder: Path) -> None:
-    for image in images:
-        for key in ("id", "file_name", "width", "height"):
-            if not isinstance(image, dict) or key not in image:
-                raise ConfigError(f"{path}: images: {str(image)[:80]} has no '{key}'")
-        if not (folder / image["file_name"]).is_file():
-            raise ConfigError(f"{folder / image['file_name']}: no such image; {path.name} names it")
-    _check_unique(path, "images", images)
-
-
-def _check_categories(path: Path, categories: list[Any]) -> list[dict[str, Any]]:
-    """Sorted by id: mmdet numbers classes in the file's order, which must be one order for all
-    files."""
-    for category in categories:
-        if (
-            not isinstance(category, dict)
-            or "id" not in category
-            or not isinstance(category.get("name"), str)
-        ):
-            raise ConfigError(
-                f"{path}: categories: {str(category)[:80]} should have an id and a name"
-            )
-    _check_unique(path, "categories", categories)
-    name, count = Counter(category["name"] for category in categories).most_common(1)[0]
-    if count > 1:
-        raise ConfigError(
-            f"{path}: categories: {count} are named {name!r}; each should have its own name"
-        )
-    return [{"id": c["id"], "name": c["name"]} for c in sorted(categories, key=lambda c: c["id"])]
-
-
-def _check_annotations(
-    path: Path,
-    annotations: list[Any],
-    images: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """With ``area`` and ``iscrowd``, which pycocotools asks for, and without boxes that have no
-    area."""
-    image_ids, category_ids = (
-        {image["id"] for image in images},
-        {category["id"] for category in categories},
-    )
+def _images(path: Path, images: list[Any], findings: Findings) -> list[dict[str, Any]]:
     kept = []
-    for annotation in annotations:
-        if not isinstance(annotation, dict) or "id" not in annotation:
-            raise ConfigError(f"{path}: annotations: {str(annotation)[:80]} has no 'id'")
-        place = f"{path}: annotation {annotation['id']}"
-        if annotation.get("image_id") not in image_ids:
-            raise ConfigError(
-                f"{place}: image_id {annotation.get('image_id')!r} is the id of no image"
+    for image in images:
+        if not isinstance(image, dict) or not _is_id(image.get("id")):
+            findings.error(
+                "image id", path, f"image {_shown(image)}: 'id' should be a number or text"
             )
-        if annotation.get("category_id") not in category_ids:
-            raise ConfigError(
-                f"{place}: category_id {annotation.get('category_id')!r} is the id of no category"
+            continue
+        place = f"image {image['id']}"
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name.strip():
+            findings.error(
+                "file_name",
+                path,
+                f"{place}: file_name should be the image's path, found {_shown(name)}",
             )
-        box = annotation.get("bbox")
-        if (
-            not isinstance(box, list)
-            or len(box) != 4
-            or not all(isinstance(x, (int, float)) for x in box)
-        ):
-            raise ConfigError(
-                f"{place}: bbox should be [x, y, width, height] in pixels, found {str(box)[:60]}"
+            continue
+        sizes = {key: image.get(key) for key in ("width", "height")}
+        wrong = [key for key, size in sizes.items() if not (size is None or is_number(size))]
+        for key in wrong:
+            findings.error(
+                "size",
+                path,
+                f"{place} ({name}): {key} should be a number of pixels, found {_shown(sizes[key])}",
             )
-        if box[2] > 0 and box[3] > 0:
-            area = annotation.get("area") or box[2] * box[3]
-            kept.append({**annotation, "area": area, "iscrowd": annotation.get("iscrowd", 0)})
-    _check_unique(path, "annotations", annotations)
-    if len(kept) < len(annotations):
-        warnings.warn(
-            f"{path}: {len(annotations) - len(kept)} boxes without area are left out", stacklevel=2
-        )
+        if not wrong:
+            whole = {key: int(size) for key, size in sizes.items() if size and size > 0}
+            same = whole == sizes and not any(isinstance(size, float) for size in sizes.values())
+            kept.append(image if same else {**_without(image, sizes), **whole})
+    _check_ids(path, "image", [image["id"] for image in kept], findings)
     return kept
 
 
-def _check_unique(path: Path, kind: str, entries: list[dict[str, Any]]) -> None:
-    identity, count = (
-        Counter(entry["id"] for entry in entries).most_common(1)[0] if entries else (None, 0)
+def _categories(path: Path, categories: list[Any], findings: Findings) -> list[dict[str, Any]]:
+    """Names stripped, sorted by id: mmdet numbers classes in the file's order, which must be one
+    order for all files."""
+    kept = []
+    for category in categories:
+        name = category.get("name") if isinstance(category, dict) else None
+        name = str(name).strip() if isinstance(name, (str, int)) else ""
+        if not name or not _is_id(category.get("id")):
+            findings.error(
+                "category", path, f"category {_shown(category)}: should have an id and a name"
+            )
+            continue
+        if name != category["name"]:
+            findings.note("class name", path, f"class {category['name']!r} is read as {name!r}")
+        kept.append({**category, "name": name})
+    if not _check_ids(path, "category", [category["id"] for category in kept], findings):
+        return kept
+    for name, count in Counter(category["name"] for category in kept).items():
+        if count > 1:
+            findings.error(
+                "class names",
+                path,
+                f"{count} categories are named {name!r}; each should have a name of its own",
+            )
+    return sorted(kept, key=lambda category: category["id"])
+
+
+def _annotations(
+    path: Path, annotations: list[Any], content: dict[str, Any], findings: Findings
+) -> list[dict[str, Any]]:
+    """With ``area`` and ``iscrowd``, which pycocotools asks for, and ids that it can tell from
+    "no match" (0)."""
+    image_ids, category_ids = (
+        {x["id"] for x in content[key] if isinstance(x, dict) and _is_id(x.get("id"))}
+        for key in ("images", "categories")
     )
+    kept = []
+    for place, annotation in enumerate(annotations):
+        checked = _annotation(path, place, annotation, image_ids, category_ids, findings)
+        if checked is not None:
+            kept.append(checked)
+    ids = [annotation.get("id") for annotation in kept]
+    if not all(type(i) is int and i > 0 for i in ids) or len(set(ids)) < len(ids):
+        kept = [{**annotation, "id": number} for number, annotation in enumerate(kept, 1)]
+    return kept
+
+
+def _annotation(
+    path: Path,
+    place: int,
+    annotation: Any,
+    image_ids: set[Any],
+    category_ids: set[Any],
+    findings: Findings,
+) -> dict[str, Any] | None:
+    """None for one that is wrong, or has no area."""
+    if not isinstance(annotation, dict):
+        findings.error("annotation", path, f"annotation {_shown(annotation)}: should be an object")
+        return None
+    where = f"annotation {annotation.get('id', f'number {place + 1}')}"
+    for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
+        value = annotation.get(key)
+        if not _is_id(value) or value not in ids:
+            what = "no image" if key == "image_id" else "no category"
+            near = _other_type(value, ids)
+            findings.error(key, path, f"{where}: {key} {value!r} is the id of {what}{near}")
+            return None
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        found = _shown(box)
+        findings.error(
+            "bbox",
+            path,
+            f"{where}: bbox should be [x, y, width, height] in pixels, finite numbers, found {found}",
+        )
+        return None
+    crowd, ignored = (annotation.get(key) for key in ("iscrowd", "ignore"))
+    for key, flag in (("iscrowd", crowd), ("ignore", ignored)):
+        if flag not in (None, 0, 1):
+            findings.error(key, path, f"{where}: {key} should be 0 or 1, found {_shown(flag)}")
+            return None
+    if ignored and not crowd:
+        findings.left_out(
+            "ignored", path, f"{where}: has 'ignore': 1; treated as a crowd, not trained on or counted"
+        )
+    if min(box[2:]) <= 0:
+        findings.left_out("no area", path, f"{where}: a box without area, {box}")
+        return None
+    area = annotation.get("area")
+    if area is not None and not is_number(area):
+        findings.error("area", path, f"{where}: area should be a number, found {_shown(area)}")
+        return None
+    if not area or area <= 0:
+        area = box[2] * box[3]
+    return {**annotation, "area": area, "iscrowd": int(bool(crowd or ignored))}
+
+
+def _check_ids(path: Path, kind: str, ids: list[Any], findings: Findings) -> bool:
+    if not ids:
+        return True
+    kinds = Counter(isinstance(identity, str) for identity in ids)
+    if len(kinds) > 1:
+        rare = kinds.most_common()[-1][0]
+        odd = next(identity for identity in ids if isinstance(identity, str) == rare)
+        findings.error(
+            f"{kind} ids",
+            path,
+            f"{kind} id {odd!r}: ids should be all numbers or all text, and others here are not as this",
+        )
+        return False
+    identity, count = Counter(ids).most_common(1)[0]
     if count > 1:
-        raise ConfigError(f"{path}: {kind}: {count} have the id {identity!r}; ids should be unique")
+        findings.error(
+            f"{kind} ids", path, f"{count} {kind} entries have the id {identity!r}; ids should be unique"
+        )
+        return False
+    return True
 
 
-def _difference(train: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
-    expected, found = ({(c["id"], c["name"]) for c in categories} for categories in (train, other))
-    words = [
-        f"only in train: {sorted(expected - found)[:3]}",
-        f"only here: {sorted(found - expected)[:3]}",
-    ]
-    return "; ".join(word for word in words if not word.endswith("[]"))
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) or (is_number(value) and value == int(value))
 
 
-def _part(content: dict[str, Any], start: int) -> dict[str, Any]:
-    return _keep(
-        content,
-        {
-            image["id"]
-            for image in sorted(content["images"], key=lambda image: image["id"])[start::2]
-        },
-    )
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
-def _one_image_each(content: dict[str, Any]) -> dict[str, Any]:
-    """For each category one image of its own: that with the fewest objects, whose object is the
-    largest."""
-    crowd = Counter(annotation["image_id"] for annotation in content["annotations"])
-    chosen: set[Any] = set()
-    for category in content["categories"]:
-        found = [
-            a
-            for a in content["annotations"]
-            if a["category_id"] == category["id"] and not a["iscrowd"]
-        ]
-        found = [a for a in found if a["image_id"] not in chosen] or found
-        if found:
-            best = min(found, key=lambda a: (crowd[a["image_id"]], -a["area"], a["image_id"]))
-            chosen.add(best["image_id"])
-    return _keep(content, chosen)
+def _other_type(value: Any, ids: set[Any]) -> str:
+    same = next((i for i in ids if str(i) == str(value)), None)
+    return f"; there is {same!r}, and text is no number" if same is not None else ""
 
 
-def _keep(content: dict[str, Any], image_ids: set[Any]) -> dict[str, Any]:
-    return {
-        "images": [image for image in content["images"] if image["id"] in image_ids],
-        "annotations": [a for a in content["annotations"] if a["image_id"] in image_ids],
-        "categories": content["categories"],
-        "folder": content["folder"],
-    }
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
+
+
+def _without(entry: dict[str, Any], keys: Any) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in keys}

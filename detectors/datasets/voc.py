@@ -1,10 +1,4 @@
-"""Data in PASCAL VOC's format, written once into the user's cache as the COCO files that everything
-else reads.
-
-``voc:/path`` is a folder of a year, or one that holds several (``VOCdevkit``), each with the usual
-files::
-
-    Annotations/*.xml   JPEGImages/*   ImageSets/Main/train.txt, val.txt, test.txt (may be absent)
+"""Data in PASCAL VOC's format: xml files, with ImageSets or without.
 
 Boxes are read as mmdet reads them (``mmdet/datasets/xml_style.py``): pixels count from 1, so 1 is
 taken from each coordinate. A *difficult* object becomes a crowd: like in VOC's own evaluation, it
@@ -14,102 +8,166 @@ is neither trained on nor counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from cse_autoloss.trial import ConfigError
-from detectors.cache import cache_dir, digest, write_atomically
+from detectors.cache import digest
+from detectors.datasets.findings import Findings
+from detectors.datasets.layouts import IMAGE_SUFFIXES, Listing, Part
 
-_SPLITS = ("train", "val", "test")
-_VERSION = "1"  # of this conversion
+_SETS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 
-def as_coco(folder: Path) -> Path:
-    """The COCO-format folder, in the user's cache, with the same images (by absolute path), splits
-    and objects.
+def parts(listing: Listing, findings: Findings) -> list[Part]:
+    """The splits of a folder: by ImageSets/Main where there is one (of all years, VOCdevkit), else
+    by the folders that the xml files lie in (train/, valid/), else one set.
 
     Classes are the names in the annotations of all splits, sorted, as VOC's own twenty are.
 
     Raises:
-        ConfigError: one line that names the file and what would be right.
+        ConfigError: ImageSets/Main lists no image.
     """
-    years = [
-        year
-        for year in (folder, *sorted(folder.glob("*")))
-        if (year / "ImageSets" / "Main").is_dir()
-    ]
-    if not years:
-        raise ConfigError(
-            f"detector.data: {folder} holds no ImageSets/Main, nor does a folder in it (VOC2007, VOC2012)"
-        )
-    found: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
-    for year in years:
-        files = {path.stem: path for path in (year / "JPEGImages").glob("*")}
-        for split in _SPLITS:
-            found[split] += [_image(year, name, files) for name in _names(year, split)]
-    for split in ("train", "val"):
-        if not found[split]:
+    annotated = {path for path in listing.having(".xml") if _is_annotation(path)}
+    if not annotated:
+        return []
+    sets = sorted({p.parent for p in listing.having(".txt") if p.parent.parts[-2:] == _MAIN})
+    chosen: dict[str | None, list[Path]] = {}
+    if sets:
+        for folder in sets:
+            for split, files in _lists(folder.parents[1], folder, annotated, findings).items():
+                chosen.setdefault(split, []).extend(files)
+        if not chosen:
             raise ConfigError(
-                f"{years[0] / 'ImageSets' / 'Main' / f'{split}.txt'}: no image; there should be at least one"
+                f"{sets[0]}: train.txt, val.txt or trainval.txt should list images, one name a line"
             )
-    if not found["test"]:
-        del found["test"]
-    classes = sorted(
-        {name for images in found.values() for image in images for name, *_ in image["objects"]}
-    )
-    texts = {split: json.dumps(_coco(images, classes)) for split, images in found.items()}
-    target = cache_dir() / "voc" / digest(_VERSION, *texts.values())
-    for split, text in texts.items():
-        path = target / "annotations" / f"instances_{split}2017.json"
-        if not path.is_file():
-            write_atomically(path, text.encode())
-    return target
+    else:
+        for path in sorted(annotated):
+            chosen.setdefault(listing.split(path), []).append(path)
+    return from_files(chosen, listing, findings)
 
 
-def _names(year: Path, split: str) -> list[str]:
-    path = year / "ImageSets" / "Main" / f"{split}.txt"
-    names = (
-        [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-        if path.is_file()
-        else []
-    )
-    if split == "test":  # VOC2012's is published without annotations
-        names = [name for name in names if (year / "Annotations" / f"{name}.xml").is_file()]
-    return names
+_MAIN = ("ImageSets", "Main")
 
 
-def _image(year: Path, name: str, files: Mapping[str, Path]) -> dict[str, Any]:
-    path = year / "Annotations" / f"{name}.xml"
-    if name not in files:
-        raise ConfigError(
-            f"{year / 'JPEGImages' / name}.jpg: no such image; ImageSets/Main names it"
-        )
+def from_files(
+    chosen: dict[str | None, list[Path]], listing: Listing, findings: Findings
+) -> list[Part]:
+    """Splits as lists of xml files, in COCO's terms."""
+    found = {
+        split: [image for path in files if (image := _image(path, listing, findings))]
+        for split, files in chosen.items()
+    }
+    classes = sorted({o[0] for images in found.values() for i in images for o in i["objects"]})
+    return [
+        _part(split, images, classes, chosen[split][0].parent) for split, images in found.items()
+    ]
+
+
+def _lists(
+    year: Path, folder: Path, annotated: Iterable[Path], findings: Findings
+) -> dict[str, list[Path]]:
+    by_stem = {path.stem: path for path in annotated if year in path.parents}
+    names = {
+        split: [n for word in words for n in _names(folder / f"{word}.txt")]
+        for split, words in _SETS.items()
+    }
+    if not names["train"]:  # val is then taken from it
+        names["train"] = [] if names["val"] else _names(folder / "trainval.txt")
+    files: dict[str, list[Path]] = {}
+    for split, listed in names.items():
+        for name in listed:
+            if name in by_stem:
+                files.setdefault(split, []).append(by_stem[name])
+            elif split == "test":  # VOC2012's is published without annotations
+                findings.note("unannotated", folder, f"test image {name} has no xml file; not read")
+            else:
+                findings.error(
+                    "no xml", folder, f"{split} lists {name}, and there is no {name}.xml in {year}"
+                )
+    return files
+
+
+def _names(path: Path) -> list[str]:
+    """As VOC writes them, one a line with a flag behind it; or file names, or paths."""
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; ImageSets/Main names it")
+        return []
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    names = [Path(line.split("\t")[0].strip()).name for line in lines if line.strip()]
+    return [_stem(name) for name in names]
+
+
+def _stem(name: str) -> str:
+    first, _, rest = name.rpartition(" ")
+    if first and rest in ("1", "-1", "0"):
+        name = first.strip()
+    return Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES | {".xml"} else name
+
+
+def _is_annotation(path: Path) -> bool:
+    """Whether the root is <annotation>, told by the beginning: a broken file is one, too."""
+    with path.open("rb") as file:
+        return b"<annotation>" in file.read(2000)
+
+
+def _image(path: Path, listing: Listing, findings: Findings) -> dict[str, Any] | None:
     try:
         root = ElementTree.parse(path).getroot()
-        size = {key: int(root.findtext(f"size/{key}")) for key in ("width", "height")}
+        size = [root.findtext(f"size/{key}") for key in ("width", "height")]
+        width, height = (int(float(text)) if text and text.strip() else 0 for text in size)
         objects = [_object(element) for element in root.iter("object")]
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: not a VOC annotation with a size, and a name and bndbox for each object: {error}"
-        ) from None
-    return {"file_name": str(files[name].absolute()), **size, "objects": objects}
+    except (ElementTree.ParseError, TypeError, ValueError, LookupError) as error:
+        findings.error(
+            "xml", path, f"not a VOC annotation with a name and bndbox for each object: {error}"
+        )
+        return None
+    image = _image_of(path, root.findtext("filename") or "", listing)
+    if image is None:
+        findings.error("no image", path, "no image of its name, or more than one, to go with it")
+        return None
+    known = {"width": width, "height": height} if width > 0 and height > 0 else {}
+    return {"file_name": str(image.absolute()), **known, "objects": objects}
+
+
+def _image_of(path: Path, filename: str, listing: Listing) -> Path | None:
+    """The image of the xml file's stem, else of its <filename>; of several, the nearest."""
+    by_stem = listing.images_by_stem
+    named = Path(filename.strip().replace("\\", "/"))
+    found = by_stem.get(path.stem) or [
+        image for image in by_stem.get(named.stem, []) if image.suffix == named.suffix
+    ]
+    if len(found) < 2:
+        return found[0] if found else None
+    shared = [len(set(path.parts) & set(image.parts)) for image in found]
+    nearest = [image for image, count in zip(found, shared, strict=True) if count == max(shared)]
+    return nearest[0] if len(nearest) == 1 else None
 
 
 def _object(element: ElementTree.Element) -> tuple[str, list[float], int]:
     left, top, right, bottom = (
-        float(element.findtext(f"bndbox/{key}")) - 1 for key in ("xmin", "ymin", "xmax", "ymax")
+        float(_text(element, f"bndbox/{key}")) - 1 for key in ("xmin", "ymin", "xmax", "ymax")
     )
-    name = element.findtext("name")
+    name = (element.findtext("name") or "").strip()
     if not name:
         raise ValueError("an object without name")
-    return name, [left, top, right - left, bottom - top], int(element.findtext("difficult") or 0)
+    difficult = (element.findtext("difficult") or "0").strip() or "0"
+    if difficult not in ("0", "1"):
+        raise ValueError(f"difficult should be 0 or 1, found {difficult!r}")
+    return name, [left, top, right - left, bottom - top], int(difficult)
 
 
-def _coco(images: list[dict[str, Any]], classes: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _text(element: ElementTree.Element, path: str) -> str:
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"an object without {path}")
+    return text
+
+
+def _part(
+    split: str | None, images: list[dict[str, Any]], classes: list[str], folder: Path
+) -> Part:
     annotations = [
         dict(
             image_id=image_id,
@@ -121,13 +179,12 @@ def _coco(images: list[dict[str, Any]], classes: list[str]) -> dict[str, list[di
         for image_id, image in enumerate(images, 1)
         for name, box, difficult in image["objects"]
     ]
-    return {
-        "images": [
-            {"id": number, **{key: image[key] for key in ("file_name", "width", "height")}}
-            for number, image in enumerate(images, 1)
+    content = (
+        [
+            {"id": n, **{key: value for key, value in image.items() if key != "objects"}}
+            for n, image in enumerate(images, 1)
         ],
-        "annotations": [
-            {"id": number, **annotation} for number, annotation in enumerate(annotations, 1)
-        ],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
-    }
+        [{"id": n, **annotation} for n, annotation in enumerate(annotations, 1)],
+        [{"id": n, "name": name} for n, name in enumerate(classes, 1)],
+    )
+    return Part(split, folder, *content, digest=digest(json.dumps(content)))

@@ -1,0 +1,218 @@
+"""Data sets by name: read in whatever layout they have, checked, their four splits found.
+
+``embedded`` is the project's own (:mod:`detectors.datasets.shapes`), drawn into the user's cache on
+its first use. Any other is the user's: a path, whose layout is recognised; ``coco:``, ``voc:`` or
+``yolo:`` before a path that holds several; a mapping that names each split's files; or ``config``,
+what an mmdet config names. Annotations that differ from the user's files (another format, another
+split, something left out) are kept as COCO files in the user's cache; a user's folder is never
+written to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cse_autoloss.trial import ConfigError
+from detectors.cache import cache_dir, digest, write_atomically
+from detectors.datasets import check, coco, images, named, shapes, splits, voc, yolo
+from detectors.datasets.findings import Findings
+from detectors.datasets.layouts import SPLITS, Listing, Part
+
+_DERIVATION = "1"  # counts the ways in which annotations have been derived; cached ones of another way are not used
+_READERS: dict[str, Callable[[Listing, Findings], list[Part]]] = {
+    "coco": coco.parts,
+    "yolo": yolo.parts,
+    "voc": voc.parts,
+}
+_READ = (
+    "COCO's annotation files (annotations/instances_train2017.json, train/_annotations.coco.json, "
+    "result.json), YOLO's labels with a data.yaml that names the classes, VOC's xml files"
+)
+
+Name = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: a COCO annotation file, the folder of its images, and how many there are."""
+
+    ann_file: str
+    img_prefix: str
+    images: int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that has been checked.
+
+    Attributes:
+        name: as the user named it.
+        classes: names, in the order of their category ids.
+        splits: ``train``, ``val``, ``test``, ``tiny``.
+        digest: of all annotations.
+        findings: what is left out, and what is worth knowing.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+    digest: str
+    findings: Findings
+
+
+def find(
+    name: Name,
+    seed: int = 0,
+    *,
+    config: Any = None,
+    masks: bool = False,
+    open_images: bool = True,
+) -> DataSet:
+    """The data set of that name, checked.
+
+    Args:
+        name: ``embedded``, a path, ``coco:/path``, ``voc:/path``, ``yolo:/path``, ``config``, or a
+            mapping of split to ``{"ann_file": ..., "img_prefix": ...}``.
+        seed: of the embedded data set, and of splits that are drawn.
+        config: the mmdet config whose data ``config`` is.
+        masks: whether each object needs a mask.
+        open_images: open every image. Without, only those are opened whose size nobody tells: for
+            processes that are started after another has checked.
+
+    Raises:
+        ConfigError: one line that names the file and what would be right.
+    """
+    findings = Findings()
+    data = examine(name, findings, seed, config=config, masks=masks, open_images=open_images)
+    findings.raise_first()
+    assert data is not None  # without an error there is one
+    return data
+
+
+def examine(
+    name: Name,
+    findings: Findings,
+    seed: int = 0,
+    *,
+    config: Any = None,
+    masks: bool = False,
+    open_images: bool = True,
+) -> DataSet | None:
+    """As :func:`find`, all errors in the findings; None if there is any.
+
+    Raises:
+        ConfigError: there is nothing to check.
+    """
+    if name == "embedded":
+        folder = _embedded(seed)
+        parts = coco.parts(Listing(folder), findings)
+        listing, open_images = Listing(folder), False
+    elif isinstance(name, Mapping):
+        parts, listing = named.files(name, findings)
+    elif name == "config":
+        parts, listing = named.of_config(config, findings)
+    else:
+        parts, listing = _folder(name, findings)
+    for part in parts:
+        images.locate(part, listing, findings)
+    if findings.errors:
+        return None
+    if not _look(parts, listing.root, open_images, findings):
+        return None
+    parts.sort(key=lambda part: SPLITS.index(part.split) if part.split else 0)
+    check.same_classes(parts, findings)
+    for part in parts:
+        check.boxes(part, findings)
+        if masks:
+            check.masks(part, findings)
+    if not findings.errors:  # a test split without annotations counts as none
+        check.usable([p for p in parts if p.split != "test" or p.annotations], findings)
+    if findings.errors:
+        return None
+    checksum = digest(_DERIVATION, *(part.digest for part in parts))
+    found = splits.complete(parts, seed, findings)
+    drawn = len(parts) == 1 or "val" not in {part.split for part in parts}
+    if drawn:
+        checksum = digest(checksum, str(seed))
+    check.usable([part for part in found.values() if part not in parts], findings)
+    splits.leaks(found, findings)
+    if findings.errors:
+        return None
+    written = {split: _written(part, checksum) for split, part in found.items()}
+    classes = tuple(category["name"] for category in found["train"].categories)
+    return DataSet(_text(name), classes, written, checksum, findings)
+
+
+def _embedded(seed: int) -> Path:
+    folder = cache_dir() / "data" / f"shapes-v{shapes.VERSION}.{shapes.LAYOUT}-seed{seed}"
+    if not folder.is_dir():
+        try:
+            shapes.write(folder, seed)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was first: its bytes are ours
+                raise
+    return folder
+
+
+def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
+    kind, colon, path = name.partition(":")
+    if not colon or kind not in _READERS:
+        kind, path = "", name
+    folder = Path(path).expanduser().absolute() if path.strip() else None
+    if folder is None or not folder.exists():
+        raise ConfigError(
+            f"detector.data: {folder or name!r} is no folder; data is 'embedded', 'config', or a "
+            f"folder with {_READ}"
+        )
+    if folder.is_file():
+        if folder.suffix in (".yaml", ".yml"):
+            folder = folder.parent
+        else:
+            return named.files({"all": str(folder)}, findings)
+    listing = Listing(folder)
+    for reader in [_READERS[kind]] if kind else _READERS.values():
+        parts = reader(listing, findings)
+        if parts:
+            return parts, listing
+    raise ConfigError(
+        f"detector.data: {folder} holds no data set{f' of {kind}' * bool(kind)} that can be read; it holds "
+        f"{listing.describe()}; what can be read: {_READ}"
+    )
+
+
+def _look(parts: Sequence[Part], root: Path, open_all: bool, findings: Findings) -> bool:
+    wanted = [
+        part.paths[image["id"]]
+        for part in parts
+        for image in part.images
+        if open_all or not (image.get("width") and image.get("height"))
+    ]
+    facts = images.look(wanted, root) if wanted else {}
+    for part in parts:
+        images.compare(part, facts, findings)
+    return not findings.errors
+
+
+def _written(part: Part, checksum: str) -> Split:
+    """The split as files: the user's own where it says just that, else one in the user's cache."""
+    if part.as_is and part.prefix:
+        return Split(str(part.file), part.prefix, len(part.images))
+    where = digest(checksum, *part.paths.values())
+    path = cache_dir() / "annotations" / where / f"instances_{part.split}.json"
+    if not path.is_file():
+        named_absolutely = [{**i, "file_name": part.paths[i["id"]]} for i in part.images]
+        content = {
+            "images": named_absolutely,
+            "annotations": part.annotations,
+            "categories": part.categories,
+        }
+        write_atomically(path, json.dumps(content).encode())
+    return Split(str(path), "", len(part.images))
+
+
+def _text(name: Name) -> str:
+    return name if isinstance(name, str) else json.dumps(name)

@@ -1,0 +1,223 @@
+"""Images of a data set: found under the names that annotations give them, opened once, and held
+against what the annotations say of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+
+from detectors.cache import cache_dir, digest, write_atomically
+from detectors.datasets.findings import Findings
+from detectors.datasets.layouts import Listing, Part
+
+_VERSION = "1"  # of what is looked at; facts of another are not used
+_ORIENTATION = 0x0112  # EXIF's tag
+_QUICK = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})  # OpenCV reads all that Pillow reads
+_BAR_FROM = 200  # images to open; fewer are done before a bar is seen
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What opening an image told.
+
+    Attributes:
+        width, height: pixels, as mmdet will see it: turned by its EXIF orientation.
+        turned: whether that orientation swaps its sides.
+        problem: why it cannot be read, or None.
+    """
+
+    width: int
+    height: int
+    turned: bool = False
+    problem: str | None = None
+
+
+def locate(part: Part, listing: Listing | None, findings: Findings) -> None:
+    """Fill in the part's ``paths`` and ``prefix``.
+
+    A name is looked for in the part's folders, backslashes read as slashes. If not one image is
+    found so, the names are another machine's: then by their last part in the listing.
+    """
+    folders = [*part.folders] or [Path()]
+    missing = []
+    for image in part.images:
+        name = image["file_name"]
+        slashed = name.replace("\\", "/")
+        for place, folder in enumerate(folders):
+            for spelt in dict.fromkeys((name, slashed)):
+                if os.path.isfile(path := os.path.join(folder, spelt)):
+                    part.paths[image["id"]] = os.path.abspath(path)
+                    folders.insert(0, folders.pop(place))
+                    break
+            else:
+                continue
+            break
+        else:
+            missing.append(image)
+    if missing and not part.paths and listing is not None:
+        missing = _by_last_part(part, listing, findings)
+    if missing:
+        image = missing[0]
+        many = f"{len(missing):,} of {len(part.images):,} images are not there"
+        findings.error(
+            "no image",
+            part.file,
+            f"{folders[0] / image['file_name']}: no such image (id {image['id']!r}); {many}",
+        )
+    prefix = os.path.join(os.path.abspath(folders[0]), "")
+    if all(part.paths.get(i["id"]) == prefix + i["file_name"] for i in part.images):
+        part.prefix = prefix
+
+
+def _by_last_part(part: Part, listing: Listing, findings: Findings) -> list[dict]:
+    by_name: dict[str, list[Path]] = {}
+    for path in listing.images:
+        by_name.setdefault(path.name, []).append(path)
+    missing = []
+    for image in part.images:
+        name = image["file_name"].replace("\\", "/").rsplit("/", 1)[-1]
+        found = by_name.get(name, [])
+        own = [path for path in found if listing.split(path) == part.split]
+        chosen = own if len(own) == 1 else found
+        if len(chosen) == 1:
+            part.paths[image["id"]] = str(chosen[0].absolute())
+        else:
+            missing.append(image)
+    if part.paths:
+        first = part.images[0]["file_name"]
+        findings.note(
+            "names", part.file, f"images named as {first} are found by the last part of their names"
+        )
+    return missing
+
+
+def look(paths: Iterable[str], root: Path) -> dict[str, Facts]:
+    """Facts of images, opened in parallel with a progress bar on a terminal; kept in the user's
+    cache, by size and time of change.
+
+    Args:
+        root: the data set's folder; facts of one are kept together.
+    """
+    cache = cache_dir() / "images" / f"{digest(_VERSION, str(root))}.json"
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        known = {}
+    stamps = {path: _stamp(path) for path in dict.fromkeys(paths)}
+    facts = {
+        path: Facts(*known[path][1])
+        for path, stamp in stamps.items()
+        if path in known and known[path][0] == stamp
+    }
+    new = [path for path in stamps if path not in facts]
+    if new:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            opened = pool.map(_look, new)
+            console = Console(stderr=True)
+            quiet = not console.is_terminal or len(new) < _BAR_FROM
+            facts |= zip(
+                new,
+                track(
+                    opened, "opening images", len(new), console=console, transient=True, disable=quiet
+                ),
+                strict=True,
+            )
+        kept = {path: (stamps[path], astuple(facts[path])) for path in stamps}
+        write_atomically(cache, json.dumps(kept).encode())
+    return facts
+
+
+def compare(part: Part, facts: Mapping[str, Facts], findings: Findings) -> None:
+    """Report images that cannot be read and sizes that are not theirs; fill in missing sizes."""
+    boxes: dict[object, list[list[float]]] = {}
+    for annotation in part.annotations:
+        boxes.setdefault(annotation["image_id"], []).append(annotation["bbox"])
+    for place, image in enumerate(part.images):
+        path = part.paths[image["id"]]
+        fact = facts[path]
+        if fact.problem:
+            findings.error("unreadable", path, fact.problem)
+            continue
+        real, said = (fact.width, fact.height), (image.get("width"), image.get("height"))
+        if said == real:
+            continue
+        if None in said:
+            part.images[place] = {**image, "width": real[0], "height": real[1]}
+            part.as_is = False
+            continue
+        where = f"image {image['file_name']}"
+        is_size = f"{real[0]} x {real[1]} pixels"
+        if fact.turned and said == real[::-1]:
+            findings.error(
+                "exif",
+                part.file,
+                f"{where}: is {is_size} as it is read, turned by its EXIF orientation, and "
+                f"{said[0]} x {said[1]} here; if the boxes are drawn on the turned image, mend width "
+                "and height, else remove the tag (exiftool -Orientation= FILE)",
+            )
+        elif _harmless(said, real, boxes.get(image["id"], [])):
+            findings.note(
+                "size", part.file, f"{where}: is {is_size}, not {said[0]} x {said[1]}; its own is taken"
+            )
+            part.images[place] = {**image, "width": real[0], "height": real[1]}
+            part.as_is = False
+        else:
+            findings.error(
+                "size",
+                part.file,
+                f"{where}: is {is_size} and {said[0]} x {said[1]} here, so boxes would lie elsewhere; "
+                "give the image that was annotated, or its boxes and size in this one's pixels",
+            )
+
+
+def _harmless(
+    said: tuple[int, int], real: tuple[int, int], boxes: list[list[float]]
+) -> bool:
+    """A size that is off by a hair, or with its sides swapped, where all boxes fit the image."""
+    near = all(abs(a - b) <= max(1, 0.02 * b) for a, b in zip(said, real, strict=True))
+    fits = all(x + w <= real[0] + 1 and y + h <= real[1] + 1 for x, y, w, h in boxes)
+    return fits and (near or said == real[::-1])
+
+
+def _stamp(path: str) -> list[int]:
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _look(path: str) -> Facts:
+    try:
+        with Image.open(path) as image:
+            turned_by = image.getexif().get(_ORIENTATION, 1)
+            width, height = image.size
+            quick = image.format in _QUICK and turned_by == 1
+            if image.format == "JPEG":  # the whole stream is decoded, at an eighth of the size
+                image.draft("L", (max(1, width // 8), max(1, height // 8)))
+            image.load()
+    except UnidentifiedImageError:
+        turned_by, quick = 1, False  # OpenCV knows formats that Pillow does not
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if not isinstance(error, Image.DecompressionBombError):
+            return Facts(0, 0, problem=f"the image does not read: {error}")
+        turned_by, quick = 1, False
+    if quick:
+        return Facts(width, height)
+    data = np.fromfile(path, np.uint8)
+    if not data.size:
+        return Facts(0, 0, problem="the image is empty, 0 bytes")
+    try:
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)  # as mmcv reads
+    except cv2.error:
+        decoded = None
+    if decoded is None:
+        return Facts(0, 0, problem="the image does not read: no format that OpenCV knows")
+    return Facts(decoded.shape[1], decoded.shape[0], turned_by in (5, 6, 7, 8))

@@ -1,0 +1,154 @@
+"""What lies in a user's folder: its files, what their names say of splits, and the annotated sets
+(:class:`Part`) that readers make of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cse_autoloss.trial import ConfigError
+
+SPLITS = ("train", "val", "test", "tiny")
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .png .bmp .dib .tif .tiff .webp .ppm .pgm .pbm .jp2 .gif".split()
+)
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset", "trn", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "minival", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    "tiny": "tiny",
+}
+_DEEPEST = 6  # folders below a data set's own
+
+
+@dataclass
+class Part:
+    """One annotated set as a reader found it, in COCO's terms.
+
+    Attributes:
+        split: which split it is, or None where nothing says so.
+        file: what messages name: an annotation file, or a folder of them.
+        images, annotations, categories: as in a COCO annotation file.
+        folders: where its images may lie, the likeliest first; ``file_name`` is relative to one.
+        digest: of what was read.
+        as_is: whether ``file`` is a COCO file that says just this.
+        paths: image id to the image's absolute path; filled in by :func:`images.locate`.
+        prefix: the folder that all file names are relative to, or None where there is no such one.
+    """
+
+    split: str | None
+    file: Path
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    digest: str
+    folders: tuple[Path, ...] = ()
+    as_is: bool = False
+    paths: dict[Any, str] = field(default_factory=dict)
+    prefix: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A folder's files, hidden ones left out, links followed; listed when first asked for."""
+
+    root: Path
+
+    @cached_property
+    def files(self) -> list[Path]:
+        found: list[Path] = []
+        seen: set[str] = set()
+        for top, folders, names in os.walk(self.root, followlinks=True):
+            here = Path(top)
+            real = os.path.realpath(top)  # a link may lead in a circle
+            deep = len(here.relative_to(self.root).parts)
+            if real in seen or deep > _DEEPEST:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
+            found += [here / name for name in sorted(names) if not name.startswith(".")]
+        return found
+
+    def having(self, *suffixes: str) -> list[Path]:
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    @cached_property
+    def images(self) -> list[Path]:
+        return [path for path in self.files if path.suffix.lower() in IMAGE_SUFFIXES]
+
+    @cached_property
+    def images_by_stem(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for path in self.images:
+            found.setdefault(path.stem, []).append(path)
+        return found
+
+    def image_folders(self, split: str | None) -> list[Path]:
+        """Folders that images may be named relative to: those with images, then those above them.
+
+        Where a split is given, its own come first and those of other splits are left out.
+        """
+        folders = list(dict.fromkeys(path.parent for path in self.images))
+        above = [p for f in folders for p in f.parents if self.root in (p, *p.parents)]
+        ordered = list(dict.fromkeys([*folders, self.root, *above]))
+        if split is None:
+            return ordered
+        own = {folder: self.split(folder) for folder in ordered}
+        return [f for f in ordered if own[f] == split] + [f for f in ordered if own[f] is None]
+
+    def split(self, path: Path) -> str | None:
+        """The split that a path's last word on it says, below the data set's folder."""
+        for part in reversed(path.relative_to(self.root).parts):
+            if word := split_word(Path(part).stem if part == path.name else part):
+                return word
+        return None
+
+    def describe(self) -> str:
+        """What there is, in words, for a refusal."""
+        if not self.files:
+            return "nothing"
+        counts = Counter(path.suffix.lower() or path.name for path in self.files)
+        words = []
+        for suffix, count in counts.most_common(6):
+            names = [
+                str(path.relative_to(self.root))
+                for path in self.files
+                if (path.suffix.lower() or path.name) == suffix
+            ]
+            shown = ", ".join(names[:3]) + (", ..." if count > 3 else "")
+            words.append(f"{count:,} {suffix} ({shown})")
+        return "; ".join(words)
+
+
+def split_word(name: str) -> str | None:
+    """The split that a name speaks of: ``instances_train2017`` of train, ``valid`` of val."""
+    for word in re.split(r"[^a-z]+", name.lower()):
+        if word in _WORDS:
+            return _WORDS[word]
+    return None
+
+
+def one_each(files: Iterable[tuple[str | None, Path]], listing: Listing) -> dict[str | None, Path]:
+    """Split to its file.
+
+    Raises:
+        ConfigError: two files are of one split.
+    """
+    found: dict[str | None, Path] = {}
+    for split, path in files:
+        if split in found:
+            what = f"the {split} split" if split else "a set that is no split"
+            raise ConfigError(
+                f"{listing.root}: both {found[split].relative_to(listing.root)} and "
+                f"{path.relative_to(listing.root)} could be {what}; name the files: "
+                "detector.data: {train: {ann_file: FILE, img_prefix: FOLDER}, val: ...}"
+            )
+        found[split] = path
+    return found

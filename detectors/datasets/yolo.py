@@ -1,0 +1,255 @@
+"""YOLO's labels: a txt file for each image, one object a line, and a data.yaml with the classes'
+names (or classes.txt, obj.names, obj.data).
+
+A line is ``class x y width height``, the box's centre and size as shares of the image's; or
+``class x1 y1 x2 y2 x3 y3 ...``, a polygon (or a turned box's corners), whose box is taken and which
+is kept as the object's mask.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cse_autoloss.trial import ConfigError
+from detectors.cache import digest
+from detectors.datasets.findings import Findings
+from detectors.datasets.images import look
+from detectors.datasets.layouts import IMAGE_SUFFIXES, SPLITS, Listing, Part
+
+_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_NAMES = ("classes.txt", "obj.names", "names.txt", "labels.txt")
+
+
+@dataclass(frozen=True)
+class _Description:
+    """data.yaml: class names, and what each split's images are."""
+
+    file: Path
+    names: tuple[str, ...]
+    entries: Mapping[str, list[str]]
+    root: str
+
+
+def parts(listing: Listing, findings: Findings) -> list[Part]:
+    """The splits of a folder, as its data.yaml names them, else by the folders that images lie in.
+
+    Raises:
+        ConfigError: a data.yaml that does not read, or whose folders are not there.
+    """
+    labels = set(listing.having(".txt"))
+    described = _description(listing)
+    if described is None:
+        return []
+    images = _images(described, listing, labels)
+    facts = look((str(p.absolute()) for files in images.values() for p in files), listing.root)
+    found = []
+    for split, files in images.items():
+        part = Part(split, described.file, [], [], _categories(described), digest="")
+        for number, path in enumerate(files, 1):
+            fact = facts[str(path.absolute())]
+            image = {"id": number, "file_name": str(path.absolute())}
+            part.images.append({**image, "width": fact.width, "height": fact.height})
+            label = _label_of(path, labels)
+            if label is not None and not fact.problem:
+                _read_labels(label, part, part.images[-1], len(described.names), findings)
+        text = json.dumps([part.images, part.annotations, part.categories])
+        part.digest = digest(text)
+        found.append(part)
+    if not any(part.annotations for part in found) and not findings.errors:
+        raise ConfigError(
+            f"{described.file}: no labels; for images/x.jpg there should be labels/x.txt"
+        )
+    return found
+
+
+def _categories(described: _Description) -> list[dict[str, Any]]:
+    return [{"id": n, "name": name} for n, name in enumerate(described.names, 1)]
+
+
+def _description(listing: Listing) -> _Description | None:
+    found = []
+    for path in listing.having(".yaml", ".yml"):
+        described = _read_yaml(path)
+        if described is not None:
+            found.append(described)
+    usual = [d for d in found if d.file.stem in ("data", "dataset")] or found
+    if len(usual) > 1:
+        both = " and ".join(str(d.file.relative_to(listing.root)) for d in usual[:2])
+        raise ConfigError(f"{listing.root}: both {both} describe a data set; give one's path")
+    if usual:
+        return usual[0]
+    for path in listing.having(".names", ".txt"):
+        if path.suffix == ".names" or path.name in _NAMES:
+            lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            names = tuple(line.strip() for line in lines if line.strip())
+            lists = {
+                split: [str(p) for p in listing.having(".txt") if p.stem in words]
+                for split, words in _KEYS.items()
+            }
+            return _Description(path, names, {k: v for k, v in lists.items() if v}, "")
+    return None
+
+
+def _read_yaml(path: Path) -> _Description | None:
+    """None for YAML of another kind."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        if path.stem == "data":
+            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        return None
+    if not isinstance(content, dict) or "names" not in content:
+        return None
+    names = content["names"]
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise ConfigError(f"{path}: names: class numbers should run from 0 without a gap")
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(n, (str, int)) for n in names):
+        raise ConfigError(f"{path}: names: should be a list of the classes' names")
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise ConfigError(f"{path}: nc is {count!r}, and there are {len(names)} names")
+    entries = {}
+    for split, keys in _KEYS.items():
+        given = next((content[key] for key in keys if content.get(key)), None)
+        if given is not None:
+            entries[split] = [str(entry) for entry in (given if isinstance(given, list) else [given])]
+    stripped = tuple(str(name).strip() for name in names)
+    return _Description(path, stripped, entries, str(content.get("path") or ""))
+
+
+def _images(
+    described: _Description, listing: Listing, labels: set[Path]
+) -> dict[str | None, list[Path]]:
+    """Split to its images. Splits that are the same images are one set that is no split."""
+    found: dict[str | None, list[Path]] = {}
+    for split, entries in described.entries.items():
+        files = [file for entry in entries for file in _entry(entry, described, listing)]
+        if not files:
+            files = [image for image in listing.images if listing.split(image) == split]
+        if files:
+            found[split] = sorted(dict.fromkeys(files))
+        elif split != "test":
+            raise ConfigError(
+                f"{described.file}: {split}: {entries[0]}: no such folder of images, nor one named "
+                f"for {split}; {listing.root} holds {listing.describe()}"
+            )
+    if not found:
+        for image in listing.images:
+            split = listing.split(image)
+            if split in SPLITS or _label_of(image, labels):
+                found.setdefault(split, []).append(image)
+    if len(found) > 1 and len({tuple(files) for files in found.values()}) == 1:
+        found = {None: next(iter(found.values()))}
+    return found
+
+
+def _entry(entry: str, described: _Description, listing: Listing) -> list[Path]:
+    """Images of a folder, or of a list's file. ``path`` and ``..`` are often another machine's:
+    what they would lead to is looked for below data.yaml, too."""
+    here = described.file.parent
+    plain = Path(*[part for part in Path(entry).parts if part not in ("..", ".", "/")])
+    roots = [here / described.root, here, here / Path(described.root).name, listing.root]
+    for path in [root / part for part in (entry, plain) for root in roots]:
+        if path.is_dir():
+            files = Listing(path).images
+            if files:
+                return files
+        elif path.is_file() and path.suffix.lower() == ".txt":
+            return _listed(path, roots)
+        elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+            return [path]
+    return []
+
+
+def _listed(path: Path, roots: Iterable[Path]) -> list[Path]:
+    files = []
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        if not (name := line.strip()):
+            continue
+        plain = Path(*[part for part in Path(name).parts if part not in ("..", ".", "/")])
+        places = [r / n for r in (path.parent, *roots) for n in (name, plain, Path("data") / plain)]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            raise ConfigError(f"{path}: {name}: no such image")
+        files.append(file)
+    return files
+
+
+def _label_of(image: Path, labels: set[Path]) -> Path | None:
+    """labels/x.txt for images/x.jpg, as YOLO has it; or x.txt beside the image."""
+    parts = list(image.parts)
+    for place in reversed(range(len(parts) - 1)):
+        if parts[place].lower() in ("images", "jpegimages", "imgs"):
+            path = Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
+            if path in labels:
+                return path
+            break
+    beside = image.with_suffix(".txt")
+    return beside if beside in labels else None
+
+
+def _read_labels(
+    path: Path, part: Part, image: dict[str, Any], classes: int, findings: Findings
+) -> None:
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            label, points = _numbers(line, classes)
+        except ValueError as error:
+            findings.error(f"label {str(error)[:25]}", part.file, f"{path}, line {number}: {error}")
+            continue
+        width, height = image["width"], image["height"]
+        if len(points) == 4:
+            x, y, w, h = points
+            box, polygon = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height], []
+        else:
+            xs, ys = ([p * size for p in points[i::2]] for i, size in ((0, width), (1, height)))
+            box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+            polygon = [[value for pair in zip(xs, ys, strict=True) for value in pair]]
+        part.annotations.append(
+            {
+                "id": len(part.annotations) + 1,
+                "image_id": image["id"],
+                "category_id": label + 1,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+                **({"segmentation": polygon} if polygon else {}),
+            }
+        )
+
+
+def _numbers(line: str, classes: int) -> tuple[int, list[float]]:
+    """The class's number, and the box's four numbers or the polygon's points."""
+    words = line.replace(",", " ").split()
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        raise ValueError(f"should be numbers, found {line[:60]!r}") from None
+    if len(values) == 6:  # a detection's confidence behind the box
+        values.pop()
+    if len(values) < 5 or (len(values) > 5 and len(values) % 2 == 0):
+        raise ValueError(
+            f"should be 'class x y width height' or a polygon's points, found {len(values)} numbers"
+        )
+    label, points = values[0], values[1:]
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"should be finite numbers, found {line[:60]!r}")
+    if label != int(label) or not 0 <= label < classes:
+        raise ValueError(f"class {words[0]} is none of the {classes} that are named, 0 to {classes - 1}")
+    if max(points) > 2 or min(points) < -1:
+        raise ValueError(
+            f"coordinates should be shares of the image, 0 to 1, found {max(points, key=abs):g}"
+        )
+    return int(label), points
