@@ -73,6 +73,8 @@ def start(config: Config, folder: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for note in checked.get("notes", ()):
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     try:
         _drive(journal, console)
     except ClusterError:

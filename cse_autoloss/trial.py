@@ -148,7 +148,8 @@ class Trainer(Protocol):
         is not empty.
 
         Returns:
-            ``{"spaces": {"cls": name, "reg": name}, "classes": [...], "images": {split: count}}``.
+            ``{"spaces": {"cls": name, "reg": name}, "classes": [...], "images": {split: count},
+            "notes": [...]}``; notes are lines that a user should see before a run.
 
         Raises:
             ConfigError: one line that names the key or file and what would be right.

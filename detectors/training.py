@@ -59,11 +59,12 @@ class DetectorTrainer:
 
     @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:
-        setup = Setup(options)
+        setup = Setup(options, open_images=True)
         return {
             "spaces": configure.spaces(setup.config.model),
             "classes": list(setup.data.classes),
             "images": {name: split.images for name, split in setup.data.splits.items()},
+            "notes": [str(finding) for finding in setup.data.findings],
         }
 
     @staticmethod

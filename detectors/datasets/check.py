@@ -18,56 +18,63 @@ _MANY = 0.2  # of a file's boxes: so many that reach out of their images are no 
 
 
 def boxes(part: Part, findings: Findings) -> None:
-    """Leave out boxes outside of their images; recognise corners and shares in width's place."""
+    """Leave out boxes without area and outside of their images; recognise corners and shares in width's place."""
     if not part.annotations:
         return
     sizes = {image["id"]: (image["width"], image["height"]) for image in part.images}
     box = np.array([a["bbox"] for a in part.annotations], float)
     size = np.array([sizes[a["image_id"]] for a in part.annotations], float)
     low, high = box[:, :2], box[:, :2] + box[:, 2:]
+    flat = (box[:, 2:] <= 0).any(1)
     outside = ((high <= 0) | (low >= size)).any(1)
     reach = ((low < -1) | (high > size + 1)).any(1)
     first = part.annotations[int(reach.argmax())] if reach.any() else part.annotations[0]
     shown = f"annotation {first['id']}: {[round(x, 2) for x in first['bbox']]}"
     count = f"{int(reach.sum()):,} of {len(box):,} boxes reach out of their images"
     corners = (box[:, 2:] > low).all() and (low >= -1).all() and (box[:, 2:] <= size + 1).all()
-    if reach.mean() >= _MANY and corners:
+    of_coco = part.file.suffix == ".json"  # the others' boxes cannot be taken for each other
+    if of_coco and reach.mean() >= _MANY and corners:
         findings.error(
             "corners",
-            part.file,
+            part.label,
             f"{count} and all would lie in them as x1 y1 x2 y2 ({shown}); "
             "a bbox is [x, y, width, height]",
         )
         return
-    if box.max() <= 1.0 and size.min() > 2:
+    if of_coco and box.max() <= 1.0 and size.min() > 2:
         findings.error(
             "shares",
-            part.file,
+            part.label,
             f"boxes are shares of the image, 0 to 1 ({shown}); a bbox is [x, y, width, height] in pixels",
         )
         return
     if reach.any():
-        findings.note("reach", part.file, f"{count} by more than a pixel, the first is {shown}")
-    if (thin := (box[:, 2:] < 1).any(1) & ~outside).any():
+        findings.note("reach", part.label, f"{count} by more than a pixel, the first is {shown}")
+    if (thin := (box[:, 2:] < 1).any(1) & ~outside & ~flat).any():
         findings.note(
             "thin",
-            part.file,
-            f"{int(thin.sum()):,} boxes are thinner than a pixel: mmdet does not train on them, "
-            "and they are measured",
+            part.label,
+            f"{int(thin.sum()):,} of {len(box):,} boxes are thinner than a pixel: mmdet does not train on "
+            "such, and measures them",
         )
     larger = np.array([a["area"] for a in part.annotations]) > 1.1 * box[:, 2:].prod(1) + 2
     if larger.any():
         findings.note(
             "area",
-            part.file,
-            f"{int(larger.sum()):,} areas are larger than their boxes; sizes in mAP_s, mAP_m, mAP_l "
-            "are told by them",
+            part.label,
+            f"{int(larger.sum()):,} of {len(box):,} areas are larger than their boxes; mAP_s, mAP_m and "
+            "mAP_l go by them",
         )
-    if outside.any():
-        for annotation in (a for a, out in zip(part.annotations, outside, strict=True) if out):
-            where = f"annotation {annotation['id']}: a box outside of its image"
-            findings.left_out("outside", part.file, f"{where}, {annotation['bbox']}")
-        part.annotations = [a for a, out in zip(part.annotations, outside, strict=True) if not out]
+    for mask, what in (
+        (flat, "a box without area"),
+        (outside & ~flat, "a box outside of its image"),
+    ):
+        for place in np.flatnonzero(mask):
+            annotation = part.annotations[place]
+            where = f"annotation {annotation['id']}"
+            findings.left_out(what, part.label, f"{where}: {what}, {annotation['bbox']}")
+    if (gone := flat | outside).any():
+        part.annotations = [a for a, out in zip(part.annotations, gone, strict=True) if not out]
         part.as_is = False
 
 
@@ -81,7 +88,7 @@ def masks(part: Part, findings: Findings) -> None:
         if wrong:
             findings.error(
                 f"mask {wrong[:12]}",
-                part.file,
+                part.label,
                 f"annotation {annotation['id']}: {wrong}; the detector has a mask head: annotate masks, "
                 "or take a detector without one",
             )
@@ -116,13 +123,17 @@ def same_classes(parts: Sequence[Part], findings: Findings) -> None:
         names = {category["id"]: category["name"] for category in part.categories}
         used |= {names[annotation["category_id"]] for annotation in part.annotations}
     first = parts[0]
-    above = {c["supercategory"] for c in first.categories if c.get("supercategory") != c["name"] and "supercategory" in c}
+    above = {
+        c["supercategory"]
+        for c in first.categories
+        if c.get("supercategory") != c["name"] and "supercategory" in c
+    }
     kept = []
     for category in first.categories:
         if category["name"] in above - used:
             findings.note(
                 "root class",
-                first.file,
+                first.label,
                 f"class {category['name']!r} is left out: it is the others' supercategory and has no object",
             )
         else:
@@ -134,7 +145,7 @@ def same_classes(parts: Sequence[Part], findings: Findings) -> None:
         for name in strange:
             findings.error(
                 "classes",
-                part.file,
+                part.label,
                 f"class {name!r} has objects here and is none of {first.file.name}'s classes "
                 f"({', '.join(map(repr, list(ids)[:8]))}{', ...' if len(ids) > 8 else ''})",
             )
@@ -142,7 +153,9 @@ def same_classes(parts: Sequence[Part], findings: Findings) -> None:
             continue
         own = {c["name"]: c["id"] for c in part.categories}
         if any(own.get(name, identity) != identity for name, identity in ids.items()):
-            findings.note("class ids", part.file, "its classes have other ids; they are matched by name")
+            findings.note(
+                "class ids", part.label, "its classes have other ids; they are matched by name"
+            )
         if [(c["id"], c["name"]) for c in part.categories] != [(c["id"], c["name"]) for c in kept]:
             part.annotations = [
                 {**a, "category_id": ids[names[a["category_id"]]]} for a in part.annotations
@@ -161,7 +174,7 @@ def usable(parts: Sequence[Part], findings: Findings) -> None:
             where = f"the {split} split" if split else "it"
             findings.error(
                 f"no object in {split}",
-                part.file,
+                part.label,
                 f"no annotated object in {where}{why}; there should be at least one box that has an "
                 "area and is not a crowd",
             )
@@ -173,20 +186,20 @@ def usable(parts: Sequence[Part], findings: Findings) -> None:
             report = findings.error if len(small) == len(part.images) else findings.left_out
             report(
                 "small",
-                part.file,
+                part.label,
                 f"{len(small):,} of {len(part.images):,} images have a side under "
                 f"{LEAST_SIDE} pixels, and mmdet does not train on such; enlarge them",
             )
             if all(a["image_id"] in small for a in objects) and len(small) < len(part.images):
                 findings.error(
-                    "small objects", part.file, "all objects of train are in such small images"
+                    "small objects", part.label, "all objects of train are in such small images"
                 )
         counts = Counter(a["category_id"] for a in objects)
         lacking = [c["name"] for c in part.categories if c["id"] not in counts]
         if lacking:
             findings.note(
                 "lacking",
-                part.file,
+                part.label,
                 f"no object in train of {len(lacking)} of {len(part.categories)} classes: "
                 f"{', '.join(lacking[:8])}{', ...' if len(lacking) > 8 else ''}",
             )

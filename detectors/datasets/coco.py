@@ -252,11 +252,10 @@ def _annotation(
             return None
     if ignored and not crowd:
         findings.left_out(
-            "ignored", path, f"{where}: has 'ignore': 1; treated as a crowd, not trained on or counted"
+            "ignored",
+            path,
+            f"{where}: has 'ignore': 1; treated as a crowd, not trained on or counted",
         )
-    if min(box[2:]) <= 0:
-        findings.left_out("no area", path, f"{where}: a box without area, {box}")
-        return None
     area = annotation.get("area")
     if area is not None and not is_number(area):
         findings.error("area", path, f"{where}: area should be a number, found {_shown(area)}")
@@ -282,7 +281,9 @@ def _check_ids(path: Path, kind: str, ids: list[Any], findings: Findings) -> boo
     identity, count = Counter(ids).most_common(1)[0]
     if count > 1:
         findings.error(
-            f"{kind} ids", path, f"{count} {kind} entries have the id {identity!r}; ids should be unique"
+            f"{kind} ids",
+            path,
+            f"{count} {kind} entries have the id {identity!r}; ids should be unique",
         )
         return False
     return True

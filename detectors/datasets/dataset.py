@@ -165,7 +165,7 @@ def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
     folder = Path(path).expanduser().absolute() if path.strip() else None
     if folder is None or not folder.exists():
         raise ConfigError(
-            f"detector.data: {folder or name!r} is no folder; data is 'embedded', 'config', or a "
+            f"detector.data: {folder or repr(name)} is no folder; data is 'embedded', 'config', or a "
             f"folder with {_READ}"
         )
     if folder.is_file():
@@ -185,13 +185,12 @@ def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
 
 
 def _look(parts: Sequence[Part], root: Path, open_all: bool, findings: Findings) -> bool:
-    wanted = [
-        part.paths[image["id"]]
-        for part in parts
-        for image in part.images
-        if open_all or not (image.get("width") and image.get("height"))
-    ]
-    facts = images.look(wanted, root) if wanted else {}
+    paths = {part.paths[image["id"]]: image for part in parts for image in part.images}
+    if open_all:
+        facts = images.look(paths, root)
+    else:
+        unsaid = [p for p, i in paths.items() if not (i.get("width") and i.get("height"))]
+        facts = images.known(paths, root) | images.sizes(unsaid, root)
     for part in parts:
         images.compare(part, facts, findings)
     return not findings.errors

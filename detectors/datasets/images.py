@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from detectors.datasets.layouts import Listing, Part
 
 _VERSION = "1"  # of what is looked at; facts of another are not used
 _ORIENTATION = 0x0112  # EXIF's tag
-_QUICK = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})  # OpenCV reads all that Pillow reads
+_SIDEWAYS = (5, 6, 7, 8)  # its values that swap an image's sides
+_ALIKE = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})  # OpenCV reads all that Pillow reads
 _BAR_FROM = 200  # images to open; fewer are done before a bar is seen
 
 
@@ -71,7 +72,7 @@ def locate(part: Part, listing: Listing | None, findings: Findings) -> None:
         many = f"{len(missing):,} of {len(part.images):,} images are not there"
         findings.error(
             "no image",
-            part.file,
+            part.label,
             f"{folders[0] / image['file_name']}: no such image (id {image['id']!r}); {many}",
         )
     prefix = os.path.join(os.path.abspath(folders[0]), "")
@@ -96,45 +97,66 @@ def _by_last_part(part: Part, listing: Listing, findings: Findings) -> list[dict
     if part.paths:
         first = part.images[0]["file_name"]
         findings.note(
-            "names", part.file, f"images named as {first} are found by the last part of their names"
+            "names",
+            part.label,
+            f"images named as {first} are found by the last part of their names",
         )
     return missing
 
 
 def look(paths: Iterable[str], root: Path) -> dict[str, Facts]:
-    """Facts of images, opened in parallel with a progress bar on a terminal; kept in the user's
+    """Facts of images, decoded in parallel with a progress bar on a terminal; kept in the user's
     cache, by size and time of change.
 
     Args:
         root: the data set's folder; facts of one are kept together.
     """
-    cache = cache_dir() / "images" / f"{digest(_VERSION, str(root))}.json"
-    try:
-        known = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        known = {}
-    stamps = {path: _stamp(path) for path in dict.fromkeys(paths)}
-    facts = {
-        path: Facts(*known[path][1])
-        for path, stamp in stamps.items()
-        if path in known and known[path][0] == stamp
-    }
-    new = [path for path in stamps if path not in facts]
+    paths = list(dict.fromkeys(paths))
+    facts = known(paths, root)
+    new = [path for path in paths if path not in facts]
     if new:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            opened = pool.map(_look, new)
-            console = Console(stderr=True)
-            quiet = not console.is_terminal or len(new) < _BAR_FROM
-            facts |= zip(
-                new,
-                track(
-                    opened, "opening images", len(new), console=console, transient=True, disable=quiet
-                ),
-                strict=True,
-            )
-        kept = {path: (stamps[path], astuple(facts[path])) for path in stamps}
-        write_atomically(cache, json.dumps(kept).encode())
+        facts |= _in_parallel(_decode, new)
+        kept = {path: (_stamp(path), astuple(facts[path])) for path in paths}
+        write_atomically(_cache(root), json.dumps(kept).encode())
     return facts
+
+
+def sizes(paths: Iterable[str], root: Path) -> dict[str, Facts]:
+    """Facts of images as far as their headers tell, or a :func:`look` before; nothing is kept."""
+    paths = list(dict.fromkeys(paths))
+    facts = known(paths, root)
+    return facts | _in_parallel(_header, [path for path in paths if path not in facts])
+
+
+def known(paths: Iterable[str], root: Path) -> dict[str, Facts]:
+    """Facts that the cache has of images that have not changed."""
+    try:
+        cached = json.loads(_cache(root).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {
+        path: Facts(*cached[path][1])
+        for path in paths
+        if path in cached and cached[path][0] == _stamp(path)
+    }
+
+
+def _cache(root: Path) -> Path:
+    return cache_dir() / "images" / f"{digest(_VERSION, str(root))}.json"
+
+
+def _in_parallel(action: Callable[[str], Facts], paths: list[str]) -> dict[str, Facts]:
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        facts = track(
+            pool.map(action, paths),
+            "opening images",
+            len(paths),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or len(paths) < _BAR_FROM,
+        )
+        return dict(zip(paths, facts, strict=True))
 
 
 def compare(part: Part, facts: Mapping[str, Facts], findings: Findings) -> None:
@@ -144,7 +166,9 @@ def compare(part: Part, facts: Mapping[str, Facts], findings: Findings) -> None:
         boxes.setdefault(annotation["image_id"], []).append(annotation["bbox"])
     for place, image in enumerate(part.images):
         path = part.paths[image["id"]]
-        fact = facts[path]
+        fact = facts.get(path)
+        if fact is None:
+            continue
         if fact.problem:
             findings.error("unreadable", path, fact.problem)
             continue
@@ -160,29 +184,29 @@ def compare(part: Part, facts: Mapping[str, Facts], findings: Findings) -> None:
         if fact.turned and said == real[::-1]:
             findings.error(
                 "exif",
-                part.file,
+                part.label,
                 f"{where}: is {is_size} as it is read, turned by its EXIF orientation, and "
                 f"{said[0]} x {said[1]} here; if the boxes are drawn on the turned image, mend width "
                 "and height, else remove the tag (exiftool -Orientation= FILE)",
             )
         elif _harmless(said, real, boxes.get(image["id"], [])):
             findings.note(
-                "size", part.file, f"{where}: is {is_size}, not {said[0]} x {said[1]}; its own is taken"
+                "size",
+                part.label,
+                f"{where}: is {is_size}, not {said[0]} x {said[1]}; its own is taken",
             )
             part.images[place] = {**image, "width": real[0], "height": real[1]}
             part.as_is = False
         else:
             findings.error(
                 "size",
-                part.file,
+                part.label,
                 f"{where}: is {is_size} and {said[0]} x {said[1]} here, so boxes would lie elsewhere; "
                 "give the image that was annotated, or its boxes and size in this one's pixels",
             )
 
 
-def _harmless(
-    said: tuple[int, int], real: tuple[int, int], boxes: list[list[float]]
-) -> bool:
+def _harmless(said: tuple[int, int], real: tuple[int, int], boxes: list[list[float]]) -> bool:
     """A size that is off by a hair, or with its sides swapped, where all boxes fit the image."""
     near = all(abs(a - b) <= max(1, 0.02 * b) for a, b in zip(said, real, strict=True))
     fits = all(x + w <= real[0] + 1 and y + h <= real[1] + 1 for x, y, w, h in boxes)
@@ -194,30 +218,39 @@ def _stamp(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _look(path: str) -> Facts:
+def _header(path: str) -> Facts:
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+            return Facts(*(image.size[::-1] if turned else image.size), turned)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return _decode(path)
+
+
+def _decode(path: str) -> Facts:
+    """By Pillow, which says of a file that ends too soon what OpenCV fills with grey; by OpenCV,
+    as mmcv reads, where the two could differ."""
     try:
         with Image.open(path) as image:
             turned_by = image.getexif().get(_ORIENTATION, 1)
-            width, height = image.size
-            quick = image.format in _QUICK and turned_by == 1
+            size = image.size
+            alike = image.format in _ALIKE and turned_by == 1
             if image.format == "JPEG":  # the whole stream is decoded, at an eighth of the size
-                image.draft("L", (max(1, width // 8), max(1, height // 8)))
+                image.draft("L", (max(1, size[0] // 8), max(1, size[1] // 8)))
             image.load()
-    except UnidentifiedImageError:
-        turned_by, quick = 1, False  # OpenCV knows formats that Pillow does not
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if not isinstance(error, Image.DecompressionBombError):
-            return Facts(0, 0, problem=f"the image does not read: {error}")
-        turned_by, quick = 1, False
-    if quick:
-        return Facts(width, height)
+        if alike:
+            return Facts(*size)
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        turned_by = 1  # OpenCV knows formats that Pillow does not, and larger images
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        return Facts(0, 0, problem=f"the image does not read: {error}")
     data = np.fromfile(path, np.uint8)
     if not data.size:
         return Facts(0, 0, problem="the image is empty, 0 bytes")
     try:
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)  # as mmcv reads
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error:
         decoded = None
     if decoded is None:
         return Facts(0, 0, problem="the image does not read: no format that OpenCV knows")
-    return Facts(decoded.shape[1], decoded.shape[0], turned_by in (5, 6, 7, 8))
+    return Facts(decoded.shape[1], decoded.shape[0], turned_by in _SIDEWAYS)

@@ -53,6 +53,12 @@ class Part:
     paths: dict[Any, str] = field(default_factory=dict)
     prefix: str | None = None
 
+    @property
+    def label(self) -> str:
+        """What findings name: the file, and the split where the file has several."""
+        split = "" if self.split is None or self.file.suffix == ".json" else f" ({self.split})"
+        return f"{self.file}{split}"
+
 
 @dataclass(frozen=True)
 class Listing:

@@ -31,12 +31,14 @@ def complete(parts: list[Part], seed: int, findings: Findings) -> dict[str, Part
     """
     found: dict[str | None, Part] = {part.split: part for part in parts}
     if "test" in found and len(found) > 1 and not found["test"].annotations:
-        findings.note("no test", found["test"].file, "no annotations; val is halved for a test split")
+        findings.note(
+            "no test", found["test"].label, "no annotations; val is halved for a test split"
+        )
         del found["test"]
     if len(found) == 1 and (only := next(iter(found.values()))).split != "tiny":
         findings.note(
             "drawn",
-            only.file,
+            only.label,
             f"one set: train, val and test are drawn from it (seed {seed}: "
             f"{', '.join(f'{share:.0%}' for share in SHARES.values())})",
         )
@@ -46,7 +48,7 @@ def complete(parts: list[Part], seed: int, findings: Findings) -> dict[str, Part
         raise ConfigError(f"{parts[0].file}: no train split; found {names} alone")
     if "val" not in found:
         findings.note(
-            "drawn", found["train"].file, f"no val split: it is drawn from train (seed {seed})"
+            "drawn", found["train"].label, f"no val split: it is drawn from train (seed {seed})"
         )
         shares = {"train": 0.8, "val": 0.2}
         found |= _draw(found["train"], shares, seed)
@@ -70,12 +72,20 @@ def leaks(splits: dict[str, Part], findings: Findings) -> None:
     for split in ("val", "test"):
         part = splits[split]
         same = sum(path in paths for path in part.paths.values())
-        copies = sum(source(image["file_name"]) in sources for image in part.images) if sources else 0
+        copies = (
+            sum(source(image["file_name"]) in sources for image in part.images) if sources else 0
+        )
         if same:
-            findings.note("leak", part.file, f"{same:,} images of {split} are images of train, too")
+            findings.note(
+                "leak",
+                part.label,
+                f"{same:,} of {len(part.images):,} images of {split} are images of train, too",
+            )
         elif copies:
             findings.note(
-                "leak", part.file, f"{copies:,} images of {split} are made of images that train has, too"
+                "leak",
+                part.label,
+                f"{copies:,} of {len(part.images):,} images of {split} are made of images that train has, too",
             )
 
 
@@ -83,7 +93,7 @@ def _draw(part: Part, shares: dict[str, float], seed: int) -> dict[str, Part]:
     groups = _groups(part)
     if len(groups) < len(shares):
         raise ConfigError(
-            f"{part.file}: {len(groups)} images (copies of one counted once) cannot be split into "
+            f"{part.label}: {len(groups)} images (copies of one counted once) cannot be split into "
             f"{', '.join(shares)}"
         )
     random.Random(seed).shuffle(groups)
@@ -102,7 +112,7 @@ def _halves(part: Part) -> tuple[Part, Part]:
     groups = _groups(part)
     if len(groups) < 2:
         raise ConfigError(
-            f"{part.file}: one image cannot be halved into val and test; give at least two, or a test split"
+            f"{part.label}: one image cannot be halved into val and test; give at least two, or a test split"
         )
     return _keep(part, groups[0::2]), _keep(part, groups[1::2])
 

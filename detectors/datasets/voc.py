@@ -8,7 +8,8 @@ is neither trained on nor counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,21 +31,23 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
     Raises:
         ConfigError: ImageSets/Main lists no image.
     """
-    annotated = {path for path in listing.having(".xml") if _is_annotation(path)}
+    xmls = listing.having(".xml")
+    annotated = [path for path in xmls if _is_annotation(path)]
     if not annotated:
         return []
     sets = sorted({p.parent for p in listing.having(".txt") if p.parent.parts[-2:] == _MAIN})
     chosen: dict[str | None, list[Path]] = {}
     if sets:
         for folder in sets:
-            for split, files in _lists(folder.parents[1], folder, annotated, findings).items():
+            files_of = {path.stem: path for path in xmls if folder.parents[1] in path.parents}
+            for split, files in _lists(folder, files_of, findings).items():
                 chosen.setdefault(split, []).extend(files)
         if not chosen:
             raise ConfigError(
                 f"{sets[0]}: train.txt, val.txt or trainval.txt should list images, one name a line"
             )
     else:
-        for path in sorted(annotated):
+        for path in annotated:
             chosen.setdefault(listing.split(path), []).append(path)
     return from_files(chosen, listing, findings)
 
@@ -66,10 +69,7 @@ def from_files(
     ]
 
 
-def _lists(
-    year: Path, folder: Path, annotated: Iterable[Path], findings: Findings
-) -> dict[str, list[Path]]:
-    by_stem = {path.stem: path for path in annotated if year in path.parents}
+def _lists(folder: Path, files_of: Mapping[str, Path], findings: Findings) -> dict[str, list[Path]]:
     names = {
         split: [n for word in words for n in _names(folder / f"{word}.txt")]
         for split, words in _SETS.items()
@@ -79,14 +79,13 @@ def _lists(
     files: dict[str, list[Path]] = {}
     for split, listed in names.items():
         for name in listed:
-            if name in by_stem:
-                files.setdefault(split, []).append(by_stem[name])
+            if name in files_of:
+                files.setdefault(split, []).append(files_of[name])
             elif split == "test":  # VOC2012's is published without annotations
                 findings.note("unannotated", folder, f"test image {name} has no xml file; not read")
             else:
-                findings.error(
-                    "no xml", folder, f"{split} lists {name}, and there is no {name}.xml in {year}"
-                )
+                path = folder.parents[1] / "Annotations" / f"{name}.xml"
+                findings.error("no xml", path, f"no such file; {folder / split}.txt names it")
     return files
 
 
@@ -109,7 +108,7 @@ def _stem(name: str) -> str:
 def _is_annotation(path: Path) -> bool:
     """Whether the root is <annotation>, told by the beginning: a broken file is one, too."""
     with path.open("rb") as file:
-        return b"<annotation>" in file.read(2000)
+        return re.search(rb"<annotation[\s>]", file.read(2000)) is not None
 
 
 def _image(path: Path, listing: Listing, findings: Findings) -> dict[str, Any] | None:
@@ -125,7 +124,11 @@ def _image(path: Path, listing: Listing, findings: Findings) -> dict[str, Any] |
         return None
     image = _image_of(path, root.findtext("filename") or "", listing)
     if image is None:
-        findings.error("no image", path, "no image of its name, or more than one, to go with it")
+        findings.error(
+            "no image",
+            path,
+            f"no such image: {path.stem} with an image's suffix, or several that could be it",
+        )
         return None
     known = {"width": width, "height": height} if width > 0 and height > 0 else {}
     return {"file_name": str(image.absolute()), **known, "objects": objects}

@@ -20,7 +20,7 @@ import yaml
 from cse_autoloss.trial import ConfigError
 from detectors.cache import digest
 from detectors.datasets.findings import Findings
-from detectors.datasets.images import look
+from detectors.datasets.images import sizes
 from detectors.datasets.layouts import IMAGE_SUFFIXES, SPLITS, Listing, Part
 
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -48,7 +48,7 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
     if described is None:
         return []
     images = _images(described, listing, labels)
-    facts = look((str(p.absolute()) for files in images.values() for p in files), listing.root)
+    facts = sizes((str(p.absolute()) for files in images.values() for p in files), listing.root)
     found = []
     for split, files in images.items():
         part = Part(split, described.file, [], [], _categories(described), digest="")
@@ -121,7 +121,9 @@ def _read_yaml(path: Path) -> _Description | None:
     for split, keys in _KEYS.items():
         given = next((content[key] for key in keys if content.get(key)), None)
         if given is not None:
-            entries[split] = [str(entry) for entry in (given if isinstance(given, list) else [given])]
+            entries[split] = [
+                str(entry) for entry in (given if isinstance(given, list) else [given])
+            ]
     stripped = tuple(str(name).strip() for name in names)
     return _Description(path, stripped, entries, str(content.get("path") or ""))
 
@@ -247,7 +249,9 @@ def _numbers(line: str, classes: int) -> tuple[int, list[float]]:
     if not all(map(math.isfinite, values)):
         raise ValueError(f"should be finite numbers, found {line[:60]!r}")
     if label != int(label) or not 0 <= label < classes:
-        raise ValueError(f"class {words[0]} is none of the {classes} that are named, 0 to {classes - 1}")
+        raise ValueError(
+            f"class {words[0]} is none of the {classes} that are named, 0 to {classes - 1}"
+        )
     if max(points) > 2 or min(points) < -1:
         raise ValueError(
             f"coordinates should be shares of the image, 0 to 1, found {max(points, key=abs):g}"

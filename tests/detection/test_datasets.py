@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from pycocotools.coco import COCO
 
 from cse_autoloss.trial import ConfigError
+from detectors import datasets
 from detectors.commands import data as data_command
-from detectors.datasets import coco, shapes
+from detectors.datasets import shapes
 
 SMALL = {"train": 60, "val": 8, "test": 4, "tiny": len(shapes.CLASSES)}
 
@@ -125,7 +126,7 @@ def test_two_processes_may_make_the_embedded_data_set_at_once(own_cache, monkeyp
 
     def find():
         try:
-            found.append(coco.find("embedded", 1))
+            found.append(datasets.find("embedded", 1))
         except Exception as error:  # noqa: BLE001 - shown by the assertion
             failures.append(error)
 
@@ -142,7 +143,7 @@ def test_two_processes_may_make_the_embedded_data_set_at_once(own_cache, monkeyp
 
 def test_a_users_folder_gets_the_splits_that_it_lacks_and_is_not_written_to(user_folder, own_cache):
     before = hashes(user_folder)
-    data = coco.find(f"coco:{user_folder}")
+    data = datasets.find(f"coco:{user_folder}")
     assert data.classes == shapes.CLASSES
     assert {name: split.images for name, split in data.splits.items()} == {
         "train": 24,
@@ -164,15 +165,16 @@ def test_boxes_without_area_are_left_out_and_missing_fields_filled_in(user_folde
             del annotation["area"], annotation["iscrowd"]
 
     rewrite(user_folder, "train", change)
-    with pytest.warns(UserWarning, match="1 boxes without area"):
-        data = coco.find(f"coco:{user_folder}")
+    data = datasets.find(f"coco:{user_folder}")
+    left_out = [f for f in data.findings if f.severity == "left out"]
+    assert [(f.count, "without area" in f.text) for f in left_out] == [(1, True)]
     api = COCO(data.splits["train"].ann_file)
     assert 1 not in api.anns and all(a["area"] > 0 and a["iscrowd"] == 0 for a in api.anns.values())
 
 
 def test_categories_in_another_order_are_the_same_classes(user_folder, own_cache):
     rewrite(user_folder, "val", lambda content: content["categories"].reverse())
-    data = coco.find(f"coco:{user_folder}")
+    data = datasets.find(f"coco:{user_folder}")
     assert [c["name"] for c in COCO(data.splits["val"].ann_file).dataset["categories"]] == list(
         data.classes
     )
@@ -191,7 +193,7 @@ def break_class(content):
 
 
 def break_ids(content):
-    content["annotations"][1]["id"] = content["annotations"][0]["id"]
+    content["images"][1]["id"] = content["images"][0]["id"]
 
 
 def break_box(content):
@@ -213,7 +215,7 @@ def only_crowds(content):
         (break_key, "no list 'categories'"),
         (break_image, "gone.png: no such image"),
         (break_class, "blob"),
-        (break_ids, "ids should be unique"),
+        (break_ids, "image entries have the id .*; ids should be unique"),
         (break_box, "annotation 1: bbox should be"),
         (break_category, "category_id 99 is the id of no category"),
         (only_crowds, "no annotated object in the val split"),
@@ -225,7 +227,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line_that_names_the_file(
 ):
     path = rewrite(user_folder, "val", change)
     with pytest.raises(ConfigError, match=message) as caught:
-        coco.find(f"coco:{user_folder}")
+        datasets.find(f"coco:{user_folder}")
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value) or "gone.png" in str(caught.value)
 
@@ -233,7 +235,9 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line_that_names_the_file(
 def test_a_data_set_that_is_not_there_is_said_in_one_line(user_folder, tmp_path):
     for name in ("coco:/nowhere", "coco:", "voc:/x", "shapes"):
         with pytest.raises(ConfigError, match="detector.data"):
-            coco.find(name)
-    (user_folder / "annotations" / "instances_val2017.json").unlink()
-    with pytest.raises(ConfigError, match="instances_val2017.json: no such file"):
-        coco.find(f"coco:{user_folder}")
+            datasets.find(name)
+    (user_folder / "annotations" / "instances_train2017.json").rename(user_folder / "a.json")
+    (user_folder / "a.json").write_text("[]")
+    (user_folder / "annotations" / "instances_val2017.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"no data set .* it holds 30 .png .*2 .json \(a.json, "):
+        datasets.find(str(user_folder))

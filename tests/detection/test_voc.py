@@ -11,7 +11,7 @@ from mmdet.datasets import VOCDataset
 from pycocotools.coco import COCO
 
 from cse_autoloss.trial import ConfigError
-from detectors.datasets import coco
+from detectors import datasets
 
 SPLITS = {
     "train": ["000001", "000002", "000003"],
@@ -60,7 +60,7 @@ def write(year, name, objects):
 
 
 def test_boxes_classes_and_splits_are_those_that_mmdet_reads(year):
-    data = coco.find(f"voc:{year.parent}")
+    data = datasets.find(f"voc:{year.parent}")
     assert data.classes == ("cat", "dog", "person")
     assert {name: split.images for name, split in data.splits.items()} == {
         "train": 3,
@@ -86,49 +86,52 @@ def test_boxes_classes_and_splits_are_those_that_mmdet_reads(year):
 
 
 def test_a_single_years_folder_is_the_same_data(year):
-    one, all_years = coco.find(f"voc:{year}"), coco.find(f"voc:{year.parent}")
+    one, all_years = datasets.find(f"voc:{year}"), datasets.find(f"voc:{year.parent}")
     assert one.digest == all_years.digest and one.splits == all_years.splits
 
 
 def test_a_test_split_without_annotations_counts_as_none(year):
     for name in SPLITS["test"]:
         (year / "Annotations" / f"{name}.xml").unlink()
-    data = coco.find(f"voc:{year}")
+    data = datasets.find(f"voc:{year}")
     assert (data.splits["val"].images, data.splits["test"].images) == (1, 1), "val is halved"
 
 
-def no_size(year):
-    path = year / "Annotations" / "000002.xml"
-    path.write_text(path.read_text().replace("size", "sighs"))
+def test_without_a_size_or_with_one_of_zero_the_image_is_opened(year):
+    as_it_was = datasets.find(f"voc:{year}", open_images=False)
+    for name, size in (("000002", ("size", "sighs")), ("000005", (">64<", ">0<"))):
+        path = year / "Annotations" / f"{name}.xml"
+        path.write_text(path.read_text().replace(*size))
+    api = COCO(datasets.find(f"voc:{year}", open_images=False).splits["train"].ann_file)
+    assert {(i["width"], i["height"]) for i in api.imgs.values()} == {(64, 48)}
+    assert as_it_was.classes == ("cat", "dog", "person")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda year: (year / "JPEGImages" / "000004.jpg").unlink(), "000004.jpg: no such image"),
+        (lambda year: (year / "JPEGImages" / "000004.jpg").unlink(), "000004.xml: no such image"),
         (lambda year: (year / "Annotations" / "000002.xml").unlink(), "000002.xml: no such file"),
         (
             lambda year: (year / "Annotations" / "000002.xml").write_text("<annotation"),
             "000002.xml: not a VOC annotation",
         ),
-        (no_size, "000002.xml: not a VOC annotation"),
         (lambda year: write(year, "000002", [("", 1, 1, 5, 5, 0)]), "an object without name"),
-        (lambda year: (year / "ImageSets" / "Main" / "val.txt").unlink(), "val.txt: no image"),
         (
-            lambda year: (year / "ImageSets" / "Main").rename(year / "ImageSets" / "Layout"),
-            "holds no ImageSets/Main",
+            lambda year: [path.unlink() for path in (year / "Annotations").iterdir()],
+            "holds no data set of voc that can be read; it holds 7 .jpg",
         ),
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_the_file(year, spoil, message):
     spoil(year)
     with pytest.raises(ConfigError, match=message) as caught:
-        coco.find(f"voc:{year}")
+        datasets.find(f"voc:{year}")
     assert "\n" not in str(caught.value)
 
 
-def test_a_box_without_area_is_left_out_with_a_warning(year):
+def test_a_box_without_area_is_left_out_and_counted(year):
     write(year, "000002", [("person", 5, 6, 30, 50, 0), ("dog", 7, 7, 7, 20, 0)])
-    with pytest.warns(UserWarning, match="1 boxes without area"):
-        data = coco.find(f"voc:{year}")
+    data = datasets.find(f"voc:{year}")
+    assert [f.severity for f in data.findings if "without area" in f.text] == ["left out"]
     assert len(COCO(data.splits["train"].ann_file).anns) == 3
