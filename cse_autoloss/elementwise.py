@@ -191,6 +191,12 @@ class Program:
                 for arg, adjoint in zip(node.args, node.primitive.adjoint)
             ):
                 varying.add(place)
+        reached = {len(nodes) - 1}  # from the value, by ways that let a gradient through
+        for place in reversed(range(len(nodes))):
+            if place in reached and nodes[place].primitive is not None:
+                ways = zip(nodes[place].args, nodes[place].primitive.adjoint)
+                reached.update(arg for arg, adjoint in ways if adjoint)
+        varying &= reached
         self._steps = [(node.primitive and node.primitive.array, node.args) for node in nodes]
         moving = [(place, node) for place, node in enumerate(nodes) if place in varying]
         self._backward = [

@@ -25,13 +25,9 @@ from torch import Tensor
 
 from cse_autoloss.elementwise import Formula, Program, Term
 from cse_autoloss.expression import Expression
+from cse_autoloss.inputs import AREA, AREA_EPSILON, IOU_EPSILON, LOGIT
 from cse_autoloss.primitives import PRIMITIVES, UNBOUNDED, Interval, Primitive
 
-MIN_IOU = 1e-7  # an IoU given to a loss is at least this
-AREA_EPSILON = 1e-7  # the least union and enclosing area, squared pixels; in released losses, added
-IOU_EPSILON = 1e-6  # the least intersection, as a share of the union; released losses have none
-LOGIT = 1e4  # logits are taken to lie in [-LOGIT, LOGIT] when a factor 0 is to make a product 0
-AREA = 1e13  # and areas in [-AREA, AREA] (a box whose corners are swapped has a negative one)
 BLOCK = 32_768  # elements of a one-stage block: its temporaries stay in a CPU core's cache
 
 #: (prediction, whether the gradient is wanted) -> (scalar loss, gradient or None)
@@ -115,6 +111,8 @@ class TwoStageKernel:
     @classmethod
     def build(cls, expression: Expression) -> TwoStageKernel | None:
         """The kernel for a two-stage formula, or None."""
+        if not expression.variables <= {"X", "Y", "Z"}:
+            return None
         formula = Formula()
 
         def leaf(name: str) -> _AtLabel:
@@ -229,6 +227,8 @@ class OneStageKernel:
     @classmethod
     def build(cls, expression: Expression) -> OneStageKernel | None:
         """The kernel for a one-stage formula, or None."""
+        if not expression.variables <= {"X", "Q", "PY", "NY"}:
+            return None
         programs = []
         for fixed in ({"Q": 0.0, "PY": 0.0, "NY": 1.0}, {"PY": 1.0, "NY": 0.0}):
             formula, covered = Formula(), True
@@ -332,6 +332,8 @@ class BoxKernel:
     @classmethod
     def build(cls, expression: Expression) -> BoxKernel | None:
         """The kernel for a formula on boxes, or None."""
+        if not expression.variables <= {"U", "I", "E"}:
+            return None
         formula, covered = Formula(), True
 
         def leaf(name: str) -> Term:
@@ -349,7 +351,8 @@ class BoxKernel:
         root = expression.fold(leaf, node)
         if not covered or formula.number(root) is not None:
             return None
-        return cls(formula.program(root, ("U", "I", "E")))
+        program = formula.program(root, ("U", "I", "E"))
+        return cls(program) if program.differentiated else None
 
     def __call__(
         self,

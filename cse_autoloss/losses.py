@@ -12,26 +12,24 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cse_autoloss import kernels
+from cse_autoloss import inputs, kernels
 from cse_autoloss.expression import Expression
-from cse_autoloss.kernels import MIN_IOU
+from cse_autoloss.inputs import ALPHA, EXTRAS, MIN_IOU
 from cse_autoloss.primitives import PRIMITIVES
-from cse_autoloss.space import INPUTS, SearchSpace, load_space
+from cse_autoloss.space import SearchSpace, load_space
 from cse_autoloss.stable import is_released, stabilized
 from cse_autoloss.standalone import standalone_module
 from cse_autoloss.variables import (
     box_loss,
-    box_variables,
     one_stage_loss,
-    one_stage_variables,
     reduced,
     two_stage_loss,
-    two_stage_variables,
 )
 
 __all__ = ["ExpressionLoss", "build_loss", "standalone_module"]
@@ -78,11 +76,11 @@ class ExpressionLoss(nn.Module):
         expression, space: the formula and the language that it is written in.
         loss_weight: factor of the reduced loss; may be set at any time.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        needs_ious: whether the value depends on ``pos_ious``.
+        needs: names of the extras (``inputs.EXTRAS``) that the value depends on; heads hand over
+            these.
+        needs_ious: whether ``pos_ious`` is one of them.
     """
 
-    #: Variables that ``pos_ious`` decides.
-    _quality: frozenset[str] = frozenset()
     _options: dict[str, Any] = {"reduction": "mean", "stable": None}
 
     # What MMDetection's R-CNN heads ask a classification loss: nothing about this one is special
@@ -117,7 +115,8 @@ class ExpressionLoss(nn.Module):
         self.loss_weight = float(loss_weight)
         if self.stable is None:
             self.stable = not is_released(expression, space)
-        self.needs_ious = bool(self._quality & expression.variables)
+        self.needs = inputs.needs(space.inputs, expression.variables)
+        self.needs_ious = "pos_ious" in self.needs
         self._prepare()
 
     _build_kernel: Any  # a kernel class's ``build``
@@ -158,7 +157,7 @@ class ExpressionLoss(nn.Module):
 
     def _plain(
         self,
-        variables: tuple[Tensor, ...],
+        variables: Mapping[str, Tensor],
         pred: Tensor,
         target: Tensor,
         weight: Tensor | None,
@@ -170,15 +169,21 @@ class ExpressionLoss(nn.Module):
         loss = self._weighted(self._evaluate(variables, pred), pred, target, alpha, weight)
         return reduced(loss, avg_factor, reduction) * self.loss_weight
 
-    def _evaluate(self, variables: tuple[Tensor, ...], pred: Tensor) -> Tensor:
-        named = dict(zip(INPUTS[self.space.inputs], variables))
+    def _variables(self, pred: Tensor, target: Tensor, **given: Any) -> dict[str, Tensor]:
+        """What the formula is computed from."""
+        given = {"pred": pred.to(_dtype(pred)), "target": target, **given}
+        return inputs.variables(self.space.inputs, self._computed.variables, given)
+
+    def _evaluate(self, variables: Mapping[str, Tensor], pred: Tensor) -> Tensor:
         values: list[Tensor] = []
         for name, places in self._computed.steps:
             if places:
                 values.append(PRIMITIVES[name].torch(*[values[place] for place in places]))
             else:
                 values.append(
-                    named[name] if name in named else variables[0].new_tensor(float(name))
+                    variables[name]
+                    if name in variables
+                    else pred.new_tensor(float(name), dtype=_dtype(pred))
                 )
         value = values[-1]
         if not self.expression.passes_gradient(self.space.predicted):
@@ -224,17 +229,21 @@ def _dtype(pred: Tensor) -> torch.dtype:
     return torch.float64 if pred.dtype == torch.float64 else torch.float32
 
 
-def _check_ious(pos_ious: Tensor | None, positive: Tensor) -> None:
-    """``positive``: which rows are positives. (Not looked at under torch.compile: it would break
-    the graph.)"""
-    if pos_ious is None or torch.compiler.is_compiling():
-        return
-    count = int(positive.count_nonzero())
-    if pos_ious.shape != (count,):
-        raise ValueError(
-            f"pos_ious: expected shape ({count},), an IoU for each positive (a target in 0..C-1) in their order, "
-            f"found {tuple(pos_ious.shape)}"
-        )
+def _check_extras(extras: Mapping[str, Tensor | None], **shapes: Any) -> None:
+    """Whether extras are known and have the shape that their ``each`` stands for in ``shapes``.
+    (Positives are not counted under torch.compile: it would break the graph.)"""
+    for name, value in extras.items():
+        if name not in EXTRAS or EXTRAS[name].each not in shapes:
+            known = [extra.name for extra in EXTRAS.values() if extra.each in shapes]
+            raise TypeError(f"unexpected argument {name!r}; extras are {', '.join(known)}")
+        if value is None or torch.compiler.is_compiling():
+            continue
+        expected = shapes[EXTRAS[name].each]
+        expected = (int(expected.count_nonzero()),) if isinstance(expected, Tensor) else expected
+        if tuple(value.shape) != expected:
+            raise ValueError(
+                f"{name}: expected shape {expected}, found {tuple(value.shape)}: {EXTRAS[name].meaning}"
+            )
 
 
 def _check_weight(weight: Tensor | None, *shapes: tuple[int, ...]) -> None:
@@ -246,7 +255,6 @@ def _check_weight(weight: Tensor | None, *shapes: tuple[int, ...]) -> None:
 class TwoStageLoss(ExpressionLoss):
     """Classification in R-CNNs: X logits, Y one-hot label, Z IoU."""
 
-    _quality = frozenset("Z")
     _build_kernel = staticmethod(kernels.TwoStageKernel.build)
     _weighted = staticmethod(two_stage_loss)
     _options = {**ExpressionLoss._options, "use_sigmoid": False}
@@ -268,6 +276,7 @@ class TwoStageLoss(ExpressionLoss):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
         pos_ious: Tensor | None = None,
+        **extras: Tensor,
     ) -> Tensor:
         """The loss.
 
@@ -281,6 +290,8 @@ class TwoStageLoss(ExpressionLoss):
             reduction_override: replaces the module's reduction.
             pos_ious: (number of positives,) IoU of each positive's predicted box with its target,
                 in the positives' order. No gradient passes. None counts as IoU 1.
+            **extras: what else the formula's variables need (``needs``); ``inputs.EXTRAS`` says
+                what each is.
 
         Returns:
             A scalar, or (N,) for reduction "none".
@@ -295,13 +306,13 @@ class TwoStageLoss(ExpressionLoss):
         _check_weight(weight, (count,), (count, 1))
 
         def plain(pred: Tensor) -> Tensor:
-            variables = two_stage_variables(pred, target, pos_ious)
+            variables = self._variables(pred, target, pos_ious=pos_ious, **extras)
             return self._plain(variables, pred, target, weight, avg_factor, reduction)
 
-        positive = None
-        if pos_ious is not None:
-            positive = (target >= 0) & (target < pred.shape[1] - 1)
-            _check_ious(pos_ious, positive)
+        classes = pred.shape[1] - 1
+        positive = (target >= 0) & (target < classes)
+        given = {"pos_ious": pos_ious, **extras}
+        _check_extras(given, positive=positive, sample=(count,), category=(classes,))
         if not self._by_kernel(reduction, count, weight, avg_factor):
             return plain(pred)
         quality = None
@@ -323,10 +334,9 @@ class OneStageLoss(ExpressionLoss):
     """Classification in one-stage detectors: X logits, PY binary label, NY = 1 - PY, Q = PY *
     IoU."""
 
-    _quality = frozenset("Q")
     _build_kernel = staticmethod(kernels.OneStageKernel.build)
     _weighted = staticmethod(one_stage_loss)
-    _options = {**ExpressionLoss._options, "use_sigmoid": True, "alpha": 0.25}
+    _options = {**ExpressionLoss._options, "use_sigmoid": True, "alpha": ALPHA}
 
     def __init__(
         self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any
@@ -347,6 +357,7 @@ class OneStageLoss(ExpressionLoss):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
         pos_ious: Tensor | None = None,
+        **extras: Tensor,
     ) -> Tensor:
         """The loss.
 
@@ -359,6 +370,8 @@ class OneStageLoss(ExpressionLoss):
             reduction_override: replaces the module's reduction.
             pos_ious: (number of positives,) IoU of each positive's predicted box with its target,
                 in the positives' order. No gradient passes. None counts as IoU 1.
+            **extras: what else the formula's variables need (``needs``); ``inputs.EXTRAS`` says
+                what each is.
 
         Returns:
             A scalar, or (N, C) for reduction "none".
@@ -373,11 +386,12 @@ class OneStageLoss(ExpressionLoss):
         _check_weight(weight, (count,), (count, 1), (count, classes), (elements,))
 
         def plain(pred: Tensor) -> Tensor:
-            variables = one_stage_variables(pred, target, pos_ious)
+            variables = self._variables(pred, target, pos_ious=pos_ious, **extras)
             return self._plain(variables, pred, target, weight, avg_factor, reduction)
 
         positive = (target >= 0) & (target < classes)
-        _check_ious(pos_ious, positive)
+        given = {"pos_ious": pos_ious, **extras}
+        _check_extras(given, positive=positive, sample=(count,), category=(classes,))
         if not self._by_kernel(reduction, elements, weight, avg_factor):
             return plain(pred)
         rows = positive.nonzero()[:, 0]
@@ -417,8 +431,19 @@ class BoxLoss(ExpressionLoss):
 
     def _is_scale_free(self) -> bool:
         """Whether the value is the same for boxes of twice the size, tried on four pairs of them."""
-        areas = torch.tensor([[7.0, 9, 11, 20], [1, 5, 0.1, 8], [7, 16, 12, 50]]).double()
-        one, other = (self._evaluate(tuple(areas * size), areas[0]) for size in (1.0, 4.0))
+        pairs = torch.tensor([[0, 0, 7, 5], [0, 0, 9, 9], [3, 1, 11, 4], [0, 2, 8, 9.0]]).double()
+        one, other = (
+            self._evaluate(
+                self._variables(
+                    pairs * size,
+                    pairs.flip(0) * size,
+                    stable=True,
+                    image_sizes=pairs[:, 2:] * 10 * size,
+                ),
+                pairs,
+            )
+            for size in (1.0, 4.0)
+        )
         return torch.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
 
     def _warn_of_unit(self, target: Tensor) -> None:
@@ -439,6 +464,7 @@ class BoxLoss(ExpressionLoss):
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
+        **extras: Tensor,
     ) -> Tensor:
         """The loss.
 
@@ -449,6 +475,7 @@ class BoxLoss(ExpressionLoss):
             weight: (P,) or (P, 1), or (P, 4) whose rows count as their mean.
             avg_factor: divisor of the sum in place of P; only with reduction "mean".
             reduction_override: replaces the module's reduction.
+            **extras: what else the formula's variables need (``needs``).
 
         Returns:
             A scalar, or (P,) for reduction "none".
@@ -465,10 +492,12 @@ class BoxLoss(ExpressionLoss):
                     f"{name}: expected boxes of shape ({count}, 4), found {tuple(boxes.shape)}"
                 )
         _check_weight(weight, (count,), (count, 1), (count, 4))
+        _check_extras(extras, box=(count, 2))
         self._warn_of_unit(target)
 
         def plain(pred: Tensor) -> Tensor:
-            variables = box_variables(pred, target, self.stable)
+            aims = target.to(_dtype(target))
+            variables = self._variables(pred, aims, stable=self.stable, **extras)
             return self._plain(variables, pred, target, weight, avg_factor, reduction)
 
         if not self._by_kernel(reduction, count, weight, avg_factor, target):

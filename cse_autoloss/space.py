@@ -17,21 +17,12 @@ from typing import Any
 import search_spaces
 from cse_autoloss.errors import UserError
 from cse_autoloss.expression import Expression, ExpressionError
+from cse_autoloss.inputs import INPUTS
 from cse_autoloss.language import Language
 from cse_autoloss.primitives import PRIMITIVES
 from cse_autoloss.yaml_io import YamlError, read_yaml
 
 FOLDER = Path(search_spaces.__file__).parent
-
-#: What (pred, target) can be turned into, and the variables that this gives, in the order of
-#: computation.
-INPUTS = {
-    "two_stage": ("X", "Y", "Z"),
-    "one_stage": ("X", "Q", "PY", "NY"),
-    "boxes": ("U", "I", "E"),
-}
-#: The variables that carry the prediction's gradient.
-PREDICTED = {"two_stage": ("X",), "one_stage": ("X",), "boxes": ("U", "I", "E")}
 
 
 class SpaceError(UserError):
@@ -59,7 +50,8 @@ class SearchSpace(Language):
     Attributes:
         origin: the name or path that it was loaded by; loads it again anywhere.
         branch: ``"cls"`` or ``"reg"``.
-        inputs: how variables are computed from predictions and targets (a key of :data:`INPUTS`).
+        inputs: how variables are computed from predictions and targets (a key of
+            ``inputs.INPUTS``).
         losses: the known losses, by name.
         probes: the points that candidates are judged on, and tolerances (read by
             ``screening.probes``).
@@ -186,16 +178,20 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
         "inputs",
         "boxes for reg, another for cls",
     )
-    variables = INPUTS[data["inputs"]]
+    table = INPUTS[data["inputs"]]
+    variables = data.get("variables")
     need(
-        isinstance(data.get("variables"), dict) and set(data["variables"]) <= set(variables),
+        isinstance(variables, (list, dict)) and all(name in list(table) for name in variables),
         "variables",
-        f"a mapping with names of {', '.join(variables)}",
+        f"a list with names of {', '.join(table)} (or a mapping from them to meanings)",
     )
+    if not isinstance(variables, dict):
+        variables = {name: table[name].meaning for name in variables}
+    predicted = frozenset(name for name in variables if table[name].predicted)
     need(
-        any(name in data["variables"] for name in PREDICTED[data["inputs"]]),
+        bool(predicted),
         "variables",
-        f"at least one of {', '.join(PREDICTED[data['inputs']])}",
+        f"at least one of {', '.join(row.name for row in table.values() if row.predicted)}",
     )
     constants = data.get("constants", [])
     need(
@@ -238,16 +234,10 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
             name=data["name"],
             branch=data["branch"],
             inputs=data["inputs"],
-            variables=MappingProxyType(
-                {
-                    name: str(data["variables"][name])
-                    for name in variables
-                    if name in data["variables"]
-                }
-            ),
+            variables=MappingProxyType({name: str(text) for name, text in variables.items()}),
             constants=tuple(constants),
             operators=tuple(operators),
-            predicted=frozenset(PREDICTED[data["inputs"]]) & data["variables"].keys(),
+            predicted=predicted,
             origin=origin,
             probes=data.get("probes", {}),
             plugins=tuple(plugins),

@@ -1,8 +1,8 @@
 """A loss as one Python file that needs nothing but PyTorch.
 
 The file carries the sources of the functions that it uses: the operator table's
-(:mod:`cse_autoloss.primitives`) and those from predictions to variables
-(:mod:`cse_autoloss.variables`). There is one definition of everything.
+(:mod:`cse_autoloss.primitives`), those from predictions to variables
+(:mod:`cse_autoloss.inputs`) and from a formula's values to a loss (:mod:`cse_autoloss.variables`). There is one definition of everything.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from cse_autoloss import variables
+from cse_autoloss import inputs, variables
 from cse_autoloss.canonical import canonical
 from cse_autoloss.expression import Expression
+from cse_autoloss.inputs import ALPHA, EXTRAS, Input
 from cse_autoloss.primitives import Primitive
-from cse_autoloss.space import INPUTS, SearchSpace
+from cse_autoloss.space import SearchSpace
 from cse_autoloss.stable import is_released, stabilized
 
 #: How Python writes these functions of torch.
@@ -34,16 +35,18 @@ _LINE = 100  # a longer statement is cut in two
 #: Branch to what its loss's class is called in an exported file.
 CLASS_NAMES = {"cls": "ClassificationLoss", "reg": "RegressionLoss"}
 _PARTS = {
-    "two_stage": (variables.two_stage_variables, variables.two_stage_loss),
-    "one_stage": (variables.one_stage_variables, variables.one_stage_loss),
-    "boxes": (variables.box_variables, variables.box_loss),
+    "two_stage": variables.two_stage_loss,
+    "one_stage": variables.one_stage_loss,
+    "boxes": variables.box_loss,
 }
+#: Extras that a loss of the kind takes whether it needs them or not: its callers hand them over.
+_CALLED_WITH = {"two_stage": ("pos_ious",), "one_stage": ("pos_ious",), "boxes": ()}
+_CONSTANTS = ("MIN_IOU", "AREA_EPSILON", "IOU_EPSILON")
 _ARGUMENTS = {
     "two_stage": "pred: (N, C+1) logits, background last; target: (N,) labels in 0..C, negative ones are\n    "
-    "ignored; weight: (N,) or None; pos_ious: (number of positives,) IoUs of their predicted boxes, in order, or None.",
+    "ignored; weight: (N,) or None.",
     "one_stage": "pred: (N, C) logits; target: (N,) labels, 0..C-1 for a class, C for background, negative\n    "
-    "ones are ignored; weight: (N,), (N, C) or None; pos_ious: (number of positives,) IoUs of their\n    "
-    "predicted boxes, in order, or None.",
+    "ones are ignored; weight: (N,), (N, C) or None.",
     "boxes": "pred, target: (P, 4) boxes x1 y1 x2 y2 in pixels; weight: (P,) or (P, 4) or None.",
 }
 
@@ -53,7 +56,7 @@ def standalone_module(
     space: SearchSpace,
     class_name: str = "SearchedLoss",
     loss_weight: float = 1.0,
-    alpha: float | None = 0.25,
+    alpha: float | None = ALPHA,
     stable: bool | None = None,
 ) -> str:
     """The source text of a Python file with the loss as a ``torch.nn.Module`` called
@@ -71,13 +74,18 @@ def standalone_module(
         raise ValueError(f"class name {class_name!r}: expected a Python identifier")
     if stable is None:
         stable = not is_released(expression, space)
-    body, functions = _statements(stabilized(expression) if stable else expression, space)
-    make_variables, weigh = _PARTS[space.inputs]
-    carried = [make_variables, weigh, variables.reduced, *functions]
-    boxes, one_stage = space.inputs == "boxes", space.inputs == "one_stage"
-    ious = "" if boxes else ", pos_ious: Tensor | None = None"
-    given = ", ".join(INPUTS[space.inputs])
-    arguments = f"pred, target, {stable}" if boxes else "pred, target, pos_ious"
+    computed = stabilized(expression) if stable else expression
+    body, functions = _statements(computed, space)
+    rows = inputs.needed(space.inputs, computed.variables)
+    needs = {*inputs.needs(space.inputs, computed.variables), *_CALLED_WITH[space.inputs]}
+    needs = [extra for extra in EXTRAS.values() if extra.name in needs]
+    weigh = _PARTS[space.inputs]
+    helpers = {name: None for row in rows for name in _helpers(row.compute)}
+    carried = [*helpers, *(row.compute for row in rows if row.compute), weigh, variables.reduced]
+    carried = dict.fromkeys([*carried, *functions])
+    one_stage = space.inputs == "one_stage"
+    extras = "".join(f"\n        {extra.name}: Tensor | None = None," for extra in needs)
+    meanings = "".join(f"\n    {extra.name}: {extra.meaning}" for extra in needs)
     alpha_line = "        self.alpha = alpha\n" if one_stage else ""
     text = f'''\
 """{class_name}: a loss for object detectors that was found by search. Needs PyTorch alone.
@@ -92,7 +100,7 @@ from torch import Tensor, nn
 
 {chr(10).join(f"{_source(function)}{chr(10)}{chr(10)}" for function in carried)}
 class {class_name}(nn.Module):
-    """{_ARGUMENTS[space.inputs]}
+    """{_ARGUMENTS[space.inputs]}{meanings}
     """
 
     def __init__(self, loss_weight={loss_weight!r}, reduction="mean"{f", alpha={alpha!r}" if one_stage else ""}):
@@ -106,24 +114,47 @@ class {class_name}(nn.Module):
         target,
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
-        reduction_override: str | None = None{ious},
+        reduction_override: str | None = None,{extras}
     ):
         reduction = self.reduction if reduction_override is None else reduction_override
         if reduction not in ("none", "mean", "sum"):
             raise AssertionError(f"reduction: expected none, mean or sum, found {{reduction}}")
         if avg_factor is not None and reduction == "sum":
             raise ValueError('avg_factor cannot be used with reduction="sum"')
-        {given} = {make_variables.__name__}({arguments})
-{textwrap.indent(body, "        ")}
+{textwrap.indent(chr(10).join([*_variables(rows, space, stable), body]), "        ")}
         loss = {weigh.__name__}(value, pred, target, {"self.alpha" if one_stage else "None"}, weight)
         return reduced(loss, avg_factor, reduction) * self.loss_weight
 '''
     return text
 
 
+def _variables(rows: tuple[Input, ...], space: SearchSpace, stable: bool) -> Iterator[str]:
+    """Statements that set the variables."""
+    for boxes in ("pred", "target") if space.inputs == "boxes" else ("pred",):
+        yield f"{boxes} = {boxes} if {boxes}.dtype == torch.float64 else {boxes}.float()"
+    for row in rows:
+        for name in row.takes:
+            if name in EXTRAS and not EXTRAS[name].optional:
+                yield f'assert {name} is not None, "this loss needs {name}"'
+        arguments = ", ".join(str(stable) if name == "stable" else name for name in row.takes)
+        yield f"{row.name} = {f'{row.compute.__name__}({arguments})' if row.compute else arguments}"
+
+
+def _helpers(function: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
+    """The functions of the table of inputs that a function of it calls, each after those that it
+    calls itself."""
+    for name in function.__code__.co_names if function else ():
+        called = getattr(inputs, name, None)
+        if inspect.isfunction(called) and called.__module__ == inputs.__name__:
+            yield from _helpers(called)
+            yield called
+
+
 def _source(function: Callable[..., Any]) -> str:
     try:
         source = textwrap.dedent(inspect.getsource(function)).rstrip()
+        for name in _CONSTANTS:  # torch.jit.script knows no constants of a module
+            source = source.replace(name, repr(getattr(inputs, name)))
     except (OSError, TypeError):
         source = ""
     if not source.startswith("def "):
@@ -135,7 +166,7 @@ def _source(function: Callable[..., Any]) -> str:
 
 def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[Callable[..., Any]]]:
     """Python statements that set ``value``, and the functions that they call."""
-    like = next(iter(INPUTS[space.inputs]))
+    like = "pred"
     uses = (
         Counter()
     )  # how often a subexpression stands in the program, a repeated one's parts counted once

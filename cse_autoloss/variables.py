@@ -1,4 +1,4 @@
-"""From predictions and targets to a formula's variables, and from its values to a loss.
+"""From a formula's values to a loss: what is weighted, summed and divided by what.
 
 An exported loss carries the sources of these functions, as it does the operator table's: each uses
 nothing but ``torch``, so that the text runs wherever PyTorch does; the types are
@@ -7,52 +7,6 @@ those that ``torch.jit.script`` asks for. Shapes: N samples, C classes, P boxes.
 
 import torch
 from torch import Tensor
-
-
-def two_stage_variables(pred, target, pos_ious: Tensor | None):
-    """X (N, C+1) logits, Y its one-hot labels, Z the IoU of each positive (1 in other rows); no
-    IoUs count as 1."""
-    pred = pred if pred.dtype == torch.float64 else pred.float()
-    label = (target[:, None] == torch.arange(pred.shape[1], device=target.device)).to(pred.dtype)
-    quality = torch.ones_like(pred[:, 0])
-    if pos_ious is not None:
-        positive = (target >= 0) & (target < pred.shape[1] - 1)
-        quality = quality.masked_scatter(positive, pos_ious.detach().to(pred.dtype).clamp(min=1e-7))
-    return pred, label, quality[:, None].expand_as(pred)
-
-
-def one_stage_variables(pred, target, pos_ious: Tensor | None):
-    """X (N, C) logits, Q the IoU where an element is its row's label and else 0, PY the binary
-    labels, NY = 1 - PY."""
-    pred = pred if pred.dtype == torch.float64 else pred.float()
-    label = (target[:, None] == torch.arange(pred.shape[1], device=target.device)).to(pred.dtype)
-    quality = label
-    if pos_ious is not None:
-        positive = (target >= 0) & (target < pred.shape[1])
-        ious = pos_ious.detach().to(pred.dtype).clamp(min=1e-7)
-        quality = label * torch.ones_like(pred[:, 0]).masked_scatter(positive, ious)[:, None]
-    return pred, quality, label, 1 - label
-
-
-def box_variables(pred, target, stable: bool):
-    """U, I, E (P,) areas of union, intersection and smallest enclosing box of boxes x1 y1 x2 y2.
-
-    U and E are at least 1e-7, and I at least a millionth of U; not ``stable``: as released, with
-    1e-7 added to U and E.
-    """
-    pred = pred if pred.dtype == torch.float64 else pred.float()
-    target = target if target.dtype == torch.float64 else target.float()
-    inner = torch.minimum(pred[:, 2:], target[:, 2:]) - torch.maximum(pred[:, :2], target[:, :2])
-    outer = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
-    ours, theirs = pred[:, 2:] - pred[:, :2], target[:, 2:] - target[:, :2]
-    inner, outer = inner.clamp(min=0), outer.clamp(min=0)
-    overlap = inner[:, 0] * inner[:, 1]
-    around = outer[:, 0] * outer[:, 1]
-    union = ours[:, 0] * ours[:, 1] + theirs[:, 0] * theirs[:, 1] - overlap
-    if stable:
-        union = union.clamp(min=1e-7)
-        return union, torch.maximum(overlap, 1e-6 * union), around.clamp(min=1e-7)
-    return union + 1e-7, overlap, around + 1e-7
 
 
 def two_stage_loss(value, pred, target, alpha: float | None, weight: Tensor | None):

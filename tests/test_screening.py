@@ -74,7 +74,7 @@ def test_a_quality_aware_loss_is_held_to_its_properties_at_iou_1_only_but_must_b
         f"Add({ONE.losses['QualityFocal'].expression},Log(Sub(Mul(2,Q),Mul(PY,1))))", ONE
     )
     verdict = verify(broken, ONE)
-    assert verdict.failed == "finite-values" and "IoU 1e-07" in verdict.counterexample.sweep
+    assert verdict.failed == "finite-values" and "IoU 0," in verdict.counterexample.sweep
 
 
 @pytest.mark.parametrize("space", [TWO, ONE, REG], ids=lambda space: space.name)
@@ -141,6 +141,15 @@ def torch_gradient(expression, space, batch):
         enclosing = (torch.maximum(high, edge) - torch.minimum(low, -edge)).prod(1)
         union = (2 * half).prod(1) + size.prod(1) - overlap
         variables = {"U": union + 1e-7, "I": overlap, "E": enclosing + 1e-7}
+        unit = size.prod(1).sqrt()
+        around = torch.maximum(high, edge) - torch.minimum(low, -edge)
+        for pair, sides in (
+            (("DX", "DY"), centre),
+            (("WP", "HP"), 2 * half),
+            (("WT", "HT"), size),
+            (("EW", "EH"), around),
+        ):
+            variables.update(zip(pair, (sides / unit[:, None]).unbind(1)))
     else:
         labels, ious = torch.tensor(batch.labels), torch.tensor(batch.ious)[:, None]
         variables = {
@@ -150,6 +159,7 @@ def torch_gradient(expression, space, batch):
             "PY": labels,
             "NY": 1 - labels,
             "Q": labels * ious,
+            **{name: torch.tensor(array) for name, array in batch.further.items()},
         }
     constant = (1,) * variables[next(iter(space.variables))].dim()
     largest = [0.0]

@@ -7,14 +7,18 @@ The gradient is taken in forward mode: a sample has few parameters (its logits, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from cse_autoloss.kernels import MIN_IOU
+from cse_autoloss import inputs
+from cse_autoloss.inputs import ALPHA, EXTRAS, INPUTS, MIN_IOU
 from cse_autoloss.screening.graph import Arrays, Graph
-from cse_autoloss.screening.probes import ALPHA, areas_of
+from cse_autoloss.screening.probes import box_variables
 from cse_autoloss.screening.properties import reduce
 from cse_autoloss.space import SearchSpace
 
@@ -32,22 +36,44 @@ class LogitBatch:
         labels: (samples, columns) 1 where the label is, else 0.
         ious: (samples,) IoU of the sample's box with its target; 1 for background.
         one_stage: whether the columns are independent sigmoids.
+        further: other variables, (samples, columns).
     """
 
     initial: np.ndarray
     labels: np.ndarray
     ious: np.ndarray
     one_stage: bool
+    further: Variables = field(default_factory=dict)
     measure = "accuracy"
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, samples: int, one_stage: bool) -> LogitBatch:
-        """A third or so of the samples is background; IoUs of the others lie in [0.5, 1]."""
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        samples: int,
+        one_stage: bool,
+        variables: Iterable[str] = (),
+    ) -> LogitBatch:
+        """A third or so of the samples is background; IoUs of the others lie in [0.5, 1].
+
+        Args:
+            variables: those of the space; what some are made of is drawn, too.
+        """
         columns = CLASSES if one_stage else CLASSES + 1
         label = rng.integers(CLASSES + 1, size=samples)
         labels = (label[:, None] == np.arange(columns)).astype(float)
         ious = np.where(label == CLASSES, 1, rng.uniform(0.5, 1, samples))
-        return cls(rng.normal(0, 1.5, (samples, columns)), labels, ious, one_stage)
+        initial = rng.normal(0, 1.5, (samples, columns))
+        kind = "one_stage" if one_stage else "two_stage"
+        given = {"pred": torch.from_numpy(initial), "target": torch.from_numpy(label)}
+        further = [name for name in variables if name not in ("X", "Y", "Z", "Q", "PY", "NY")]
+        for name in sorted(inputs.needs(kind, further)):
+            drawn = EXTRAS[name].draw(rng, label < CLASSES, CLASSES)
+            given[name] = torch.from_numpy(drawn)
+        found = inputs.variables(kind, further, given)
+        return cls(
+            initial, labels, ious, one_stage, {name: found[name].numpy() for name in further}
+        )
 
     @property
     def weights(self) -> np.ndarray | None:
@@ -57,20 +83,25 @@ class LogitBatch:
             else None
         )
 
+    @cached_property
+    def _fixed(self) -> Variables:
+        """The variables that stand still, samples times directions."""
+        columns = self.labels.shape[1]
+        ious = np.broadcast_to(np.maximum(self.ious, MIN_IOU)[:, None], self.labels.shape)
+        values = (
+            {"PY": self.labels, "NY": 1 - self.labels, "Q": self.labels * ious}
+            if self.one_stage
+            else {"Y": self.labels, "Z": ious}
+        )
+        return {
+            name: array.repeat(columns, 0) for name, array in {**values, **self.further}.items()
+        }
+
     def variables(self, logits: np.ndarray) -> tuple[Variables, Variables]:
         """Variables and their tangents, samples times directions. ``logits`` is (..., samples,
         columns)."""
         samples, columns = self.labels.shape
-        labels = self.labels.repeat(columns, 0)
-        ious = np.broadcast_to(np.maximum(self.ious, MIN_IOU)[:, None], self.labels.shape).repeat(
-            columns, 0
-        )
-        values = {"X": logits.repeat(columns, -2)}
-        values |= (
-            {"PY": labels, "NY": 1 - labels, "Q": labels * ious}
-            if self.one_stage
-            else {"Y": labels, "Z": ious}
-        )
+        values = {"X": logits.repeat(columns, -2), **self._fixed}
         return values, {"X": np.tile(np.eye(columns), (samples, 1))}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
@@ -97,15 +128,24 @@ class BoxBatch:
     Attributes:
         initial: (samples, 4) boxes to start from.
         targets: (samples, 2) widths and heights of the targets in pixels.
+        names: of the variables that are asked for.
+        image_sizes: (samples, 2) widths and heights of the images; the usual ones where None.
     """
 
     initial: np.ndarray
     targets: np.ndarray
+    names: tuple[str, ...] = ("U", "I", "E")
+    image_sizes: np.ndarray | None = None
     measure = "mean IoU"
     weights = None
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, samples: int) -> BoxBatch:
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        samples: int,
+        variables: Iterable[str] = ("U", "I", "E"),
+    ) -> BoxBatch:
         """Targets from 8 to 512 pixels; boxes off by a third of the size or so, and every eighth
         beside its target."""
         side, aspect = np.exp2(rng.uniform(3, 9, samples)), np.exp2(rng.uniform(-1, 1, samples))
@@ -115,22 +155,41 @@ class BoxBatch:
         initial[::8, 0] = rng.choice([-1, 1], len(initial[::8])) * rng.uniform(
             1.5, 2, len(initial[::8])
         )
-        return cls(initial, np.stack([side * np.sqrt(aspect), side / np.sqrt(aspect)], -1))
+        targets = np.stack([side * np.sqrt(aspect), side / np.sqrt(aspect)], -1)
+        sizes = None
+        if inputs.needs("boxes", variables):
+            sizes = EXTRAS["image_sizes"].draw(rng, np.ones(samples, bool), CLASSES)
+        return cls(initial, targets, tuple(variables), sizes)
 
     def variables(self, boxes: np.ndarray) -> tuple[Variables, Variables]:
         """Variables and their tangents, samples times directions. ``boxes`` is (..., samples,
         4)."""
-        areas, slopes = areas_and_slopes(boxes, self.targets)
         points = (*boxes.shape[:-2], -1, 1)
-        return (
-            {name: area.repeat(4, -1).reshape(points) for name, area in zip("UIE", areas)},
-            {name: slope.reshape(points) for name, slope in zip("UIE", slopes)},
-        )
+        parameters = torch.tensor(boxes.reshape(-1, 4), requires_grad=True)
+        found = self._compute(self.names, parameters)
+        values, tangents = {}, {}
+        for name in self.names:
+            values[name] = found[name].detach().numpy().repeat(4).reshape(points)
+            if INPUTS["boxes"][name].predicted:
+                total = found[name].sum()  # a box's variable depends on that box alone
+                (slope,) = torch.autograd.grad(total, parameters, retain_graph=True)
+                tangents[name] = slope.numpy().reshape(points)
+        return values, tangents
 
     def scores(self, boxes: np.ndarray) -> np.ndarray:
         """Mean IoU with the targets. Shape (candidates,)."""
-        union, overlap, _ = areas_and_slopes(boxes, self.targets)[0]
-        return (overlap / union).mean(-1)
+        found = self._compute(("U", "I"), torch.from_numpy(boxes.reshape(-1, 4)))
+        return (found["I"] / found["U"]).numpy().reshape(boxes.shape[:-1]).mean(-1)
+
+    def _compute(self, names: Iterable[str], boxes: Tensor) -> dict[str, Tensor]:
+        """Variables of (boxes, 4), the samples' over and over."""
+        targets = torch.from_numpy(self.targets).repeat(len(boxes) // len(self.targets), 1)
+        size = boxes[:, 2:].clamp(max=20).exp()
+        pixels = torch.cat([boxes[:, :2] * targets, size * targets], 1)
+        sizes = self.image_sizes
+        if sizes is not None:
+            sizes = torch.from_numpy(sizes).repeat(len(boxes) // len(sizes), 1)
+        return box_variables(names, pixels, torch.cat([0 * targets, targets], 1), sizes)
 
 
 Batch = LogitBatch | BoxBatch
@@ -139,9 +198,9 @@ Batch = LogitBatch | BoxBatch
 def draw_batch(space: SearchSpace, rng: np.random.Generator, samples: int) -> Batch:
     """Random predictions and labels, or targets, of the kind that a space is about."""
     return (
-        BoxBatch.draw(rng, samples)
+        BoxBatch.draw(rng, samples, space.variables)
         if space.inputs == "boxes"
-        else LogitBatch.draw(rng, samples, space.inputs == "one_stage")
+        else LogitBatch.draw(rng, samples, space.inputs == "one_stage", space.variables)
     )
 
 
@@ -170,35 +229,3 @@ def gradients(graph: Graph, batch: Batch, predictions: np.ndarray, arrays: Array
             -1, *predictions.shape[-2:]
         )
     return result
-
-
-def areas_and_slopes(boxes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Union, intersection and enclosing area of boxes with targets centred at 0, and their
-    derivatives.
-
-    Args:
-        boxes: (..., 4) centre x, centre y, log width, log height, in units of the target.
-        targets: (..., 2) width and height in pixels.
-
-    Returns:
-        (3, ...) in squared pixels, and (3, ..., 4) their derivatives by the boxes' parameters.
-    """
-    centre, size = boxes[..., :2] * targets, np.exp(np.minimum(boxes[..., 2:], 20)) * targets
-    low, high, edge = centre - size / 2, centre + size / 2, targets / 2
-    overlap = np.clip(np.minimum(high, edge) - np.maximum(low, -edge), 0, None)
-    enclosing = np.maximum(high, edge) - np.minimum(low, -edge)
-    # How overlap and enclosing extents change with the upper and the lower side.
-    touching = overlap > 0
-    upper, lower = (high < edge) & touching, (low > -edge) & touching
-    outer_upper, outer_lower = high > edge, low < -edge
-    by_centre = np.stack([upper * 1.0 - lower, outer_upper * 1.0 - outer_lower]) * targets
-    by_size = np.stack([upper * 0.5 + lower * 0.5, outer_upper * 0.5 + outer_lower * 0.5]) * size
-    other = np.stack([overlap, enclosing])[
-        ..., ::-1
-    ]  # the other side's extent: the height for the width
-    overlap_slope, enclosing_slope = np.concatenate([by_centre * other, by_size * other], -1)
-    area_slope = np.concatenate(
-        [np.zeros_like(size), np.broadcast_to(size.prod(-1)[..., None], size.shape)], -1
-    )
-    areas = areas_of(np.concatenate([centre, size], -1), np.concatenate([0 * targets, targets], -1))
-    return areas, np.stack([area_slope - overlap_slope, overlap_slope, enclosing_slope])

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from cse_autoloss.kernels import AREA_EPSILON, MIN_IOU
+from cse_autoloss import inputs
+from cse_autoloss.inputs import ALPHA, EXTRAS, INPUTS
 from cse_autoloss.space import SearchSpace, SpaceError
-
-ALPHA = 0.25  # weight of a label in one-stage losses; 1 - ALPHA elsewhere
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ class Probes:
         """
         section = _Section(space)
         if space.inputs == "boxes":
-            blocks, fading = tuple(_box_blocks(section)), None
+            blocks, fading = tuple(_box_blocks(section, space)), None
         else:
             blocks, fading = (
-                tuple(_logit_blocks(section, space.inputs == "one_stage")),
+                tuple(_logit_blocks(section, space)),
                 section.share("fading"),
             )
         tolerances = Tolerances(section.share("monotonicity"), section.share("convergence"), fading)
@@ -199,7 +200,30 @@ def _is_number(value: Any, low: float, high: float, whole: bool) -> bool:
 # ----------------------------------------------------------------------------------------------------
 
 
-def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
+@dataclass(frozen=True)
+class _Sample:
+    """What a sweep is about.
+
+    Attributes:
+        positive: whether it is a positive, of the first class; else it is background.
+        others: what extras, and variables that are given as they are, have in place of their usual
+            values.
+    """
+
+    positive: bool
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        iou = f" of IoU {self.others.get('pos_ious', 1.0):g}"
+        rest = [f", {name} {value:g}" for name, value in self.others.items() if name != "pos_ious"]
+        return f"{f'positive{iou}' if self.positive else 'background'}{''.join(rest)}"
+
+
+_USUAL = (_Sample(True), _Sample(False))
+
+
+def _logit_blocks(section: _Section, space: SearchSpace) -> Iterator[Block]:
+    one_stage = space.inputs == "one_stage"
     span = section.interval("logits", -80, 80)
     steps, glance = section.number("steps", 3, 1000, True), section.number("glance", 3, 1000, True)
     classes = sorted(section.numbers("classes", 1 + one_stage, 100, True))
@@ -211,44 +235,73 @@ def _logit_blocks(section: _Section, one_stage: bool) -> Iterator[Block]:
 
     def block(
         name: str,
-        steps: int,
+        samples: Sequence[_Sample],
         columns: int,
-        others: list[float],
-        samples: list[_Sample],
+        steps: int = steps,
+        others: Sequence[float] = (0.0,),
         held: bool = True,
     ) -> Block:
-        return _logit_block(
-            name,
-            one_stage,
-            np.linspace(*span, steps),
-            columns,
-            others,
-            samples,
-            wrong,
-            flatness,
-            held,
-        )
+        positions = np.linspace(*span, steps)
+        return _logit_block(name, space, positions, columns, others, samples, wrong, flatness, held)
 
-    yield block("glance", glance, columns[0], [0.0], [(True, 1.0)])
+    yield block("glance", _USUAL[:1], columns[0], glance)
     for count in columns:
-        yield block(f"{count} columns", steps, count, others, [(True, 1.0), (False, 1.0)])
-    yield block(
-        "IoUs", steps, columns[0], [0.0], [(True, max(iou, MIN_IOU)) for iou in ious], held=False
-    )
+        yield block(f"{count} columns", _USUAL, count, others=others)
+    yield block("IoUs", [_Sample(True, {"pos_ious": iou}) for iou in ious], columns[0], held=False)
+    for name, values, held in _further_inputs(space):
+        samples = [_Sample(positive, {name: v}) for v in values for positive in (True, False)]
+        yield block(name, samples, columns[0], held=held)
 
 
-_Sample = tuple[
-    bool, float
-]  # whether it is a positive (of the first class; else background), and its IoU
+def _further_inputs(space: SearchSpace) -> Iterator[tuple[str, tuple[float, ...], bool]]:
+    """What else the space's variables are made of: name, values beside the usual one, whether a loss
+    is held to its properties there."""
+    for extra in EXTRAS.values():
+        if extra.name in inputs.needs(space.inputs, space.variables) and extra.others:
+            yield extra.name, extra.others, extra.held
+    for row in INPUTS[space.inputs].values():
+        if row.name in space.variables and row.ranks:
+            yield row.name, row.ranks[1:], True
+
+
+def variables_of(
+    space: SearchSpace, logits: np.ndarray, target: int, others: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """The space's variables for samples of one label.
+
+    Args:
+        logits: (points, columns).
+        target: the label of all.
+        others: see :class:`_Sample`.
+    """
+    classes = logits.shape[1] - (space.inputs == "two_stage")
+    pred = torch.from_numpy(logits)
+    counts = {"positive": len(logits) * (target < classes), "sample": len(logits)}
+    given: dict[str, Any] = {"pred": pred, "target": torch.full((len(logits),), target)}
+    for name in inputs.needs(space.inputs, space.variables):
+        extra = EXTRAS[name]
+        usual = extra.usual
+        if extra.background is not None and target >= classes:
+            usual = extra.background
+        value = others.get(name, usual)
+        if extra.each == "category":  # of the first class
+            given[name] = torch.tensor([value] + [extra.usual] * (classes - 1)).double()
+        else:
+            given[name] = torch.full((counts[extra.each],), value, dtype=pred.dtype)
+    for row in INPUTS[space.inputs].values():
+        if row.ranks:
+            given[row.name] = torch.full_like(pred, others.get(row.name, row.ranks[0]))
+    found = inputs.variables(space.inputs, space.variables, given)
+    return {name: found[name].numpy() for name in space.variables}
 
 
 def _logit_block(
     name: str,
-    one_stage: bool,
+    space: SearchSpace,
     position: np.ndarray,
     columns: int,
-    others: list[float],
-    samples: list[_Sample],
+    others: Sequence[float],
+    samples: Sequence[_Sample],
     wrong: tuple[float, float],
     flatness: float,
     held: bool,
@@ -256,12 +309,12 @@ def _logit_block(
     """Sweeps for each sample: the first takes all logits at once from plainly wrong to plainly
     right; the others take the label's logit up, or another one's down, while all else stays.
     """
-    steps = len(position)
-    logits, directions, labels, ious, texts = [], [], [], [], []
-    for positive, iou in samples:
+    steps, one_stage = len(position), space.inputs == "one_stage"
+    logits, directions, labels, texts, parts = [], [], [], [], []
+    for sample in samples:
         label = np.zeros(columns)
-        if positive or not one_stage:
-            label[0 if positive else -1] = 1
+        if sample.positive or not one_stage:
+            label[0 if sample.positive else -1] = 1
         towards = 2 * label - 1
         lines = [(towards, np.zeros(columns), "all logits go from wrong to right")]
         for other in others:
@@ -279,27 +332,29 @@ def _logit_block(
                         f"{what}, the rest at {other:g}",
                     )
                 )
-        for direction, rest, text in lines:
-            logits.append(rest + position[:, None] * direction)
-            directions.append(np.broadcast_to(direction, (steps, columns)))
-            labels.append(np.broadcast_to(label, (steps, columns)))
-            ious.append(np.full((steps, columns), iou))
-            texts.append(
-                f"{f'positive of IoU {iou:g}' if positive else 'background'}, {columns} columns: {text}"
-            )
+        swept = [rest + position[:, None] * direction for direction, rest, _ in lines]
+        target = 0 if sample.positive else columns - (not one_stage)
+        parts.append(variables_of(space, np.concatenate(swept), target, sample.others))
+        logits += swept
+        directions += [np.broadcast_to(direction, (steps, columns)) for direction, _, _ in lines]
+        labels += [np.broadcast_to(label, (steps, columns))] * len(lines)
+        texts += [f"{sample}, {columns} columns: {text}" for _, _, text in lines]
     shape = (len(samples), len(texts) // len(samples), steps)
-    x, direction, y, iou = (
-        np.concatenate(part).astype(np.float32) for part in (logits, directions, labels, ious)
+    x, direction, y = (
+        np.concatenate(part).astype(np.float32) for part in (logits, directions, labels)
     )
+    values = {
+        name: np.concatenate([part[name] for part in parts]).astype(np.float32)
+        for name in space.variables
+    }
     step = np.broadcast_to(np.arange(steps), shape)
     settled = step == steps - 1
     settled[:, 1:] = False
     if one_stage:
-        values = {"X": x, "PY": y, "NY": 1 - y, "Q": y * iou}
         weights = ALPHA * y + (1 - ALPHA) * (1 - y)
         margin = np.tile(position, len(texts))  # how far the swept logit lies on its right side
     else:
-        values, weights = {"X": x, "Y": y, "Z": iou}, None
+        weights = None
         # Of the label over the others. A softmax is put right by either logit: what moves one of
         # them is not flat.
         margin = np.where(
@@ -332,7 +387,7 @@ _DIAGONAL = "diagonal translation"
 _Path = Callable[[np.ndarray], np.ndarray]
 
 
-def _box_blocks(section: _Section) -> Iterator[Block]:
+def _box_blocks(section: _Section, space: SearchSpace) -> Iterator[Block]:
     steps, glance = section.number("steps", 3, 1000, True), section.number("glance", 3, 1000, True)
     areas = section.numbers("areas", 1e-2, 1e9)
     aspects = section.numbers("aspects", 1e-2, 1e2)
@@ -348,10 +403,11 @@ def _box_blocks(section: _Section) -> Iterator[Block]:
         if name in (_DIAGONAL, f"scale from {scales[0]:g}")
     }
     flatness = section.share("flatness")
-    yield _box_block("glance", glance, [(middle, aspects[0])], glances, wrong, flatness)
+    yield _box_block("glance", space, glance, [(middle, aspects[0])], glances, wrong, flatness)
     # A loss in squared pixels, such as U - I, moves large boxes only.
     yield _box_block(
         "all areas",
+        space,
         glance,
         [(area, aspects[0]) for area in areas],
         glances,
@@ -362,13 +418,14 @@ def _box_blocks(section: _Section) -> Iterator[Block]:
     for area in areas:
         yield _box_block(
             f"paths to {area:g} square pixels",
+            space,
             steps,
             [(area, aspect) for aspect in aspects],
             paths,
             wrong,
             flatness,
         )
-    yield _each_area(areas, aspects, paths[_DIAGONAL])
+    yield _each_alone(space, areas, aspects, paths[_DIAGONAL])
 
 
 def _box_paths(
@@ -409,28 +466,47 @@ def _box_paths(
         yield f"aspect from {stretch:g}", path(width=stretch, height=1 / stretch)
 
 
-def areas_of(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Union, intersection and enclosing area as the losses see them.
+def box_variables(
+    names: Iterable[str], boxes: Tensor, targets: Tensor, image_sizes: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Variables of boxes, as the released losses see them.
 
     Args:
-        boxes, targets: (..., 4) as (centre x, centre y, width, height) in pixels.
-
-    Returns:
-        (3, ...) in squared pixels.
+        boxes, targets: (P, 4) as (centre x, centre y, width, height) in pixels.
+        image_sizes: (P, 2); the usual ones where absent.
     """
-    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
-    target_low, target_high = (
-        targets[..., :2] - targets[..., 2:] / 2,
-        targets[..., :2] + targets[..., 2:] / 2,
-    )
-    overlap = np.clip(np.minimum(high, target_high) - np.maximum(low, target_low), 0, None).prod(-1)
-    enclosing = (np.maximum(high, target_high) - np.minimum(low, target_low)).prod(-1)
-    union = boxes[..., 2:].prod(-1) + targets[..., 2:].prod(-1) - overlap
-    return np.stack([union + AREA_EPSILON, overlap, enclosing + AREA_EPSILON])
+    corners = [
+        torch.cat([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1)
+        for box in (boxes, targets)
+    ]
+    if image_sizes is None:
+        image_sizes = boxes.new_full((len(boxes), 2), EXTRAS["image_sizes"].usual)
+    given = dict(zip(("pred", "target"), corners)) | {"stable": False, "image_sizes": image_sizes}
+    return inputs.variables("boxes", names, given)
+
+
+def _along(
+    names: Sequence[str], path: _Path, position: np.ndarray, width: float, height: float
+) -> np.ndarray:
+    """(names, positions) variables on the way to a target of a width and height in pixels."""
+    unit, target = np.array([width, height] * 2), np.array([0, 0, width, height])
+    boxes = torch.from_numpy(path(position) * unit)
+    found = box_variables(names, boxes, torch.from_numpy(target).expand_as(boxes))
+    values = np.stack([found[name].numpy() for name in names])
+    overlap = names.index("I")
+    # Boxes that touch do not overlap by their rounding.
+    values[overlap][values[overlap] < 1e-9 * width * height] = 0
+    return values
+
+
+def _with_areas(space: SearchSpace) -> list[str]:
+    """The space's variables, and the areas, which tell where a box stands."""
+    return list(dict.fromkeys(["U", "I", "E", *space.variables]))
 
 
 def _box_block(
     name: str,
+    space: SearchSpace,
     steps: int,
     targets: list[tuple[float, float]],
     paths: Mapping[str, _Path],
@@ -441,32 +517,30 @@ def _box_block(
     """The paths to each target. ``together``: slopes are compared between targets, too; the losses'
     least values are not."""
     position, nudge = np.linspace(0, 1, steps), 1e-6
-    areas, slopes, texts = [], [], []
+    names = _with_areas(space)
+    values, slopes, texts = [], [], []
     for area, aspect in targets:
-        target = np.array([0, 0, math.sqrt(area * aspect), math.sqrt(area / aspect)])
-        unit = np.tile(target[2:], 2)
+        size = math.sqrt(area * aspect), math.sqrt(area / aspect)
         for text, path in paths.items():
-            here, before = (areas_of(path(t) * unit, target) for t in (position, position - nudge))
-            for overlap in (here[1], before[1]):
-                overlap[overlap < 1e-9 * area] = (
-                    0  # boxes that touch do not overlap by their rounding
-                )
-            areas.append(here)
+            here, before = (_along(names, path, t, *size) for t in (position, position - nudge))
+            values.append(here)
             slopes.append(
                 (here - before) / nudge
             )  # from behind: the path ends on the target, where areas have a kink
             texts.append(f"{text}, target of {area:g} square pixels, aspect {aspect:g}")
-    area, slope = (np.stack(part, 1).reshape(3, -1, 1) for part in (areas, slopes))
-    slope[np.abs(slope) < 1e-9 * area.max(axis=0) / nudge] = 0  # rounding
-    union, overlap, _ = area[..., 0]
-    iou, rising = overlap / union, (slope[1] * area[0] - slope[0] * area[1])[:, 0] > 0
+    value, slope = (np.stack(part, 1).reshape(len(names), -1) for part in (values, slopes))
+    scale = np.maximum(np.abs(value), 1)
+    scale[:3] = value[:3].max(axis=0)
+    slope[np.abs(slope) < 1e-9 * scale / nudge] = 0  # rounding
+    union, overlap = value[:2]
+    iou, rising = overlap / union, slope[1] * union - slope[0] * overlap > 0
     settled = np.tile((position == 1) & (not together), len(texts))
     shape = (1, len(texts), steps) if together else (len(targets), len(paths), steps)
     return Block(
         name,
         shape,
-        dict(zip("UIE", area.astype(np.float32))),
-        dict(zip("UIE", slope.astype(np.float32))),
+        _columns(names, value, space.variables),
+        _columns(names, slope, space.predicted),
         None,
         True,
         settled,
@@ -478,38 +552,36 @@ def _box_block(
     )
 
 
-def _each_area(areas: list[float], aspects: list[float], path: _Path) -> Block:
-    """The gradient by each area alone must be finite, too: along a path it may be hidden by an area
+def _columns(names: Sequence[str], rows: np.ndarray, kept: Iterable[str]) -> dict[str, np.ndarray]:
+    """(points, 1) float32 of each variable that is kept, from (names, points)."""
+    return {name: row[:, None].astype(np.float32) for name, row in zip(names, rows) if name in kept}
+
+
+def _each_alone(space: SearchSpace, areas: list[float], aspects: list[float], path: _Path) -> Block:
+    """The gradient by each variable alone must be finite, too: along a path it may be hidden by one
     that stands still, where torch multiplies infinity by 0. Only not by an intersection that is
     empty: what clamps it stops any gradient.
     """
-    points, texts = [], []
+    position = np.array([0, 0.75, 1])  # disjoint, overlapping, there
+    names, moving = _with_areas(space), [n for n in space.variables if n in space.predicted]
+    values, slopes, texts = [], [], []
     for area in areas:
         for aspect in aspects:
-            target = np.array([0, 0, math.sqrt(area * aspect), math.sqrt(area / aspect)])
-            places = path(np.array([0, 0.75, 1])) * np.tile(
-                target[2:], 2
-            )  # disjoint, overlapping, there
-            points.append(areas_of(places, target).T)
-            texts += [
-                f"{name} alone, target of {area:g} square pixels, aspect {aspect:g}"
-                for name in "UIE"
-            ]
-    shape = (len(points), 3, 3)
-    values = np.stack(points)[:, None].repeat(3, 1).reshape(-1, 3).T[..., None].astype(np.float32)
-    slopes = (
-        np.tile(np.eye(3)[:, None], (shape[0], 1, shape[2], 1))
-        .reshape(-1, 3)
-        .T[..., None]
-        .astype(np.float32)
-    )
-    slopes[1] = np.where(values[1] > 0, slopes[1], 0)
-    nowhere = np.zeros(values.shape[1], bool)
+            size = math.sqrt(area * aspect), math.sqrt(area / aspect)
+            here = _along(names, path, position, *size)
+            for alone in moving:
+                slope = np.array([[name == alone] for name in names]) * np.ones(len(position))
+                slope[1] = np.where(here[1] > 0, slope[1], 0)
+                values.append(here)
+                slopes.append(slope)
+                texts.append(f"{alone} alone, target of {area:g} square pixels, aspect {aspect:g}")
+    value, slope = (np.concatenate(part, 1) for part in (values, slopes))
+    nowhere = np.zeros(value.shape[1], bool)
     return Block(
-        "each area alone",
-        shape,
-        dict(zip("UIE", values)),
-        dict(zip("UIE", slopes)),
+        "each variable alone",
+        (len(areas) * len(aspects), len(moving), len(position)),
+        _columns(names, value, space.variables),
+        _columns(names, slope, space.predicted),
         None,
         False,
         nowhere,
@@ -517,5 +589,5 @@ def _each_area(areas: list[float], aspects: list[float], path: _Path) -> Block:
         0,
         tuple(texts),
         "share of the path",
-        np.tile([0, 0.75, 1], len(texts)),
+        np.tile(position, len(texts)),
     )

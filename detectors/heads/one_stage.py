@@ -18,7 +18,7 @@ from mmdet.models import HEADS
 from mmdet.models.dense_heads import ATSSHead, FCOSHead
 from torch import Tensor
 
-from cse_autoloss.losses import MIN_IOU
+from cse_autoloss.inputs import MIN_IOU
 from detectors.losses import wants_pos_ious
 
 

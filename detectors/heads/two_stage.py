@@ -19,7 +19,7 @@ from mmdet.models.roi_heads.bbox_heads import (
 )
 from torch import Tensor
 
-from cse_autoloss.losses import MIN_IOU
+from cse_autoloss.inputs import MIN_IOU
 from detectors.losses import wants_pos_ious
 
 
