@@ -73,12 +73,12 @@ class RoIFeatures:
         writer.add("boxes", boxes)
         return {**row, "rois": len(boxes)}
 
-    def __init__(self, arrays: Arrays, model: nn.Module) -> None:
-        self.info = arrays.info
+    def __init__(self, arrays: Arrays, model: nn.Module, precision: torch.dtype) -> None:
+        self.info, self._precision = arrays.info, precision
         rows = self.info["rows"]
         self._features, self._boxes = arrays["features"], arrays["boxes"]
         self._starts = _starts(row["rois"] for row in rows)
-        self._metas = [_meta(row) for row in rows]
+        self.metas = [_meta(row) for row in rows]
         if "images" in self.info:
             self._sampler = model.roi_head.bbox_sampler
             self._assign(arrays, [row["objects"] for row in rows])
@@ -96,19 +96,15 @@ class RoIFeatures:
         self._assigned = AssignResult(len(self._gt_bboxes), gt_inds, None, arrays["labels"])
         self._no_flags = torch.zeros_like(gt_inds, dtype=torch.uint8)
 
-    def __len__(self) -> int:
-        return len(self._metas)
-
     def losses(self, model: nn.Module, images: Sequence[int]) -> dict[str, Tensor]:
         """Losses of the box head, as mmdet's ``forward_train`` names them."""
-        sampled = self._sample(images)
-        features = self._features[torch.cat([sampled.pos_inds, sampled.neg_inds])].float()
-        head = model.roi_head
-        head.bbox_roi_extractor = _Extracted()
-        done = head._bbox_forward_train(
-            (features,), [sampled], [sampled.pos_gt_bboxes], [sampled.pos_gt_labels], None
-        )
-        return done["loss_bbox"]
+        sampled, head = self._sample(images), model.roi_head.bbox_head
+        features = self._features[torch.cat([sampled.pos_inds, sampled.neg_inds])]
+        with _in_precision(self._precision, features.device):
+            outputs = head(features.float())
+        targets = head.get_targets([sampled], None, None, model.roi_head.train_cfg)
+        rois = bbox2roi([sampled.bboxes])
+        return head.loss(*(output.float() for output in outputs), rois, *targets)
 
     def _sample(self, images: Sequence[int]) -> SamplingResult:
         """RoIs of each image as mmdet's RandomSampler draws them."""
@@ -128,13 +124,13 @@ class RoIFeatures:
 
     def detect(self, model: nn.Module, images: Sequence[int]) -> list[list[np.ndarray]]:
         """For each image, for each class, (boxes, 5): x1 y1 x2 y2 in the original image, score."""
-        starts = self._starts[images[0] : images[-1] + 2]
-        boxes = [self._boxes[a:b] for a, b in zip(starts, starts[1:], strict=False)]
-        features = self._features[starts[0] : starts[-1]].float()
+        rois = [slice(*self._starts[image : image + 2]) for image in images]
+        boxes = [self._boxes[some] for some in rois]
+        features = torch.cat([self._features[some] for some in rois]).float()
         head = model.roi_head
         head.bbox_roi_extractor = _Extracted()
         found = head.simple_test_bboxes(
-            (features,), [self._metas[i] for i in images], boxes, head.test_cfg, rescale=True
+            (features,), [self.metas[i] for i in images], boxes, head.test_cfg, rescale=True
         )
         return [bbox2result(*one, head.bbox_head.num_classes) for one in zip(*found, strict=True)]
 
@@ -154,10 +150,10 @@ class FeatureMaps:
             writer.add("gt_labels", seen.gt_labels)
         return row
 
-    def __init__(self, arrays: Arrays, model: nn.Module) -> None:
-        self.info = arrays.info
+    def __init__(self, arrays: Arrays, model: nn.Module, precision: torch.dtype) -> None:
+        self.info, self._precision = arrays.info, precision
         rows = self.info["rows"]
-        self._metas = [_meta(row) for row in rows]
+        self.metas = [_meta(row) for row in rows]
         self._sizes = [[tuple(size) for size in row["sizes"]] for row in rows]
         self._values = [[math.prod(size) for size in sizes] for sizes in self._sizes]
         self._maps = arrays["features"].split([sum(levels) for levels in self._values])
@@ -169,15 +165,15 @@ class FeatureMaps:
             self._gt_bboxes = arrays["gt_bboxes"].split(objects)
             self._gt_labels = arrays["gt_labels"].split(objects)
 
-    def __len__(self) -> int:
-        return len(self._metas)
-
     def losses(self, model: nn.Module, images: Sequence[int]) -> dict[str, Any]:
         """Losses of the head, as mmdet's ``forward_train`` names them."""
         maps, metas = self._batch(images)
         truth = [[of[i] for i in images] for of in (self._gt_bboxes, self._gt_labels)]
         if self._proposals is None:
-            return model.bbox_head.forward_train(maps, metas, *truth)
+            with _in_precision(self._precision, maps[0].device):
+                outputs = model.bbox_head(maps)
+            outputs = ([level.float() for level in levels] for levels in outputs)
+            return model.bbox_head.loss(*outputs, *truth, metas)
         model.roi_head.mask_head = None
         proposals = [self._proposals[i] for i in images]
         return model.roi_head.forward_train(maps, metas, proposals, *truth)
@@ -210,7 +206,7 @@ class FeatureMaps:
                     ]
                 )
             )
-        return levels, [self._metas[i] for i in images]
+        return levels, [self.metas[i] for i in images]
 
 
 class _Extracted(nn.Module):
@@ -222,6 +218,10 @@ class _Extracted(nn.Module):
         return features[0]
 
 
+def _in_precision(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
 def _draw(sampler: RandomSampler, gallery: Tensor, count: int) -> Tensor:
     return gallery if len(gallery) <= count else sampler.random_choice(gallery, count)
 
@@ -229,6 +229,7 @@ def _draw(sampler: RandomSampler, gallery: Tensor, count: int) -> Tensor:
 def _row(seen: Seen) -> dict[str, Any]:
     """What JSON keeps of an image."""
     row: dict[str, Any] = {name: np.asarray(seen.meta[name]).tolist() for name in _META}
+    row["flip_direction"] = seen.meta["flip_direction"] if seen.meta["flip"] else None
     if seen.gt_bboxes is not None:
         row["objects"] = len(seen.gt_bboxes)
     return row
@@ -236,7 +237,8 @@ def _row(seen: Seen) -> dict[str, Any]:
 
 def _meta(row: dict[str, Any]) -> dict[str, Any]:
     meta = {name: tuple(row[name]) for name in _META}
-    return {**meta, "scale_factor": np.array(row["scale_factor"], np.float32)}
+    scale = np.array(row["scale_factor"], np.float32)
+    return {**meta, "scale_factor": scale, "flip_direction": row["flip_direction"]}
 
 
 def _starts(counts: Iterable[int]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.datasets import CocoDataset
+from mmdet.core.bbox.transforms import bbox_flip
 from torch import nn
 
 from cse_autoloss.trial import ConfigError
@@ -23,7 +23,7 @@ from detectors.head_features import FeatureMaps, RoIFeatures, Seen
 from detectors.images import dataset
 from detectors.setup import Setup, versions
 
-_MADE = "1"  # counts the ways features have been made in; cached ones of another way are stale
+_MADE = "2"  # counts the ways features have been made in; cached ones of another way are stale
 _MEASURED_AT_ONCE = 8  # images
 
 
@@ -45,6 +45,8 @@ class HeadStage:
             *(_MADE, json.dumps(made_from, sort_keys=True, default=repr), setup.data.digest),
             *(weights, str(limit), setup.device.type),
         )
+        flips = _flips(config.data.train.pipeline)
+        self._directions = [direction for _, direction, _ in flips if direction is not None]
         self._kind = RoIFeatures if RoIFeatures.can_do(trunk) else FeatureMaps
         self._splits: dict[str, RoIFeatures | FeatureMaps] = {}
 
@@ -65,48 +67,71 @@ class HeadStage:
             )
         return Batches(info["images"], info["chances"], size, seed)
 
-    def detect(self, model: nn.Module, split: str) -> Iterator[list[list[np.ndarray]]]:
+    @property
+    def views(self) -> list[str]:
+        """How images are shown to a head that is measured: ``"as is"``, and in each flip that
+        training shows."""
+        return ["as is", *self._directions]
+
+    def detect(
+        self, model: nn.Module, split: str, view: int = 0
+    ) -> Iterator[list[list[np.ndarray]]]:
         """Boxes found, in a few images at a time, in the order of the data set.
 
         For each image, for each class: (boxes, 5) of x1 y1 x2 y2 in pixels of the original image,
         and score.
         """
         model.eval()
-        features = self._features(split)
-        for start in range(0, len(features), _MEASURED_AT_ONCE):
-            images = range(start, min(start + _MEASURED_AT_ONCE, len(features)))
+        features, views = self._features(split), len(self.views)
+        every = range(view, len(features.metas), views)
+        for start in range(0, len(every), _MEASURED_AT_ONCE):
+            images = every[start : start + _MEASURED_AT_ONCE]
             with torch.no_grad():
-                yield features.detect(model, images)
+                found = features.detect(model, images)
+            metas = [features.metas[image] for image in images]
+            yield [_as_is(boxes, meta) for boxes, meta in zip(found, metas, strict=True)]
 
     def _features(self, split: str) -> RoIFeatures | FeatureMaps:
         if split not in self._splits:
             make = self._make_training if split == "train" else self._make_measuring
             name = digest(self._digest, split)
             arrays = shared(name, lambda writer: make(writer, split), self._setup.device)
-            self._splits[split] = self._kind(arrays, self._trunk)
+            precision = getattr(torch, self._setup.head.precision)
+            self._splits[split] = self._kind(arrays, self._trunk, precision)
         return self._splits[split]
 
     def _make_training(self, writer: Writer, split: str) -> dict[str, Any]:
         """Each image in all its flips; as many images, in a random order, as there is room for."""
         flips = _flips(self._setup.config.data.train.pipeline)
-        sets = [dataset(self._setup, split, True, pipeline) for pipeline, _ in flips]
+        sets = [dataset(self._setup, split, True, pipeline) for pipeline, _, _ in flips]
         images, rows = 0, []
         for index in np.random.default_rng(0).permutation(len(sets[0])):
             if writer.size > self._setup.head.cache_bytes:
                 break
             rows += [self._write(writer, data[index], training=True) for data in sets]
             images += 1
-        return {"images": images, "chances": [chance for _, chance in flips], "rows": rows}
+        return {"images": images, "chances": [chance for _, _, chance in flips], "rows": rows}
 
     def _make_measuring(self, writer: Writer, split: str) -> dict[str, Any]:
-        data = dataset(self._setup, split, False)
-        return {"rows": [self._write(writer, item, training=False) for item in _each(data)]}
+        """Each image as it is, and in each flip, one after the other."""
+        pipeline = [
+            {**step, "flip": bool(self._directions), "flip_direction": self._directions}
+            if step["type"] == "MultiScaleFlipAug"
+            else step
+            for step in self._setup.config.data.val.pipeline
+        ]
+        data, rows = dataset(self._setup, split, False, pipeline), []
+        for index in range(len(data)):
+            seen = data[index]  # a list of views for each key
+            rows += [
+                self._write(writer, dict(zip(seen, view, strict=True)), training=False)
+                for view in zip(*seen.values(), strict=True)
+            ]
+        return {"rows": rows}
 
     @torch.no_grad()
     def _write(self, writer: Writer, item: dict[str, Any], training: bool) -> dict[str, Any]:
         """Add an image's features; returns what else must be known of it."""
-        if not training:  # MultiScaleFlipAug makes lists, of one
-            item = {name: values[0] for name, values in item.items()}
         image, meta = item["img"].data[None].to(self._setup.device), item["img_metas"].data
         trunk, proposals, truth = self._trunk, None, ()
         maps = trunk.extract_feat(image)
@@ -151,28 +176,37 @@ class _Trainable(nn.Module):
         return {"loss": loss, "log_vars": log_vars, "num_samples": len(batch)}
 
 
-def _each(data: CocoDataset) -> Iterator[dict[str, Any]]:
-    return (data[index] for index in range(len(data)))
+def _as_is(found: list[np.ndarray], meta: dict[str, Any]) -> list[np.ndarray]:
+    """Boxes of each class where they are in the image that was not flipped."""
+    if meta["flip_direction"] is None:
+        return found
+    for boxes in found:
+        at = torch.from_numpy(boxes[:, :4])
+        boxes[:, :4] = bbox_flip(at, meta["ori_shape"], meta["flip_direction"]).numpy()
+    return found
 
 
-def _flips(pipeline: Sequence[dict[str, Any]]) -> list[tuple[list[dict[str, Any]], float]]:
-    """The pipeline once for each thing that its RandomFlip may do, and how likely that is."""
+def _flips(
+    pipeline: Sequence[dict[str, Any]],
+) -> list[tuple[list[dict[str, Any]], str | None, float]]:
+    """The pipeline once for each thing that its RandomFlip may do; in which direction, or None; and
+    how likely that is."""
     places = [i for i, step in enumerate(pipeline) if step["type"] == "RandomFlip"]
     if not places:
-        return [(list(pipeline), 1.0)]
+        return [(list(pipeline), None, 1.0)]
     step = pipeline[places[0]]
     directions, chances = step.get("direction", "horizontal"), step.get("flip_ratio") or 0.0
     if isinstance(directions, str):
         directions = [directions]
     if isinstance(chances, float):
         chances = [chances / len(directions)] * len(directions)
-    outcomes = [(dict(step, flip_ratio=0.0), 1 - sum(chances))]
+    outcomes = [(dict(step, flip_ratio=0.0), None, 1 - sum(chances))]
     outcomes += [
-        (dict(step, flip_ratio=1.0, direction=direction), chance)
+        (dict(step, flip_ratio=1.0, direction=direction), direction, chance)
         for direction, chance in zip(directions, chances, strict=True)
     ]
     return [
-        ([*pipeline[: places[0]], changed, *pipeline[places[0] + 1 :]], chance)
-        for changed, chance in outcomes
+        ([*pipeline[: places[0]], changed, *pipeline[places[0] + 1 :]], direction, chance)
+        for changed, direction, chance in outcomes
         if chance > 0
     ]

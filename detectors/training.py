@@ -13,6 +13,7 @@ import logging
 import math
 import platform
 import re
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -169,11 +170,11 @@ class DetectorTrainer:
                 split = "tiny" if trial.task == "tiny" else "train"
                 self._train_detector(model, config, split, steps, trial.seed, watch, trial.lr_scale)
             evaluated = ("tiny",) if trial.task == "tiny" else trial.evaluate
-            detect = self._head_stage().detect if trial.task == "head" else self._detect
+            measure = self._measure_head if trial.task == "head" else self._measure_detector
             metrics = {
                 f"{name}/{key}": value
                 for name in evaluated
-                for key, value in self._measure(detect(model, name), name, watch)
+                for key, value in measure(model, name, watch).items()
             }
         except _GivenUp as reason:
             return TrialResult.failed(trial, str(reason), time.monotonic() - started)
@@ -330,6 +331,22 @@ class DetectorTrainer:
             watch.step(runner.iter, runner.outputs["log_vars"]["loss"], float(norm))
             runner.log_buffer.clear()
 
+    def _measure_detector(self, model: nn.Module, split: str, watch: _Watch) -> dict[str, float]:
+        return self._average_precision(self._detect(model, split), split, watch)
+
+    def _measure_head(self, model: nn.Module, split: str, watch: _Watch) -> dict[str, float]:
+        """The mean over images as they are and in each flip: more images to tell heads apart by."""
+        stage, views = self._head_stage(), {}
+        for number, view in enumerate(stage.views):
+            found = stage.detect(model, split, number)
+            views[view] = self._average_precision(found, split, watch)
+        metrics = {
+            name: statistics.fmean(values[name] for values in views.values())
+            for name in _METRICS
+            if all(name in values for values in views.values())
+        }
+        return metrics | {f"mAP {view}": values["mAP"] for view, values in views.items()}
+
     @torch.no_grad()
     def _detect(self, model: nn.Module, split: str) -> Iterator[list[list[np.ndarray]]]:
         """Boxes found in the images of a split, a batch at a time; the share of this process where
@@ -345,10 +362,10 @@ class DetectorTrainer:
             found = parallel(return_loss=False, rescale=True, **batch)
             yield [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # and masks
 
-    def _measure(
+    def _average_precision(
         self, found: Iterable[list[list[np.ndarray]]], split: str, watch: _Watch
-    ) -> list[tuple[str, float]]:
-        """COCO AP on a split: (metric, value in [0, 1]); sizes of which the split has no object are
+    ) -> dict[str, float]:
+        """COCO AP on a split: metric to value in [0, 1]; sizes of which the split has no object are
         absent."""
         results = []
         for boxes in found:
@@ -363,8 +380,8 @@ class DetectorTrainer:
         with quiet():
             values = dataset.evaluate(results[: len(dataset)], metric="bbox", logger="silent")
         # Without a single detection mmdet returns nothing at all, and the AP is 0.
-        metrics = [(name, float(values.get(f"bbox_{name}", 0.0))) for name in _METRICS]
-        return [(name, value) for name, value in metrics if value >= 0]
+        metrics = {name: float(values.get(f"bbox_{name}", 0.0)) for name in _METRICS}
+        return {name: value for name, value in metrics.items() if value >= 0}
 
     def _loader(self, config: Config, split: str, seed: int) -> torch.utils.data.DataLoader:
         return build_dataloader(
@@ -387,7 +404,7 @@ class DetectorTrainer:
                 raise ConfigError(
                     "detector.warmup_steps: 0, and a head is trained on what a warm trunk sees"
                 )
-            trunk = self._model(self._setup.config, _FIXED_SEED)
+            trunk = self._model(copy.deepcopy(self._setup.config), _FIXED_SEED)
             self._stage = HeadStage(self._setup, trunk, self._prepared_digest)
         return self._stage
 

@@ -32,10 +32,11 @@ def trainers():
     """By config: a trainer whose warm weights nobody has trained; a cache of few images."""
     made = {}
 
-    def trainer(config, cache_bytes=4 << 20, **sampler):
-        key = (config, cache_bytes, *sampler.items())
+    def trainer(config, cache_bytes=4 << 20, precision="bfloat16", **sampler):
+        key = (config, cache_bytes, precision, *sampler.items())
         if key not in made:
-            changes = {"proxy.head": dict(steps=12, batch_size=2, cache_bytes=cache_bytes)}
+            head = dict(steps=12, batch_size=2, cache_bytes=cache_bytes, precision=precision)
+            changes = {"proxy.head": head}
             changes |= {f"model.train_cfg.rcnn.sampler.{k}": v for k, v in sampler.items()}
             if config in DENSE:
                 changes["model.test_cfg.score_thr"] = 0.0  # an untrained one is sure of nothing
@@ -68,18 +69,20 @@ def test_a_head_finds_the_same_boxes_on_cached_features_as_in_the_whole_detector
         assert np.sort(others) == pytest.approx(np.sort(scores), abs=2e-3), "half precision"
 
 
-def test_losses_on_cached_rois_are_those_of_mmdets_forward_train(trainers):
-    trainer = trainers("faster_rcnn_proxy", num=1000, pos_fraction=1.0)  # all RoIs: no chance in it
+def test_losses_on_all_cached_rois_are_those_of_mmdets_forward_train(trainers):
+    trainer = trainers("faster_rcnn_proxy", precision="float32", num=1000, pos_fraction=1.0)
     model = trainer._model(trainer._setup.config, 5)
     stage = trainer._head_stage()
     features = stage._features("train")
     flip = 2  # the second image in its third flip: the pipeline's vertical one
     number = len(features.info["chances"]) + flip
-    (pipeline, chance) = head_stage._flips(trainer._setup.config.data.train.pipeline)[flip]
+    (pipeline, direction, chance) = head_stage._flips(trainer._setup.config.data.train.pipeline)[
+        flip
+    ]
     data = dataset(trainer._setup, "train", True, pipeline)
     item = data[np.random.default_rng(0).permutation(len(data))[1]]
     meta = item["img_metas"].data
-    assert chance == 0.25 and meta["flip_direction"] == "vertical"
+    assert chance == 0.25 and meta["flip_direction"] == direction == "vertical"
     gts, labels = [item["gt_bboxes"].data], [item["gt_labels"].data]
     with torch.no_grad():
         maps = model.eval().extract_feat(item["img"].data[None])
@@ -97,7 +100,7 @@ def test_rois_are_drawn_as_mmdets_sampler_draws_them(trainers):
     trainer = trainers("faster_rcnn_proxy")
     features = trainer._head_stage()._features("train")
     torch.manual_seed(0)
-    drawn = [features._sample([number]) for number in range(len(features))]
+    drawn = [features._sample([number]) for number in range(len(features.metas))]
     for sampled in drawn:
         assert 0 < len(sampled.pos_inds) <= int(48 * 0.4)
         assert len(sampled.pos_inds) + len(sampled.neg_inds) <= 48
@@ -150,6 +153,26 @@ def test_a_cache_holds_the_images_that_it_has_room_for(trainers):
         fewer._head_stage().batches(100, seed=0)
 
 
+def test_a_head_is_measured_on_each_image_as_it_is_and_in_each_flip_of_training(trainers):
+    trainer = trainers("faster_rcnn_proxy")
+    metrics = trainer.train(trial()).metrics
+    views = [metrics[f"{SPLIT}/mAP {view}"] for view in ("as is", "horizontal", "vertical")]
+    assert metrics[f"{SPLIT}/mAP"] == pytest.approx(sum(views) / 3)
+    directions = [meta["flip_direction"] for meta in trainer._head_stage()._features(SPLIT).metas]
+    assert directions == [None, "horizontal", "vertical"] * 6
+
+
+def test_boxes_found_in_a_flipped_image_are_given_where_they_are_in_the_image():
+    def back(direction):
+        found = [np.array([[10, 20, 30, 50, 0.9]], np.float32), np.zeros((0, 5), np.float32)]
+        return head_stage._as_is(found, dict(ori_shape=(100, 200, 3), flip_direction=direction))
+
+    assert back(None)[0].tolist()[0] == pytest.approx([10, 20, 30, 50, 0.9])
+    assert back("horizontal")[0].tolist()[0] == pytest.approx([170, 20, 190, 50, 0.9])
+    assert back("vertical")[0].tolist()[0] == pytest.approx([10, 50, 30, 80, 0.9])
+    assert back("vertical")[1].shape == (0, 5)
+
+
 def test_each_image_comes_once_an_epoch_and_flipped_as_often_as_the_pipeline_says():
     batches = head_stage.Batches(100, [0.5, 0.25, 0.25], 10, seed=0)
     epochs = [np.concatenate([next(batches) for _ in range(10)]) for _ in range(20)]
@@ -173,8 +196,8 @@ def test_each_image_comes_once_an_epoch_and_flipped_as_often_as_the_pipeline_say
 def test_flips_are_told_apart_by_their_chance(step, chances):
     load = dict(type="LoadImageFromFile")
     found = head_stage._flips([load, dict(type="RandomFlip", **step)])
-    assert [chance for _, chance in found] == pytest.approx(chances)
-    assert head_stage._flips([load]) == [([load], 1.0)]
+    assert [chance for _, _, chance in found] == pytest.approx(chances)
+    assert head_stage._flips([load]) == [([load], None, 1.0)]
 
 
 def test_without_a_warm_trunk_there_is_no_head_stage():

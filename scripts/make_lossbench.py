@@ -1,0 +1,222 @@
+"""The table of docs/lossbench: losses, and what heads trained with them reach.
+
+    python scripts/make_lossbench.py sample faster_rcnn_proxy --known more.json
+    python scripts/make_lossbench.py train faster_rcnn_proxy --seeds 0 1
+    python scripts/make_lossbench.py train faster_rcnn_proxy --task full --steps 1000 --batch-size 8 \
+        --losses default Poly-1 sampled-007 --seeds 0 1 2
+
+``sample`` writes the losses down: the known ones, pairs of these, and what evolution from them and
+screening let through, half of it near the default in gradient, half wherever it came out. ``train``
+trains each with each seed, in this process with one thread, and appends a row as it is done; it goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cse_autoloss import evolution
+from cse_autoloss.canonical import canonical
+from cse_autoloss.config import SearchSection
+from cse_autoloss.evolution import Member, State
+from cse_autoloss.lossbench import FOLDER, Loss, Row, read_losses, read_rows
+from cse_autoloss.screening import Screener
+from cse_autoloss.screening.equivalence import fingerprint
+from cse_autoloss.screening.features import branch_features
+from cse_autoloss.simulation import simulate_predictions
+from cse_autoloss.space import SearchSpace, load_space
+from cse_autoloss.trial import Trial
+
+OFFSPRING, ROUNDS = 8000, 2
+# Gradient norm of each branch as a multiple of the default's configured loss: what tuning on val
+# chose for the default.
+SCALE = {"faster_rcnn_proxy": {"cls": 2.0, "reg": 2.0}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    sampling = commands.add_parser("sample", help="write the losses down")
+    sampling.add_argument("--count", type=int, default=400)
+    sampling.add_argument("--known", type=Path, help="JSON: space to name to expression")
+    training = commands.add_parser("train", help="train what has no row yet")
+    training.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    training.add_argument("--task", choices=("head", "full"), default="head")
+    training.add_argument("--steps", type=int, help="the config's unless given")
+    training.add_argument("--batch-size", type=int, help="of full trainings")
+    training.add_argument("--losses", nargs="+", help="names; all, known ones first, unless given")
+    training.add_argument("--data-seed", type=int, default=0, help="another draws another warm-up")
+    for command in (sampling, training):
+        command.add_argument("detector")
+        command.add_argument("--folder", type=Path, default=FOLDER)
+    options = parser.parse_args()
+    {"sample": sample, "train": train}[options.command](options)
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Write the losses of a detector."""
+    cls = "two_stage_cls" if "rcnn" in options.detector else "one_stage_cls"
+    spaces = {"cls": load_space(cls), "reg": load_space("reg")}
+    more = json.loads(options.known.read_text()) if options.known else {}
+    known = {branch: _known(space, more.get(space.name, {})) for branch, space in spaces.items()}
+    rng = np.random.default_rng(0)
+    sampled = {branch: _survivors(space, known[branch], rng) for branch, space in spaces.items()}
+    losses = [Loss("default", {})]
+    losses += [
+        Loss(name, {branch: text})
+        for branch, found in known.items()
+        for name, text in found.items()
+    ]
+    pairs = list(itertools.product(known["cls"].items(), known["reg"].items()))
+    of_one_paper = [i for i, (cls, reg) in enumerate(pairs) if reg[0] == f"reg {cls[0]}"]
+    for i in [*of_one_paper, *rng.permutation(len(pairs))[:12]]:
+        (name, text), (other, second) = pairs[i]
+        losses.append(Loss(f"{name} + {other}", {"cls": text, "reg": second}))
+    branches = itertools.cycle([("cls",), ("cls",), ("reg",), ("cls",), ("cls", "reg")])
+    for number in range(options.count):
+        drawn = {branch: next(sampled[branch]) for branch in next(branches)}
+        losses.append(Loss(f"sampled-{number:03d}", drawn))
+    path = options.folder / options.detector / "losses.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(loss.to_json() + "\n" for loss in losses))
+    print(f"{path}: {len(losses)} losses")
+
+
+def _known(space: SearchSpace, more: Mapping[str, str]) -> dict[str, str]:
+    """Name to text, each loss once."""
+    named = {**{name: name for name in space.losses}, **more}
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, text in named.items():
+        expression = space.expression(text)
+        (print_,) = fingerprint([expression], space)
+        if print_ not in seen:
+            seen.add(print_)
+            found[f"{space.branch} {name}" if space.branch == "reg" else name] = str(expression)
+    return found
+
+
+def _survivors(
+    space: SearchSpace, known: Mapping[str, str], rng: np.random.Generator
+) -> Iterator[str]:
+    """What a search would train: offspring of known losses that pass screening and simulation."""
+    state = State.initial(int(rng.integers(1 << 30)))
+    for text in known.values():
+        state = evolution.tell(state, Member({space.branch: text}, 0.3), SearchSection())
+    screener, expressions = Screener(space), {}
+    seen = set(fingerprint([space.expression(text) for text in known.values()], space))
+    for _ in range(ROUNDS):
+        offspring, state = evolution.ask(state, OFFSPRING, space.branch, space, SearchSection())
+        survivors = screener.screen(offspring).survivors
+        outcomes = simulate_predictions(survivors, space, seed=0)
+        passed = [canonical(e, space) for e, o in zip(survivors, outcomes, strict=True) if o.passed]
+        for print_, expression in zip(fingerprint(passed, space), passed, strict=True):
+            if print_ not in seen:
+                expressions.setdefault(print_, expression)
+        print(f"{space.name}: {len(expressions)} distinct survivors", flush=True)
+    found = list(expressions.values())
+    default = space.expression(next(iter(known.values())))
+    fields = np.nan_to_num(branch_features([default, *found], space), nan=1e3)
+    near = list(np.argsort(np.linalg.norm(fields[1:] - fields[0], axis=1))[: len(found) // 3])
+    near = [near[i] for i in rng.permutation(len(near))]
+    anywhere = list(rng.permutation(len(found)))
+    given: set[int] = set()
+    for source in itertools.cycle([near, anywhere]):
+        while source:
+            i = source.pop()
+            if i not in given:
+                given.add(i)
+                yield str(found[i])
+                break
+        if not (near or anywhere):
+            return
+
+
+def train(options: argparse.Namespace) -> None:
+    """Append a row for each loss and seed that has none."""
+    import torch
+
+    import detectors  # noqa: F401 - patches mmcv, before anything imports it
+    from detectors.training import DetectorTrainer
+
+    torch.set_num_threads(1)
+    config = {"config": options.detector, "data_seed": options.data_seed, "device": "cpu"}
+    if options.task == "full":
+        config |= {"steps": options.steps, "batch_size": options.batch_size}
+    elif options.steps:
+        config |= {"head_steps": options.steps}
+    config = {key: value for key, value in config.items() if value is not None}
+    trainer = DetectorTrainer(config, DetectorTrainer.prepare(config))
+    spaces = DetectorTrainer.check(config)["spaces"]
+    folder = options.folder / options.detector
+    path = folder / ("heads.jsonl" if options.task == "head" else "full.jsonl")
+    losses = {loss.name: loss for loss in read_losses(folder / "losses.jsonl")}
+    names = options.losses or list(losses)
+    if options.task == "head":  # the caches are made, or read, before seconds are counted
+        trainer.train(Trial("first", task="head", share=0.01, evaluate=("val", "test")))
+    for loss, seed in _order([losses[name] for name in names], options.seeds):
+        trial = Trial(
+            loss.name,
+            loss.losses,
+            {branch: spaces[branch] for branch in loss.losses},
+            task=options.task,
+            evaluate=("val", "test"),
+            seed=seed,
+            scale=SCALE.get(options.detector, {}),
+        )
+        made_from = trainer._provenance(trial)
+        weights = made_from["weights_digest"]
+        key = (loss.name, seed, options.task, weights, made_from["config_digest"])
+        if key in {row.key for row in read_rows(path)}:
+            continue
+        started = time.process_time()
+        result = trainer.train(trial)
+        row = Row(
+            loss=loss.name,
+            losses=loss.losses,
+            detector=options.detector,
+            task=options.task,
+            seed=seed,
+            steps=trainer._setup.steps_of(options.task),
+            val=result.metrics.get("val/mAP"),
+            test=result.metrics.get("test/mAP"),
+            views=_views(result.metrics),
+            failure=result.failure,
+            cpu_seconds=round(time.process_time() - started, 2),
+            scale=trial.scale,
+            weights=weights,
+            config=made_from["config_digest"],
+            data=made_from["data_digest"],
+            versions={
+                name: made_from[name] for name in ("cse_autoloss", "torch", "mmcv-full", "mmdet")
+            },
+        )
+        with path.open("a") as file:
+            file.write(row.to_json() + "\n")
+        print(
+            f"{row.loss:40} seed {seed}: val {row.val} test {row.test} "
+            f"{row.cpu_seconds:.1f} s {row.failure or ''}",
+            flush=True,
+        )
+
+
+def _views(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if "/mAP " in name}
+
+
+def _order(losses: Sequence[Loss], seeds: Sequence[int]) -> Iterator[tuple[Loss, int]]:
+    """Some losses with every seed before the next, so that a cut anywhere leaves a whole table."""
+    for loss in losses:
+        for seed in seeds:
+            yield loss, seed
+
+
+if __name__ == "__main__":
+    main()
