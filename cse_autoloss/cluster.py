@@ -23,7 +23,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cse_autoloss.config import ClusterSection
-from cse_autoloss.trial import Trial, TrialResult, load_trainer
+from cse_autoloss.trial import Trial, TrialResult, load_trainer, read_result
 
 GRACE = 15.0  # seconds beyond a trial's own time limit after which its worker is killed
 
@@ -269,6 +269,10 @@ class Cluster:
             self._start_worker()
         return prepared
 
+    def clock(self) -> float:
+        """Seconds that only go on."""
+        return time.monotonic()
+
     @property
     def free(self) -> int:
         """How many more trials can be submitted without waiting for a worker."""
@@ -325,7 +329,7 @@ class Cluster:
     def _settle_trial(self, reference: Any) -> TrialResult | None:
         running = self._running.pop(reference)
         try:
-            result = TrialResult.from_json(ray.get(reference))
+            result = read_result(running.trial, ray.get(reference))
         except RayTaskError as error:  # raised outside the trainer: the worker itself is sound
             self._idle.append(running.worker)
             return TrialResult.failed(running.trial, _cause(error))

@@ -16,17 +16,14 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from cse_autoloss.stages import DEFAULT_STAGES, Ladder, Stage
 from cse_autoloss.text import printable
 from cse_autoloss.trial import BRANCHES, ConfigError
 from cse_autoloss.yaml_io import MAX_DEPTH, YamlError, parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
-RESUMABLE = (
-    "budget",
-    "confirm",
-    "final",
-    "cluster",
-)  # sections that a run may be resumed with changes in
+#: Sections that a run may be resumed with changes in; of the stages, those after the search.
+RESUMABLE = ("budget", "stages", "others", "cluster")
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8)]
@@ -59,9 +56,16 @@ class SearchSection(Section):
         population: members.
         tournament: members drawn for a tournament; its best becomes a parent.
         mutation, crossover: shares of offspring made by each; the rest is grown at random.
-        offspring: candidates generated a round for each searched branch, before screening.
-        simulations: survivors a round that train on the tiny set (one image of each category).
-        promoted: how many of these, the best, go on to the proxy task.
+        strategy: where offspring come from: ``evolution``, ``random`` (all grown from nothing), or
+            ``"package.module:Class"`` (see ``strategies/base.py``).
+        ranker: in which order survivors train: ``shuffled``, ``model``, or
+            ``"package.module:Class"`` (see ``rankers/base.py``).
+        ranker_settings: keyword arguments of the ranker.
+        offspring: expressions generated a round for each searched branch, before screening.
+        candidates: that a round proposes for training; as many as there are workers, if these are
+            more. Survivors that are not chosen are kept for later rounds.
+        keep_rejected: write down every rejected expression with its reason (a hundred kilobytes for
+            each candidate).
         batch_size: candidates screened at a time, which bounds memory; the screener's own default
             where null.
     """
@@ -76,8 +80,11 @@ class SearchSection(Section):
     mutation: Share = 0.5
     crossover: Share = 0.3
     offspring: Annotated[int, Field(gt=0, le=10_000_000)] = 20_000
-    simulations: Positive = 8
-    promoted: Positive = 3
+    strategy: str = "evolution"
+    ranker: str = "shuffled"
+    ranker_settings: dict[str, Any] = {}
+    candidates: Positive = 8
+    keep_rejected: bool = False
     batch_size: Positive | None = None
 
     @property
@@ -89,11 +96,11 @@ class BudgetSection(Section):
     """When the search stops: at the first of the two.
 
     Attributes:
-        trials: proxy trainings of candidates; with 0 nothing is searched: the default losses are
-            tuned, and compared with the released ones and ``final.others``.
-        minutes: wall-clock time of this driver, the comparison at the end (as estimated from
-            earlier trainings) included; null for no limit. However slow the machine, at least one
-            found loss is trained.
+        trials: trainings at the search's last stage; with 0 nothing is searched: the default losses
+            are tuned, and compared with the released ones and ``others``.
+        minutes: of this driver, the stages after the search (as estimated from the trainings that
+            ended last) included; null for no limit. However slow the machine, at least one found
+            loss is trained, and each loss of the comparison once.
     """
 
     trials: Annotated[int, Field(ge=0, le=10_000_000)] = 100
@@ -112,36 +119,6 @@ class TuningSection(Section):
         default=[(1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (2.0, 2.0)], min_length=1
     )
     lr_scales: list[Scale] = []
-
-
-class ConfirmSection(Section):
-    """A second look at the fittest found losses: one training's mAP is luck as much as loss.
-
-    They train again on seeds of their own, neither the search's nor the comparison's, and are
-    ranked by the mean of these.
-
-    Attributes:
-        candidates: how many of the fittest; 0 for none, then fitness ranks them.
-        seeds: trainings of each.
-    """
-
-    candidates: Annotated[int, Field(ge=0, le=1_000_000)] = 5
-    seeds: Annotated[int, Field(gt=0, le=1000)] = 2  # from 1000 on: the comparison's begin at 2000
-
-
-class FinalSection(Section):
-    """The comparison at the end, on seeds that nothing was chosen by.
-
-    Attributes:
-        candidates: how many of the best found losses take part.
-        seeds: trainings of each; the default loss and the released one take part with as many.
-        others: what else takes part: a name for the table, to branch, to a known loss's name or an
-            expression. A branch that is left out has the detector's default.
-    """
-
-    candidates: Positive = 2
-    seeds: Positive = 3
-    others: dict[Label, Annotated[dict[Literal["cls", "reg"], str], Field(min_length=1)]] = {}
 
 
 class ClusterSection(Section):
@@ -180,6 +157,9 @@ class Config(Section):
     Attributes:
         seed: of the search; trials of the search itself train with this seed too.
         detector: the trainer and its options: what is trained, on which data, how long.
+        stages: the ladder that candidates climb, by name (see ``stages.Stage``).
+        others: what else takes part in the comparison: a name for the table, to branch, to a known
+            loss's name or an expression. A branch that is left out has the detector's default.
     """
 
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
@@ -187,8 +167,8 @@ class Config(Section):
     search: SearchSection = SearchSection()
     budget: BudgetSection = BudgetSection()
     tuning: TuningSection = TuningSection()
-    confirm: ConfirmSection = ConfirmSection()
-    final: FinalSection = FinalSection()
+    stages: dict[str, Stage] = DEFAULT_STAGES
+    others: dict[Label, Annotated[dict[Literal["cls", "reg"], str], Field(min_length=1)]] = {}
     cluster: ClusterSection = ClusterSection()
 
     def to_yaml(self) -> str:
@@ -214,6 +194,7 @@ def read_config(
                 f"--preset: no preset {preset!r}; presets are {', '.join(preset_names())}"
             )
     data = _read_yaml(Path(path)) if path is not None else {}
+    data.setdefault("stages", Config().model_dump(mode="json")["stages"])  # to be changed in part
     for setting in settings:
         _apply(setting, data)
     return parse_config(data)
@@ -234,7 +215,14 @@ def change_config(config: Config, settings: Sequence[str]) -> Config:
                 f"{', '.join(RESUMABLE)}"
             )
         _apply(setting, data)
-    return parse_config(data)
+    changed = parse_config(data)
+    for stage in Ladder.of(config.stages).search:
+        if changed.stages.get(stage) != config.stages[stage]:
+            raise ConfigError(
+                f"--set stages.{stage}: a run goes on with what it began with; of the stages, those "
+                "after the search may change"
+            )
+    return changed
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:
@@ -255,6 +243,7 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     ):
         if twice := next((text for text in tried if tried.count(text) > 1), None):
             raise ConfigError(f"tuning.{key}: [{twice}] stands twice")
+    Ladder.of(config.stages)
     if config.search.mutation + config.search.crossover > 1:
         raise ConfigError(
             "search.mutation: mutation and crossover are shares of the offspring; together at most 1, "
@@ -309,7 +298,8 @@ def _first_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         section: Any = Config
         for part in first["loc"][:-1]:
-            section = _section(section.model_fields[part].annotation)
+            if part in section.model_fields:  # not a name that the user gave
+                section = _section(section.model_fields[part].annotation)
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         return f"{printable(key, 100)}: unknown key; " + (
@@ -321,6 +311,10 @@ def _first_line(error: ValidationError) -> str:
 
 def _section(annotation: Any) -> Any:
     return next(
-        (arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Section)),
+        (
+            arg
+            for arg in get_args(annotation)
+            if isinstance(arg, type) and issubclass(arg, BaseModel)
+        ),
         annotation,
     )

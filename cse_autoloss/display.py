@@ -3,21 +3,21 @@ end."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cse_autoloss.journal import Journal
-from cse_autoloss.status import STAGES, Compared, Status, read_status
+from cse_autoloss.intervals import mean_interval
+from cse_autoloss.journal import FUNNEL, Journal
+from cse_autoloss.status import Compared, Status, read_status
 
 PLAIN_EVERY = 15.0  # seconds between plain lines
+REFRESH = 1.0  # seconds between two looks of the live panel at the journal
 GAIN = "test, over default"  # heads the column of gains with the same seed
 
 
@@ -34,36 +34,42 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def watching(journal: Journal, console: Console) -> Iterator[Callable[[Any], None]]:
+def watching(journal: Journal, console: Console) -> Iterator[Callable[[], None]]:
     """Show a run while it goes on; yields the function that is to be called again and again."""
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=2, transient=True) as live:
-            yield lambda running: live.update(panel(read_status(journal)))
-        return
-    last: dict[str, Any] = {"time": 0.0, "key": None}
+    last, line = float("-inf"), ""
+    every = REFRESH if console.is_terminal else PLAIN_EVERY
 
-    def print_line(running: Any) -> None:
+    def due() -> bool:
+        nonlocal last
         now = time.monotonic()
-        if now - last["time"] < PLAIN_EVERY:
-            return
-        status = read_status(journal)
-        line = plain_line(status)
-        if line != last["key"]:
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-        last.update(time=now, key=line)
+        if now - last < every:
+            return False
+        last = now
+        return True
 
-    yield print_line
+    def print_line() -> None:
+        nonlocal line
+        if due() and line != (new := plain_line(read_status(journal))):
+            line = new
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    if not console.is_terminal:
+        yield print_line
+        return
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+        yield lambda: live.update(panel(read_status(journal))) if due() else None
 
 
 def plain_line(status: Status) -> str:
     """One line for a log file."""
     parts = [f"[{status.phase}]"]
     for branch, counts in status.funnel.items():
-        parts.append(f"{branch}: " + " > ".join(f"{counts[stage]:,} {stage}" for stage in STAGES))
+        parts.append(f"{branch}: " + " > ".join(f"{counts[name]:,} {name}" for name in FUNNEL))
     if status.trials[1]:
         parts.append(
-            f"{status.simulated} simulated > {status.trials[0]}/{status.trials[1]} trained"
-            + (f" ({status.failed} failed)" if status.failed else "")
+            f"{stage_counts(status.stages)} of {status.trials[1]}"
+            if status.phase == "searching"
+            else stage_counts(status.stages)
         )
     if status.trials_per_hour:
         parts.append(f"{status.trials_per_hour:.0f} trials/h")
@@ -73,26 +79,35 @@ def plain_line(status: Status) -> str:
     return "; ".join(parts)
 
 
+def stage_counts(stages: Mapping[str, tuple[int, int]]) -> str:
+    """``tiny 16 > full 9 (2 failed)``."""
+    return " > ".join(
+        f"{stage} {done}" + (f" ({failed} failed)" if failed else "")
+        for stage, (done, failed) in stages.items()
+    )
+
+
 def panel(status: Status) -> Group:
     """The live view: funnel, running trials, rate, best so far."""
     funnel = Table(title=f"{status.folder}: {status.phase}", title_justify="left")
-    for column in ("branch", *STAGES):
+    for column in ("branch", *FUNNEL):
         funnel.add_column(column, justify="left" if column == "branch" else "right")
     for branch, counts in status.funnel.items():
-        funnel.add_row(branch, *(f"{counts[stage]:,}" for stage in STAGES))
-    running = ", ".join(f"{key} ({duration(seconds)})" for key, seconds in status.running) or "none"
+        funnel.add_row(branch, *(f"{counts[name]:,}" for name in FUNNEL))
+    shown = [f"{key} ({duration(seconds)})" for key, seconds in status.running[:8]]
+    more = [f"and {len(status.running) - 8} more"] if len(status.running) > 8 else []
     rate = (
-        f"{status.trials_per_hour:.0f} trials/h" if status.trials_per_hour else "no trial done yet"
+        f"{status.trials_per_hour:.0f} trials/h" if status.trials_per_hour else "no rate known yet"
     )
     left = f", {duration(status.seconds_left)} left" if status.seconds_left else ""
     head = funnel if status.funnel else Text(f"{status.folder}: {status.phase}")
     return Group(
         head,
         Text(
-            f"simulated {status.simulated}   trained {status.trials[0]}/{status.trials[1]}   failed {status.failed}   "
-            f"equivalent {status.equivalent}   {rate}{left}"
+            f"trainings: {stage_counts(status.stages) or 'none'}   candidates waiting: "
+            f"{status.waiting}   allowed: {status.trials[1]}   {rate}{left}"
         ),
-        Text(f"running: {running}"),
+        Text(f"running: {', '.join(shown + more) or 'none'}"),
         Text(_best(status)),
     )
 
@@ -107,34 +122,33 @@ def _best(status: Status) -> str:
 
 
 def comparison_table(rows: Sequence[Compared]) -> Table:
-    """The table at the end: mean mAP over seeds and its standard deviation."""
-    seeds = max((len(row.val) for row in rows), default=0)
-    table = Table(
-        title=f"mAP, mean ± standard deviation over {seeds} fresh seed{'s' * (seeds != 1)}",
-        title_justify="left",
-    )
+    """The table at the end: mean mAP over seeds and its 95% interval."""
+    table = Table(title=f"mAP over fresh seeds: {SPREAD}", title_justify="left")
     table.add_column("losses")
+    table.add_column("n", justify="right")
     table.add_column("val", justify="right")
     table.add_column("test", justify="right")
     table.add_column(GAIN, justify="right")
     for row in rows:
-        table.add_row(
-            row.label,
-            *(
-                spread(split)
-                if split
-                else f"failed: {row.failures[0] if row.failures else 'running'}"
-                for split in (row.val, row.test)
-            ),
-            spread(row.gain, "+"),
-        )
+        table.add_row(Text(row.label), *comparison_cells(row))
     return table
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and, of more than one, standard deviation; empty of none. With ``sign`` "+", a positive
-    mean has its sign."""
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.3f}{deviation}"
+def comparison_cells(row: Compared) -> tuple[str, str, str, str]:
+    """n, val, test and the gain of a row, in words."""
+    failed = f" ({len(row.failures)} failed)" if row.failures else ""
+    return (
+        f"{len(row.val)}{failed}",
+        spread(row.val) or "running",
+        spread(row.test),
+        spread(row.gain, sign=True),
+    )
+
+
+#: What ``spread`` writes.
+SPREAD = "mean ± half of the 95% interval (Student's t over n seeds; a failed training counts as 0)"
+
+
+def spread(values: Sequence[float], sign: bool = False) -> str:
+    """Mean and, of more than one, its 95% interval; empty of none."""
+    return mean_interval(values).text(sign=sign) if values else ""

@@ -4,22 +4,21 @@ without dependencies."""
 from __future__ import annotations
 
 import os
-import statistics
 from pathlib import Path
 
 from cse_autoloss.config import parse_config
-from cse_autoloss.journal import Candidate, Journal, found_label
+from cse_autoloss.journal import Candidate, Journal, TrialRow, found_label
 from cse_autoloss.space import load_space
+from cse_autoloss.stages import Ladder
 from cse_autoloss.standalone import CLASS_NAMES, standalone_module
 from cse_autoloss.status import read_comparison
 from cse_autoloss.trial import ConfigError, Found, load_trainer
 
 
-def ranking(journal: Journal) -> list[Candidate]:
-    """Found candidates, best first: those of the final comparison by their mean there, then as the
-    search ranked them."""
-    means = {row.label: statistics.mean(row.val) for row in read_comparison(journal) if row.val}
-    return sorted(journal.found(), key=lambda candidate: -means.get(found_label(candidate), -1.0))
+def ranking(journal: Journal, count: int = -1) -> list[Candidate]:
+    """Found candidates, best first: those of the comparison by their mean on val there, in which a
+    failed training counts as 0, then as the stages before ranked them."""
+    return journal.best(Ladder.of(parse_config(journal["config"]).stages).closing, count)
 
 
 def found(journal: Journal, rank: int = 1) -> Found:
@@ -28,13 +27,13 @@ def found(journal: Journal, rank: int = 1) -> Found:
     Raises:
         ConfigError: if the run has found fewer.
     """
-    candidates = ranking(journal)
+    candidates = ranking(journal, rank)
     if rank > len(candidates):
         raise ConfigError(
             f"--rank {rank}: {journal.folder} has found {len(candidates)} trained losses so far"
         )
     candidate = candidates[rank - 1]
-    (row,) = [row for row in journal.trials("full") if row.candidate == candidate.id]
+    row = _measured(journal, candidate)
     compared = [
         entry for entry in read_comparison(journal) if entry.label == found_label(candidate)
     ]
@@ -43,7 +42,7 @@ def found(journal: Journal, rank: int = 1) -> Found:
         "candidate": candidate.id,
         "rank": rank,
         "mAP on val": candidate.fitness,
-        "mAP on val, confirmed": candidate.confirmed,
+        "stage": row.stage,
         "seed": row.trial.seed,
         "steps": row.result.steps,
         "mAP on fresh seeds": {"val": list(compared[0].val), "test": list(compared[0].test)}
@@ -59,6 +58,17 @@ def found(journal: Journal, rank: int = 1) -> Found:
         str(journal.prepared_path.resolve()) if journal.prepared else None,
         row.trial.lr_scale,
     )
+
+
+def _measured(journal: Journal, candidate: Candidate) -> TrialRow:
+    """The first training of a candidate at the last stage that it took part in, of those that did
+    not fail."""
+    ladder = Ladder.of(parse_config(journal["config"]).stages)
+    for stage in (*reversed(ladder.closing), ladder.fitness):
+        for row in journal.trials_of(candidate.id, stage):
+            if row.result and row.result.mAP is not None:
+                return row
+    raise ConfigError(f"{found_label(candidate)}: none of its trainings has come to anything")
 
 
 def export_run(

@@ -1,96 +1,151 @@
 """The journal: a run on disk, in one SQLite file, safe to kill at any moment.
 
 Whatever the search knows stands here, and every step of it is one transaction: the configuration,
-the population, every expression that was screened and why it fell, every candidate's fate, every
-trial with its result and provenance. A run is resumed by reading it back; ``status`` and ``report``
-read it while it is being written.
+what was screened, every survivor with its features, every candidate with its parents and state,
+every trial with its result and provenance. A run is resumed by reading it back; ``status`` and
+``report`` read it while it is being written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import json
 import os
-import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
+
+from cse_autoloss.files import write_whole
+from cse_autoloss.run_folder import (
+    FILE,
+    LOCK,
+    PREPARED,
+    connect,
+    connect_read_only,
+    create_folder,
+    lock_folder,
+    unlock_folder,
+)
 from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
-FILE, LOCK, PREPARED = "journal.sqlite", "driver.lock", "prepared"
 DEFAULT = "default"  # label of the trials of the detector's own losses
 FOUND = "found"  # how the label begins of a candidate that the search did find
 KNOWN = "known: "  # how the origin of a candidate begins that the search did not find itself
+FUNNEL = ("generated", "unique", "verified", "optimised", "distinct")  # counted for each branch
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE expressions (
+CREATE TABLE seen (         -- hashes of what was screened, 8 bytes each, little-endian
+    branch TEXT, round INTEGER, hashes BLOB, PRIMARY KEY (branch, round)) WITHOUT ROWID;
+CREATE TABLE rejected (     -- kept where search.keep_rejected asks for it
     branch TEXT, text TEXT, round INTEGER,
-    fate TEXT,              -- 'passed', or the property or simulation that it fell to
+    reason TEXT,            -- the property that it missed, or what the simulation said
     PRIMARY KEY (branch, text)) WITHOUT ROWID;
+CREATE TABLE survivors (    -- losses of one branch that passed the screening and are new
+    id INTEGER PRIMARY KEY,
+    branch TEXT, text TEXT, fingerprint TEXT, round INTEGER,
+    operator TEXT,          -- what made it
+    parents TEXT,           -- JSON: ids of candidates
+    features BLOB,          -- of its gradient field, 2 bytes each (float16, little-endian)
+    chosen INTEGER);        -- whether a candidate holds it
+CREATE INDEX survivors_by_chosen ON survivors (chosen, branch);
 CREATE TABLE candidates (
     id INTEGER PRIMARY KEY,
     losses TEXT,            -- JSON: branch to expression
     fingerprint TEXT,       -- JSON: branch to gradient fingerprint
-    origin TEXT,            -- 'known: NAME', 'mutation', ...
+    origin TEXT,            -- 'known: NAME', or what made it
+    parents TEXT,           -- JSON: branch to ids of candidates
     round INTEGER,
-    fate TEXT,              -- see Fate
+    predicted REAL, deviation REAL,  -- mAP, as the ranker saw it when the candidate was chosen
+    stage TEXT,             -- the stage that it waits for, trains at, or was last measured at
+    state TEXT,             -- see CandidateState
     reason TEXT,            -- why it went no further
-    simulated REAL,         -- mAP on the tiny set
-    fitness REAL);          -- mAP on val after the proxy training
-CREATE INDEX candidates_by_fate ON candidates (fate);
-CREATE INDEX candidates_by_fingerprint ON candidates (fingerprint);
+    fitness REAL,           -- mean mAP at the search's last stage
+    trainings INTEGER);     -- that this is the mean of
+CREATE INDEX candidates_by_state ON candidates (state, stage);
+CREATE INDEX candidates_by_fitness ON candidates (fitness) WHERE fitness IS NOT NULL;
 CREATE TABLE trials (
     key TEXT PRIMARY KEY,
-    kind TEXT,              -- 'tune', 'tiny', 'full', 'confirm', 'final'
+    stage TEXT,             -- 'tune', or one of the ladder's
     candidate INTEGER REFERENCES candidates,
-    label TEXT,             -- whom a tune or final trial belongs to
+    label TEXT,             -- whom a training outside of the search belongs to
     trial TEXT,             -- JSON: Trial
     result TEXT,            -- JSON: TrialResult, or null while it runs
     mAP REAL, failure TEXT,
-    started REAL, finished REAL);
+    started REAL,           -- time of day
+    seconds REAL,           -- from start to end
+    at REAL);               -- when it ended, in seconds that drivers have spent on the run
+CREATE INDEX trials_by_candidate ON trials (candidate, stage);
+CREATE INDEX trials_by_stage ON trials (stage, at, mAP);
+CREATE INDEX trials_running ON trials (stage) WHERE result IS NULL;
 """
 
 
-class Fate:
-    """Where a candidate stands. It moves down this list and stops where it falls."""
+class CandidateState:
+    """Where a candidate stands at its stage."""
 
-    SURVIVED = (
-        "survived"  # passed verification and the simulation on predictions; waits for the tiny set
-    )
-    SIMULATING = "simulating"
-    SIMULATED = "simulated"  # waits for the round's best to be chosen
-    DROPPED = "dropped"
-    PROMOTED = "promoted"  # waits for a proxy training
+    WAITING = "waiting"
     TRAINING = "training"
-    TRAINED = "trained"
-    FAILED = "failed"
-    EQUIVALENT = "equivalent"
+    SCORED = "scored"
+    DROPPED = "dropped"  # others of its batch were better, or it failed before the last stage
+    FAILED = "failed"  # at the search's last stage
+
+
+@dataclass(frozen=True, eq=False)
+class Survivor:
+    """A loss of one branch that passed the screening and is like none before.
+
+    Attributes:
+        parents: ids of the candidates that it was made from.
+        features: (d,) float16, of its gradient field (``screening.features``).
+    """
+
+    id: int
+    branch: str
+    text: str
+    fingerprint: str
+    round: int
+    operator: str
+    parents: tuple[int, ...]
+    features: np.ndarray
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A choice of losses on its way through the search.
 
-    ``fitness`` is mAP on val after the proxy training, ``confirmed`` its mean over the trainings
-    that confirmed it, so far.
+    Attributes:
+        parents: branch to the ids of the candidates that its loss comes from.
+        predicted, deviation: mAP as the ranker saw it when it chose the candidate, or None.
+        fitness: mean mAP on val at the search's last stage, over ``trainings`` of them in which a
+            failure counts as 0.
+        closing: mean mAP at the last stage after the search that it took part in, or None.
     """
 
     id: int
     losses: Mapping[str, str]
     fingerprint: Mapping[str, str]
     origin: str
+    parents: Mapping[str, Sequence[int]]
     round: int
-    fate: str
+    predicted: float | None
+    deviation: float | None
+    stage: str
+    state: str
     reason: str | None
-    simulated: float | None
     fitness: float | None
-    confirmed: float | None
+    trainings: int
+    closing: float | None = None
+
+    @property
+    def known(self) -> bool:
+        return self.origin.startswith(KNOWN)
 
 
 def found_label(candidate: Candidate) -> str:
@@ -100,106 +155,138 @@ def found_label(candidate: Candidate) -> str:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial as it stands in the journal; ``result`` is None while it runs."""
+    """A trial as it stands in the journal; ``result`` and ``seconds`` are None while it runs."""
 
-    kind: str
+    stage: str
     candidate: int | None
     label: str | None
     trial: Trial
     result: TrialResult | None
     started: float
-    finished: float | None
+    seconds: float | None
+
+
+_CANDIDATE = "id, losses, fingerprint, origin, parents, round, predicted, deviation, stage, state, reason, fitness, trainings"
 
 
 class Journal:
     """A run's journal. Use :meth:`create`, :meth:`resume` (both lock the run for this process) or
     :meth:`read`."""
 
-    def __init__(self, folder: Path, database: sqlite3.Connection, lock: Any = None) -> None:
-        self.folder = folder
-        self._database = database
-        self._lock = lock
+    def __init__(
+        self, folder: Path, database: sqlite3.Connection, lock: IO[str] | None = None
+    ) -> None:
+        self.folder, self._database, self._lock = folder, database, lock
 
     @classmethod
     def create(cls, folder: str | Path, meta: Mapping[str, Any]) -> Journal:
         """Start a run in a new or empty folder.
 
         Raises:
-            ConfigError: if the folder holds a run, or anything else.
+            ConfigError: if the folder holds a run, or anything else, or cannot be made.
         """
         folder = Path(folder)
-        if (folder / FILE).exists():
-            raise ConfigError(
-                f"{folder}: holds a run already; continue it with 'cse-search resume {folder}', "
-                "or name another folder with --out"
-            )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder}: is not empty; name a new folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
-        draft = folder / f"{FILE}.new"
-        draft.unlink(missing_ok=True)
-        database = _connect(draft)
-        database.executescript(_SCHEMA)
-        with database:
-            database.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [(key, json.dumps(value)) for key, value in meta.items()],
-            )
-        database.close()  # a file with this name is always a whole journal
-        draft.rename(folder / FILE)
-        return cls(folder, _connect(folder / FILE), lock)
+
+        def fill(database: sqlite3.Connection) -> None:
+            database.executescript(_SCHEMA)
+            rows = [(key, json.dumps(value)) for key, value in meta.items()]
+            database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+
+        lock = create_folder(folder, fill)
+        return cls(folder, connect(folder / FILE), lock)
 
     @classmethod
     def resume(cls, folder: str | Path) -> Journal:
         """Open a run to go on with it.
 
         Raises:
-            ConfigError: if there is no run, or another driver is at it.
+            ConfigError: if there is no run, or another driver is at it, or it cannot be written to.
         """
         folder = _existing(folder)
-        lock = _lock(folder)
-        return cls(folder, _connect(folder / FILE), lock)
+        connect_read_only(folder / FILE).close()  # refuses what is no journal of this format
+        try:
+            lock = lock_folder(folder)
+            return cls(folder, connect(folder / FILE), lock)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"{folder}: cannot be written to: {error}") from error
 
     @classmethod
     def read(cls, folder: str | Path) -> Journal:
-        """Open a run to look at it, also while a driver writes.
+        """Open a run to look at it, also while a driver writes, and where nothing may be written.
 
         Raises:
-            ConfigError: if there is no run.
+            ConfigError: if there is no run, or none that can be read.
         """
         folder = _existing(folder)
-        database = _connect(folder / FILE)
-        database.execute("PRAGMA query_only = ON")
-        return cls(folder, database)
+        return cls(folder, connect_read_only(folder / FILE))
 
     def close(self) -> None:
         self._database.close()
         if self._lock:
-            self._lock.close()
+            unlock_folder(self.folder, self._lock)
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Everything written inside is kept together or not at all."""
-        self._database.execute("BEGIN IMMEDIATE")
+        """Everything written inside is kept together or not at all.
+
+        Raises:
+            ConfigError: if the folder is no longer this driver's, or the disk is full.
+        """
+        self._check_lock()
         try:
-            yield
-        except BaseException:
-            self._database.rollback()
-            raise
-        self._database.commit()
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.rollback()
+                raise
+            self._database.commit()
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"{self.folder}: its journal cannot be written to: {error}; nothing finished is "
+                f"lost: cse-search resume {self.folder}"
+            ) from error
+
+    def _check_lock(self) -> None:
+        if self._lock is None:
+            return
+        try:
+            there = os.stat(self.folder / LOCK).st_ino
+        except OSError:
+            there = None
+        if there != os.fstat(self._lock.fileno()).st_ino:
+            raise ConfigError(
+                f"{self.folder}: was deleted, moved or taken over while the run went on; this "
+                "driver stops"
+            )
 
     @property
     def prepared(self) -> bytes | None:
         """What the run's trials start from, once it is known: a resumed run's start from it too,
-        whatever has changed since."""
-        return self.prepared_path.read_bytes() if self.prepared_path.is_file() else None
+        whatever has changed since.
+
+        Raises:
+            ConfigError: if the file is not the one that the run began with.
+        """
+        digest = self["prepared digest"]
+        if digest is None:
+            return None
+        try:
+            data = self.prepared_path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{self.prepared_path}: cannot be read: {error}") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ConfigError(
+                f"{self.prepared_path}: is not what this run's trainings started from; put the "
+                "file back, or start a new run"
+            )
+        return data
 
     @prepared.setter
     def prepared(self, data: bytes) -> None:
-        draft = self.folder / f"{PREPARED}.new"
-        draft.write_bytes(data)
-        draft.replace(self.prepared_path)
+        write_whole(self.prepared_path, data)
+        with self.step():
+            self["prepared digest"] = hashlib.sha256(data).hexdigest()
 
     @property
     def prepared_path(self) -> Path:
@@ -209,118 +296,221 @@ class Journal:
     # --- meta ---
 
     def __getitem__(self, key: str) -> Any:
-        (value,) = self._database.execute(
-            "SELECT value FROM meta WHERE key = ?", (key,)
-        ).fetchone() or (None,)
-        return None if value is None else json.loads(value)
+        row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._database.execute(
             "INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value))
         )
 
-    # --- expressions and candidates ---
+    # --- screening ---
 
-    def add_expressions(
-        self, branch: str, round_number: int, fates: Iterable[tuple[str, str]]
+    def add_seen(self, branch: str, round_number: int, hashes: np.ndarray) -> None:
+        """Write down the hashes of what a round screened. Shape (n,), uint64."""
+        self._database.execute(
+            "INSERT INTO seen VALUES (?, ?, ?)",
+            (branch, round_number, hashes.astype("<u8").tobytes()),
+        )
+
+    def seen(self, branch: str) -> np.ndarray:
+        """Hashes of all that was screened for a branch. Shape (n,), uint64."""
+        rows = self._database.execute("SELECT hashes FROM seen WHERE branch = ?", (branch,))
+        return np.frombuffer(b"".join(blob for (blob,) in rows), "<u8").astype(np.uint64)
+
+    def add_rejected(
+        self, branch: str, round_number: int, reasons: Iterable[tuple[str, str]]
     ) -> None:
-        """Write down screened expressions as (text, fate)."""
+        """Write down rejected expressions as (text, reason)."""
         self._database.executemany(
-            "INSERT OR IGNORE INTO expressions VALUES (?, ?, ?, ?)",
-            ((branch, text, round_number, fate) for text, fate in fates),
+            "INSERT OR IGNORE INTO rejected VALUES (?, ?, ?, ?)",
+            ((branch, text, round_number, reason) for text, reason in reasons),
         )
 
-    def expressions(self, branch: str) -> Iterator[tuple[str, str]]:
-        """(text, fate) of every expression that was screened for a branch."""
-        rows = self._database.execute(
-            "SELECT text, fate FROM expressions WHERE branch = ? ORDER BY round, text", (branch,)
+    def rejected(self, branch: str) -> Iterator[tuple[str, str]]:
+        """(text, reason) of the rejected expressions that the run was asked to keep."""
+        return iter(
+            self._database.execute(
+                "SELECT text, reason FROM rejected WHERE branch = ? ORDER BY round, text", (branch,)
+            )
         )
-        return iter(rows)
+
+    def add_survivors(self, survivors: Iterable[Survivor]) -> None:
+        self._database.executemany(
+            "INSERT INTO survivors VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            (
+                (
+                    *(s.id, s.branch, s.text, s.fingerprint, s.round, s.operator),
+                    json.dumps(s.parents),
+                    s.features.astype("<f2").tobytes(),
+                )
+                for s in survivors
+            ),
+        )
+
+    def choose_survivors(self, ids: Iterable[int]) -> None:
+        """These are in a candidate from now on."""
+        self._database.executemany(
+            "UPDATE survivors SET chosen = 1 WHERE id = ?", ((number,) for number in ids)
+        )
+
+    def survivors(self, chosen: bool | None = None) -> list[Survivor]:
+        """In the order in which they were found."""
+        rows = self._database.execute(
+            "SELECT id, branch, text, fingerprint, round, operator, parents, features "
+            "FROM survivors WHERE (:chosen IS NULL OR chosen = :chosen) ORDER BY id",
+            {"chosen": chosen},
+        )
+        return [
+            Survivor(*row[:6], tuple(json.loads(row[6])), np.frombuffer(row[7], "<f2"))
+            for row in rows
+        ]
+
+    @property
+    def last_survivor(self) -> int:
+        """The highest id of a survivor; 0 before the first."""
+        return self._database.execute("SELECT COALESCE(MAX(id), 0) FROM survivors").fetchone()[0]
+
+    def survivor_fingerprints(self) -> list[tuple[str, str]]:
+        """(branch, fingerprint) of all survivors."""
+        return self._database.execute("SELECT branch, fingerprint FROM survivors").fetchall()
+
+    # --- candidates ---
 
     def add_candidate(
         self,
         losses: Mapping[str, str],
         fingerprint: Mapping[str, str],
         origin: str,
-        round_number: int,
-        fate: str,
-        reason: str | None = None,
-        fitness: float | None = None,
+        stage: str,
+        round_number: int = 0,
+        parents: Mapping[str, Sequence[int]] | None = None,
+        predicted: float | None = None,
+        deviation: float | None = None,
     ) -> int:
+        """Write down a candidate that waits for a stage; returns its id."""
         cursor = self._database.execute(
-            "INSERT INTO candidates (losses, fingerprint, origin, round, fate, reason, fitness) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO candidates ({_CANDIDATE}) "
+            "VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0)",
             (
                 json.dumps(dict(losses)),
                 json.dumps(dict(fingerprint), sort_keys=True),
                 origin,
+                json.dumps({branch: list(ids) for branch, ids in (parents or {}).items()}),
                 round_number,
-                fate,
-                reason,
-                fitness,
+                predicted,
+                deviation,
+                stage,
+                CandidateState.WAITING,
             ),
         )
-        return int(cursor.lastrowid)
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
 
     def move(
-        self, candidate: int, fate: str, reason: str | None = None, **numbers: float | None
+        self, candidate: int, state: str, stage: str | None = None, reason: str | None = None
     ) -> None:
-        """Set a candidate's fate, and ``simulated`` or ``fitness`` where given."""
-        columns = "".join(
-            f", {name} = :{name}" for name in numbers if name in ("simulated", "fitness")
-        )
+        """Write down where a candidate stands now; at its stage unless another is given."""
         self._database.execute(
-            f"UPDATE candidates SET fate = :fate, reason = :reason{columns} WHERE id = :id",
-            {"fate": fate, "reason": reason, "id": candidate, **numbers},
+            "UPDATE candidates SET state = ?, stage = COALESCE(?, stage), reason = ? WHERE id = ?",
+            (state, stage, reason, candidate),
         )
 
-    def candidates(self, *fates: str) -> list[Candidate]:
-        """Candidates with one of these fates (all, if none is named), oldest first."""
-        return self._candidates(f"fate IN ({','.join('?' * len(fates))})" if fates else "1", *fates)
+    def set_fitness(self, candidate: int, fitness: float, trainings: int) -> None:
+        self._database.execute(
+            "UPDATE candidates SET fitness = ?, trainings = ? WHERE id = ?",
+            (fitness, trainings, candidate),
+        )
 
-    def candidate(self, identity: int) -> Candidate:
-        (candidate,) = self._candidates("id = ?", identity)
+    def candidate(self, number: int) -> Candidate:
+        (candidate,) = self._candidates("WHERE id = ?", number)
         return candidate
 
-    def found(self) -> list[Candidate]:
-        """Trained candidates that the search itself found, best first: by ``confirmed`` where they
-        have it, then by fitness."""
+    def candidates(self, *states: str, stage: str | None = None) -> list[Candidate]:
+        """Candidates in these states (all, if none is given), in the order in which they were
+        made."""
+        marks = ", ".join("?" * len(states))
+        where = f"WHERE state IN ({marks})" if states else "WHERE 1"
         return self._candidates(
-            "fate = ? AND origin NOT LIKE ?",
-            Fate.TRAINED,
-            f"{KNOWN}%",
-            order="confirmed DESC NULLS LAST, fitness DESC, id",
+            f"{where} {'AND stage = ?' if stage else ''} ORDER BY id",
+            *states,
+            *([stage] if stage else []),
         )
 
-    def candidate_like(self, fingerprint: Mapping[str, str]) -> Candidate | None:
-        """The first candidate with the same gradients in every branch, or None."""
-        found = self._candidates("fingerprint = ?", json.dumps(dict(fingerprint), sort_keys=True))
-        return found[0] if found else None
+    def first(self, state: str, stage: str) -> Candidate | None:
+        """The oldest candidate in a state at a stage."""
+        rows = self._candidates("WHERE state = ? AND stage = ? ORDER BY id LIMIT 1", state, stage)
+        return rows[0] if rows else None
 
-    def _candidates(self, where: str, *values: Any, order: str = "id") -> list[Candidate]:
-        confirmed = (
-            "SELECT AVG(COALESCE(mAP, 0)) FROM trials "  # a training that failed counts as 0
-            "WHERE kind = 'confirm' AND candidate = candidates.id AND result IS NOT NULL"
-        )
-        rows = self._database.execute(
-            "SELECT id, losses, fingerprint, origin, round, fate, reason, simulated, fitness, "
-            f"({confirmed}) AS confirmed FROM candidates WHERE {where} ORDER BY {order}",
-            values,
-        )
-        return [Candidate(row[0], json.loads(row[1]), json.loads(row[2]), *row[3:]) for row in rows]
+    def trained(self) -> list[Candidate]:
+        """Candidates with a fitness, in the order in which they were made."""
+        return self._candidates("WHERE fitness IS NOT NULL ORDER BY id")
 
-    def count(self, *fates: str) -> int:
+    def count(self, *states: str, stage: str | None = None) -> int:
+        marks = ", ".join("?" * len(states))
         return self._database.execute(
-            f"SELECT COUNT(*) FROM candidates WHERE fate IN ({','.join('?' * len(fates))})", fates
+            f"SELECT COUNT(*) FROM candidates WHERE state IN ({marks}) {'AND stage = ?' if stage else ''}",
+            (*states, *([stage] if stage else [])),
         ).fetchone()[0]
+
+    def fingerprints(self) -> list[dict[str, str]]:
+        """The fingerprints of all candidates."""
+        rows = self._database.execute("SELECT fingerprint FROM candidates")
+        return [json.loads(text) for (text,) in rows]
+
+    def best(self, closing: Sequence[str] = (), count: int = -1) -> list[Candidate]:
+        """Candidates that the search found, best first: by their mean at the last of the closing
+        stages that they took part in, those of a later stage before those of an earlier; then by
+        fitness.
+
+        Args:
+            closing: the stages after the search that count, in their order.
+            count: how many at most; all where -1.
+        """
+        means: dict[int, tuple[int, float]] = {}
+        for place, stage in enumerate(closing):
+            means |= {number: (place, mean) for number, mean in self.means(stage).items()}
+        measured = [self.candidate(number) for number in means]
+        fittest = self._candidates(
+            "WHERE fitness IS NOT NULL AND origin NOT LIKE ? ORDER BY fitness DESC, id LIMIT ?",
+            f"{KNOWN}%",
+            -1 if count < 0 else count + len(means),
+        )
+        measured.sort(key=lambda candidate: means[candidate.id], reverse=True)
+        ranked = [
+            Candidate(**{**candidate.__dict__, "closing": means[candidate.id][1]})
+            for candidate in measured
+        ] + [candidate for candidate in fittest if candidate.id not in means]
+        return ranked if count < 0 else ranked[:count]
+
+    def means(self, stage: str) -> dict[int, float]:
+        """Candidate to its mean mAP over its finished trainings at a stage; a failure counts as
+        0."""
+        return dict(
+            self._database.execute(
+                "SELECT candidate, AVG(COALESCE(mAP, 0)) FROM trials WHERE stage = ? AND at IS NOT "
+                "NULL AND candidate IS NOT NULL GROUP BY candidate",
+                (stage,),
+            ).fetchall()
+        )
+
+    def _candidates(self, rest: str, *values: Any) -> list[Candidate]:
+        rows = self._database.execute(f"SELECT {_CANDIDATE} FROM candidates {rest}", values)
+        return [
+            Candidate(
+                row[0], json.loads(row[1]), json.loads(row[2]), row[3], json.loads(row[4]), *row[5:]
+            )
+            for row in rows
+        ]
 
     # --- trials ---
 
     def start_trial(
-        self, kind: str, trial: Trial, candidate: int | None = None, label: str | None = None
+        self, stage: str, trial: Trial, candidate: int | None = None, label: str | None = None
     ) -> None:
         self._database.execute(
-            "INSERT INTO trials VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL, ?, NULL)",
-            (trial.key, kind, candidate, label, trial.to_json(), time.time()),
+            "INSERT INTO trials VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL, ?, NULL, NULL)",
+            (trial.key, stage, candidate, label, trial.to_json(), time.time()),
         )
 
     def restart_trial(self, key: str) -> None:
@@ -328,47 +518,98 @@ class Journal:
         pause's."""
         self._database.execute("UPDATE trials SET started = ? WHERE key = ?", (time.time(), key))
 
-    def durations(self, *kinds: str, last: int) -> list[float]:
-        """Seconds from start to finish of the trials of these kinds that were started last and are
-        finished."""
-        rows = self._database.execute(
-            f"SELECT finished - started FROM trials WHERE kind IN ({','.join('?' * len(kinds))}) AND result IS NOT NULL "
-            "ORDER BY rowid DESC LIMIT ?",
-            (*kinds, last),
-        )
-        return [seconds for (seconds,) in rows]
-
-    def finish_trial(self, result: TrialResult) -> None:
+    def finish_trial(self, result: TrialResult, seconds: float = 0.0, at: float = 0.0) -> None:
+        """Write down what came of a trial, in how many seconds, and how long drivers have worked on
+        the run by then."""
         self._database.execute(
-            "UPDATE trials SET result = ?, mAP = ?, failure = ?, finished = ? WHERE key = ?",
-            (result.to_json(), result.mAP, result.failure, time.time(), result.key),
+            "UPDATE trials SET result = ?, mAP = ?, failure = ?, seconds = ?, at = ? WHERE key = ?",
+            (result.to_json(), result.mAP, result.failure, seconds, at, result.key),
         )
 
-    def trials(self, kind: str | None = None, finished: bool | None = None) -> list[TrialRow]:
-        """Trials in the order in which they were started."""
+    def trials(self, *stages: str, finished: bool | None = None) -> list[TrialRow]:
+        """Trials at these stages (all, if none is given) in the order in which they were
+        started."""
+        marks = ", ".join("?" * len(stages))
+        where = [f"stage IN ({marks})"] if stages else []
+        if finished is not None:
+            where.append(f"result IS {'NOT ' if finished else ''}NULL")
+        return self._trials(f"{'WHERE ' * bool(where)}{' AND '.join(where)}", *stages)
+
+    def trials_of(self, candidate: int, stage: str) -> list[TrialRow]:
+        """A candidate's trials at a stage, in the order in which they were started."""
+        return self._trials("WHERE candidate = ? AND stage = ?", candidate, stage)
+
+    def _trials(self, where: str, *values: Any) -> list[TrialRow]:
         rows = self._database.execute(
-            "SELECT kind, candidate, label, trial, result, started, finished FROM trials WHERE (:kind IS NULL OR kind = :kind) "
-            "AND (:finished IS NULL OR (result IS NOT NULL) = :finished) ORDER BY rowid",
-            {"kind": kind, "finished": finished},
+            "SELECT stage, candidate, label, trial, result, started, seconds FROM trials "
+            f"{where} ORDER BY rowid",
+            values,
         )
         return [
             TrialRow(
-                row[0],
-                row[1],
-                row[2],
+                *row[:3],
                 Trial.from_json(row[3]),
                 TrialResult.from_json(row[4]) if row[4] else None,
-                row[5],
-                row[6],
+                *row[5:],
             )
             for row in rows
         ]
 
+    def scores(self, candidate: int, stage: str) -> list[float | None]:
+        """mAP of each finished training of a candidate at a stage; None for a failure."""
+        rows = self._database.execute(
+            "SELECT mAP FROM trials WHERE candidate = ? AND stage = ? AND at IS NOT NULL "
+            "ORDER BY rowid",
+            (candidate, stage),
+        )
+        return [mAP for (mAP,) in rows]
 
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=30, isolation_level=None)
-    database.execute("PRAGMA journal_mode = WAL")
-    return database
+    def measured(self) -> list[tuple[int, float]]:
+        """(id, fitness) of all candidates at the end of the search's ladder; 0 where the training
+        failed."""
+        return self._database.execute(
+            "SELECT id, COALESCE(fitness, 0) FROM candidates WHERE fitness IS NOT NULL "
+            "UNION ALL SELECT id, 0 FROM candidates WHERE state = ?",
+            (CandidateState.FAILED,),
+        ).fetchall()
+
+    def by_seed(self, candidate: int, stage: str) -> dict[int, float]:
+        """Seed to mAP of a candidate's finished trainings at a stage; 0 for a failure."""
+        rows = self._database.execute(
+            "SELECT json_extract(trial, '$.seed'), COALESCE(mAP, 0) FROM trials "
+            "WHERE candidate = ? AND stage = ? AND at IS NOT NULL ORDER BY rowid",
+            (candidate, stage),
+        )
+        return dict(rows.fetchall())
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Stage to (finished trainings, failed ones)."""
+        rows = self._database.execute(
+            "SELECT stage, COUNT(at), COUNT(at) - COUNT(mAP) FROM trials GROUP BY stage"
+        )
+        return {stage: (done, failed) for stage, done, failed in rows}
+
+    def durations(self, *stages: str, last: int) -> list[float]:
+        """Seconds of the trainings at these stages that ended last, the last one first."""
+        rows: list[tuple[float, float]] = []
+        for stage in stages:
+            rows += self._database.execute(
+                "SELECT at, seconds FROM trials WHERE stage = ? AND at IS NOT NULL "
+                "ORDER BY at DESC LIMIT ?",
+                (stage, last),
+            ).fetchall()
+        return [seconds for _, seconds in sorted(rows, reverse=True)[:last]]
+
+    def ended(self, stage: str, last: int) -> list[float]:
+        """When the trainings at a stage that ended last did so, in drivers' seconds, the last one
+        first."""
+        return [
+            at
+            for (at,) in self._database.execute(
+                "SELECT at FROM trials WHERE stage = ? AND at IS NOT NULL ORDER BY at DESC LIMIT ?",
+                (stage, last),
+            )
+        ]
 
 
 def _existing(folder: str | Path) -> Path:
@@ -378,22 +619,3 @@ def _existing(folder: str | Path) -> Path:
             f"{folder}: no run here (no {FILE}); 'cse-search run --out {folder}' starts one"
         )
     return folder
-
-
-def _lock(folder: Path) -> Any:
-    """Hold the run for this process; the lock goes with the process, however it ends."""
-    handle = open(folder / LOCK, "a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.seek(0)
-        owner = handle.read().strip() or "another process"
-        handle.close()
-        raise ConfigError(
-            f"{folder}: {owner} is working on this run; watch it with 'cse-search status {folder}', "
-            "or stop it before you resume"
-        ) from None
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
-    return handle

@@ -48,7 +48,7 @@ def repeat(
 
     Args:
         folder: the run's.
-        key: the trial's, as ``cse-search report`` and the journal have it, such as ``full-12``.
+        key: the trial's, as ``cse-search report`` and the journal have it, such as ``full-12-0``.
 
     Raises:
         ConfigError: no such run or trial, or it was trained by several processes together.

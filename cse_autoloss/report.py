@@ -3,19 +3,20 @@ files."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cse_autoloss.config import parse_config
-from cse_autoloss.display import GAIN, duration, spread
+from cse_autoloss.display import GAIN, SPREAD, comparison_cells, duration, stage_counts
 from cse_autoloss.drawing import plot
 from cse_autoloss.export import export_run, found, write_text
-from cse_autoloss.journal import KNOWN, Candidate, Fate, Journal
+from cse_autoloss.journal import FUNNEL, CandidateState, Journal
 from cse_autoloss.space import load_space
-from cse_autoloss.status import STAGES, Status, read_status
+from cse_autoloss.stages import Ladder
+from cse_autoloss.status import Status, read_status
 
 SHOWN = 10  # candidates in the report's table
 
@@ -29,7 +30,7 @@ def write_report(journal: Journal) -> list[Path]:
     """
     folder, status = journal.folder, read_status(journal)
     picture = draw_progress(journal, status, folder / "progress.png")
-    exported = export_run(journal, folder / "best.py") if journal.found() else []
+    exported = export_run(journal, folder / "best.py") if status.best else []
     curves = {}
     for branch, text in (found(journal).losses if exported else {}).items():
         space = load_space(journal["spaces"][branch])
@@ -70,22 +71,13 @@ def _page(
     lines += [
         "## Result",
         "",
-        f"mAP (COCO, IoU 0.50:0.95), mean ± standard deviation over {config.final.seeds} fresh seeds. "
+        f"mAP (COCO, IoU 0.50:0.95) over fresh seeds: {SPREAD}. "
         "Selection saw val only; test was never seen by the search.",
         "",
     ]
     lines += table(
-        ("losses", "val", "test", GAIN, "formula"),
-        (
-            (
-                row.label,
-                spread(row.val) or "failed",
-                spread(row.test) or "failed",
-                spread(row.gain, "+"),
-                formula(row.losses),
-            )
-            for row in status.comparison
-        ),
+        ("losses", "n", "val", "test", GAIN, "formula"),
+        ((row.label, *comparison_cells(row), formula(row.losses)) for row in status.comparison),
     )
     if status.baseline:
         scale = status.baseline["scale"]
@@ -125,51 +117,50 @@ def _page(
 
 
 def _searched(journal: Journal, status: Status) -> list[str]:
+    config = parse_config(journal["config"])
+    ladder = Ladder.of(config.stages)
     lines = ["## The funnel", ""]
     lines += table(
-        ("branch", *STAGES),
+        ("branch", *FUNNEL),
         (
-            (branch, *(f"{counts[stage]:,}" for stage in STAGES))
+            (branch, *(f"{counts[name]:,}" for name in FUNNEL))
             for branch, counts in status.funnel.items()
         ),
     )
-    lines += [
-        f"Simulated on the tiny set: {status.simulated}. Trained on the proxy task: {status.trained} "
-        f"({status.failed} failed). Equivalent to an earlier candidate: {status.equivalent}.",
-        "",
-    ]
-    for branch in status.funnel:
-        fates = Counter(fate.split(":")[0] for _, fate in journal.expressions(branch))
-        counts = ", ".join(f"{fate} {count:,}" for fate, count in fates.most_common())
-        lines += [f"Where {branch} expressions fell: {counts}", ""]
+    for branch, counts in status.funnel.items():
+        fell = sorted(counts["reasons"].items(), key=lambda entry: -entry[1])
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in fell)
+        lines += [f"Where {branch} expressions fell: {reasons}", ""]
+    lines += [f"Trainings: {stage_counts(status.stages)}.", ""]
+    if status.stopped:
+        lines += [f"The search ended early: {status.stopped}.", ""]
     lines += ["## Candidates", ""]
+    found = journal.best(ladder.closing, SHOWN)
+    known = [candidate for candidate in journal.trained() if candidate.known]
+    means = {stage: journal.means(stage) for stage in ladder.closing}
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
     lines += table(
-        ("#", "origin", "round", "tiny set", "val mAP", "confirmed", "formula"),
+        ("#", "origin", "round", "predicted", ladder.fitness, *ladder.closing, "formula"),
         (
             (
-                c.id,
-                c.origin,
-                c.round,
-                "" if c.simulated is None else f"{c.simulated:.3f}",
-                f"{c.fitness:.3f}",
-                "" if c.confirmed is None else f"{c.confirmed:.3f}",
+                *(c.id, c.origin, c.round, number(c.predicted), number(c.fitness)),
+                *(number(means[stage].get(c.id)) for stage in ladder.closing),
                 formula(c.losses),
             )
-            for c in _trained(journal)[:SHOWN]
+            for c in found + known
         ),
     )
-    if confirmed := len({row.trial.seed for row in journal.trials("confirm")}):
-        lines += [
-            f"Confirmed: mean mAP on val over {confirmed} seeds that neither the search nor the comparison uses.",
-            "",
-        ]
-    if failed := journal.candidates(Fate.FAILED):
-        lines += ["Failed trainings:", "", *(f"* #{c.id}: {c.reason}" for c in failed[:SHOWN]), ""]
+    lines += [
+        "Numbers are mAP on val, means where there is more than one training; each stage after the "
+        f"search ({', '.join(ladder.closing)}) has seeds of its own.",
+        "",
+    ]
+    if failed := journal.candidates(CandidateState.FAILED)[:SHOWN]:
+        lines += ["Failed trainings:", "", *(f"* #{c.id}: {c.reason}" for c in failed), ""]
     return lines
-
-
-def _trained(journal: Journal) -> list[Candidate]:
-    return sorted(journal.candidates(Fate.TRAINED), key=lambda c: -c.fitness)
 
 
 def _provenance(journal: Journal) -> Iterable[tuple[str, Any]]:
@@ -195,8 +186,13 @@ def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
     figure, (progress, final) = pyplot.subplots(
         1, 2, figsize=(11, 4.2), width_ratios=(2, 1), sharey=True, layout="constrained"
     )
-    origin = {c.id: c.origin for c in journal.candidates()}
-    rows = [row for row in journal.trials("full", finished=True) if row.result.mAP is not None]
+    stage = Ladder.of(parse_config(journal["config"]).stages).fitness
+    given = {candidate.id for candidate in journal.trained() if candidate.known}
+    rows = [
+        row
+        for row in journal.trials(stage, finished=True)
+        if row.result and row.result.mAP is not None
+    ]
     for known, label, color in (
         (True, "known losses", "tab:gray"),
         (False, "found by the search", "tab:blue"),
@@ -204,11 +200,11 @@ def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
         points = [
             (i, row.result.mAP)
             for i, row in enumerate(rows, 1)
-            if origin[row.candidate].startswith(KNOWN) == known
+            if (row.candidate in given) == known
         ]
         if points:
             progress.scatter(*zip(*points), s=18, color=color, label=label)
-    best = [max(row.result.mAP for row in rows[:i]) for i in range(1, len(rows) + 1)]
+    best = list(itertools.accumulate((row.result.mAP for row in rows), max))
     progress.step(
         range(1, len(rows) + 1),
         best,
@@ -221,7 +217,7 @@ def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
         progress.axhline(
             status.baseline["mAP"], color="tab:red", linestyle="--", label="default, tuned"
         )
-    progress.set(xlabel="proxy training", ylabel="mAP on val", title="The search")
+    progress.set(xlabel=f"training at stage {stage}", ylabel="mAP on val", title="The search")
     progress.legend(fontsize=8)
     for place, row in enumerate(status.comparison):
         for split, color, shift in (("val", "tab:blue", -0.1), ("test", "tab:orange", 0.1)):

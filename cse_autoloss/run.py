@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import time
@@ -12,14 +13,21 @@ from typing import Any
 
 from rich.console import Console
 
+from cse_autoloss.breeder import BreederError, ProcessBreeder
 from cse_autoloss.cluster import Cluster, ClusterError
+from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.journal import Journal
+from cse_autoloss.pins import changes, pins
+from cse_autoloss.rankers import load_ranker
 from cse_autoloss.report import write_report
-from cse_autoloss.search import Search, compared_besides
+from cse_autoloss.run_folder import network_file_system
+from cse_autoloss.search import Search, SearchError
 from cse_autoloss.space import load_space
+from cse_autoloss.stages import Ladder
 from cse_autoloss.status import read_status
+from cse_autoloss.strategies import load_strategy
 from cse_autoloss.trial import ConfigError, load_trainer
 
 PACKAGES = ("cse-autoloss", "torch", "numpy", "ray", "mmdet", "mmcv-full", "pycocotools")
@@ -49,13 +57,16 @@ def check(config: Config) -> dict[str, Any]:
                 f"losses need {own.inputs}, as {own.name} has"
             )
         spaces[branch] = space.origin
-    compared_besides(config, spaces)
+    compared(config, spaces)
+    load_strategy(config.search.strategy, config.search)
+    load_ranker(config.search.ranker, config.search.ranker_settings)
     return {**checked, "spaces": spaces}
 
 
 def start(config: Config, folder: Path, console: Console) -> None:
     """Start a run in a new folder and see it through."""
     checked = check(config)
+    was_there = folder.exists()
     journal = Journal.create(
         folder,
         {
@@ -65,53 +76,68 @@ def start(config: Config, folder: Path, console: Console) -> None:
             "images": checked["images"],
             "created": time.time(),
             "versions": versions(),
+            "pins": pins(config, checked, versions()),
         },
     )
     images = ", ".join(f"{count} {split}" for split, count in checked["images"].items())
-    console.print(
-        f"run {folder}: {len(checked['classes'])} classes; images: {images}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(console, f"run {folder}: {len(checked['classes'])} classes; images: {images}")
     for note in checked.get("notes", ()):
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        _say(console, note)
+    if kind := network_file_system(folder):
+        _say(
+            console,
+            f"{folder} is on a network file system ({kind}): the journal is written there "
+            "without a write-ahead log, which is slower",
+        )
     try:
-        _drive(journal, console)
+        _drive(journal, config, console)
     except ClusterError:
-        if not Journal.read(
-            folder
-        ).trials():  # a run that never began leaves nothing in the way of the next try
+        if not Journal.read(folder).trials():  # what never began is in nobody's way
             shutil.rmtree(folder)
+            if was_there:
+                folder.mkdir()
         raise
 
 
-def resume(folder: Path, console: Console, settings: Sequence[str] = ()) -> None:
+def resume(
+    folder: Path, console: Console, settings: Sequence[str] = (), accept_changes: bool = False
+) -> None:
     """Go on with a run that was stopped or killed, or, with ``settings`` such as
-    ``budget.trials=500``, that had finished."""
+    ``budget.trials=500``, that had finished.
+
+    Raises:
+        ConfigError: if what its numbers depend on has changed since, unless ``accept_changes``.
+    """
     journal = Journal.resume(folder)
     before = parse_config(journal["config"])
     config = change_config(before, settings)
-    check(config)
-    for label, losses in compared_besides(config, journal["spaces"]).items():
+    checked = check(config)
+    now = pins(config, checked, versions())
+    if different := changes(journal["pins"], now):
+        if not accept_changes:
+            raise ConfigError(
+                f"{folder}: changed since this run began: {'; '.join(different)}. Its new trainings "
+                "could not be compared with those it has; put it back, or go on all the same with "
+                "--accept-changes"
+            )
+        with journal.step():
+            journal["pins"] = now
+            journal["accepted changes"] = [*(journal["accepted changes"] or []), *different]
+    comparison = Ladder.of(config.stages).comparison
+    for label, losses in compared(config, journal["spaces"]).items():
         if any(
-            row.label == label and row.trial.losses != losses for row in journal.trials("final")
+            row.label == label and row.trial.losses != losses for row in journal.trials(comparison)
         ):
             raise ConfigError(
-                f"final.others.{label}: this run has compared other losses by that name; choose another"
+                f"others.{label}: this run has compared other losses by that name; choose another"
             )
-    with journal.step():
-        journal["config"] = config.model_dump(mode="json")
-        if config.budget != before.budget:
-            journal["searched"] = False
-        if config != before:
-            journal["compared"] = False
-    done = journal.trials(finished=True)
-    console.print(
-        f"resuming {folder}: {len(done)} trainings are done and stay done",
-        highlight=False,
-        soft_wrap=True,
-    )
-    _drive(journal, console)
+    done = sum(finished for finished, _ in journal.counts().values())
+    _say(console, f"resuming {folder}: {done} trainings are done and stay done")
+    _drive(journal, config, console)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def versions() -> dict[str, str]:
@@ -125,31 +151,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _drive(journal: Journal, console: Console) -> None:
+def _drive(journal: Journal, config: Config, console: Console) -> None:
     started = time.monotonic()
-    config = parse_config(journal["config"])
+    before = parse_config(journal["config"])
     try:
-        if read_status(journal).phase != "finished":
-            with journal.step():
-                journal["driver started"] = time.time()
+        if config != before or not journal["compared"]:
             with (
                 Cluster(config.cluster, config.detector) as cluster,
-                watching(journal, console) as watch,
+                watching(journal, console) as on_progress,
             ):
-                Search(config, journal["spaces"], journal, cluster, watch).run()
+                with journal.step():  # not before there is a cluster that the settings fit
+                    journal["config"] = config.model_dump(mode="json")
+                    journal["driver began"] = journal["driven"] or 0.0
+                    journal["compared"] = False
+                    if config.budget != before.budget:
+                        journal["searched"] = False
+                with contextlib.closing(ProcessBreeder(journal.folder)) as breeder:
+                    spaces = journal["spaces"]
+                    Search(config, spaces, journal, cluster, breeder, on_progress).run()
         status = read_status(journal)
         console.print(comparison_table(status.comparison))
         for path in write_report(journal):
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-        console.print(
-            f"done in {duration(time.monotonic() - started)}", highlight=False, soft_wrap=True
-        )
+            _say(console, f"wrote {path}")
+        _say(console, f"done in {duration(time.monotonic() - started)}")
+    except BreederError as error:
+        raise SearchError(str(error)) from error
     except KeyboardInterrupt:
-        console.print(
-            f"stopped; nothing finished is lost: cse-search resume {journal.folder}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        _say(console, f"stopped; nothing finished is lost: cse-search resume {journal.folder}")
         raise
     finally:
         journal.close()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cse_autoloss.trial import Trial, TrialResult
+from cse_autoloss.trial import Trial, TrialResult, read_result
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class SimulatedCluster:
     """Workers that take ``seconds(trial)`` of virtual time to hand back ``train(trial)``.
 
     Args:
-        train: what a worker does; called when the trial's time is up.
+        train: what a worker does; called when the trial's time is up. What is no result is taken for
+            the text that came back.
         size: workers.
         seconds: virtual duration of a trial.
         driver_time: let the clock also go on by the real time that passes between two calls of
@@ -41,7 +42,7 @@ class SimulatedCluster:
 
     def __init__(
         self,
-        train: Callable[[Trial], TrialResult],
+        train: Callable[[Trial], object],
         size: int = 2,
         seconds: Callable[[Trial], float] = lambda trial: 1.0,
         driver_time: bool = False,
@@ -51,6 +52,10 @@ class SimulatedCluster:
         self._ends: list[tuple[float, int, SimulatedRunning]] = []  # a heap
         self._count = itertools.count()  # of equal ends, the one submitted first
         self._left = time.perf_counter() if driver_time else None
+
+    def clock(self) -> float:
+        self._charge()
+        return self.now
 
     def prepare(self, prepared: bytes | None = None) -> bytes:
         return prepared or b"simulated"
@@ -80,7 +85,9 @@ class SimulatedCluster:
             end, _, running = heapq.heappop(self._ends)
             self.busy += end - running.started
             self.trained.append(running.trial.key)
-            results.append(self._train(running.trial))
+            made = self._train(running.trial)
+            text = made.to_json() if isinstance(made, TrialResult) else made
+            results.append(read_result(running.trial, text))
         if self._left is not None:
             self._left = time.perf_counter()
         return results

@@ -3,27 +3,28 @@ and programs."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cse_autoloss.config import parse_config
-from cse_autoloss.journal import DEFAULT, FOUND, Fate, Journal
+from cse_autoloss.config import Config, parse_config
+from cse_autoloss.intervals import mean_interval
+from cse_autoloss.journal import DEFAULT, FOUND, CandidateState, Journal, TrialRow
+from cse_autoloss.stages import TUNE, Ladder
 
-STAGES = ("generated", "unique", "verified", "optimised", "distinct")
+RECENT = 1000  # trainings that the rate is told by
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One row of the final comparison.
+    """One row of the final comparison. A training that failed counts as mAP 0.
 
     Attributes:
         val, test: mAP, a number a seed.
         gain: mAP on test over the default losses' with the same seed, a number a seed that both
             have.
+        failures: reasons of the trainings that failed.
     """
 
     label: str
@@ -39,30 +40,32 @@ class Status:
     """How a run stands.
 
     Attributes:
-        phase: preparing, tuning, searching, confirming, comparing, or finished.
+        phase: preparing, tuning, searching, the name of a stage after the search, or finished.
         funnel: branch to counts of expressions: generated, unique, verified, optimised (they
             optimise predictions), distinct (with gradients that no earlier candidate has).
-        simulated, trained, failed: counts of candidates (choices of losses for all searched
-            branches).
-        trials: (done, allowed) proxy trainings.
+        stages: stage to (finished trainings, failed ones).
+        trained, failed: candidates (choices of losses for all searched branches) at the search's
+            last stage.
+        waiting: candidates that were chosen and wait for a training.
+        trials: (done, allowed) trainings at the search's last stage.
         running: keys of the trials that run, with their seconds so far.
-        trials_per_hour: proxy trainings, by the wall-clock of the driver that is at it (or was,
-            last), or None before its first.
-        seconds_left: estimate until the proxy trainings are done, or None before the first ones.
+        trials_per_hour: of these trainings, the latest, while a driver was at it; None before the
+            first few.
+        seconds_left: estimate until these trainings are done, or None before the first ones.
         baseline: mAP on val of the tuned default loss, and its loss-weight scales and learning-rate
             scale.
-        best: of the found candidates: id, losses, mAP (of its confirmation's mean, where it has
-            been confirmed).
+        best: of the found candidates: id, losses, mAP (of the last stage that it took part in).
         comparison: the final table, as far as it has come.
+        stopped: why the search ended before its budget, or None.
     """
 
     folder: str
     phase: str
-    funnel: Mapping[str, Mapping[str, int]]
-    simulated: int
+    funnel: Mapping[str, Mapping[str, Any]]
+    stages: Mapping[str, tuple[int, int]]
     trained: int
     failed: int
-    equivalent: int
+    waiting: int
     trials: tuple[int, int]
     running: tuple[tuple[str, float], ...]
     trials_per_hour: float | None
@@ -70,6 +73,7 @@ class Status:
     baseline: Mapping[str, Any] | None
     best: Mapping[str, Any] | None
     comparison: tuple[Compared, ...]
+    stopped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,96 +82,105 @@ class Status:
 def read_status(journal: Journal) -> Status:
     """Read how the run stands now."""
     config = parse_config(journal["config"])
+    ladder = Ladder.of(config.stages)
+    stages, tuned = journal.counts(), journal["tuned"]
+    done = stages.get(ladder.fitness, (0, 0))[0]
+    rate, left = _pace(journal, config, ladder.fitness, done)
+    best = next(iter(journal.best(ladder.closing, 1)), None)
+    tuning = journal.trials(TUNE, finished=True) if tuned else []
     now = time.time()
-    proxies = journal.trials("full")
-    done = [row for row in proxies if row.result]
-    counts = Counter(candidate.fate for candidate in journal.candidates())
-    comparison = read_comparison(journal)
-    rate = left = None
-    # A run may have stood still between two drivers: the rate is this driver's.
-    since = max(journal["driver started"] or 0, min((row.started for row in proxies), default=0))
-    if recent := [row for row in done if row.finished > since]:
-        rate = 3600 * len(recent) / (max(row.finished for row in recent) - since)
-        left = (
-            0.0 if journal["searched"] else max(config.budget.trials - len(done), 0) / rate * 3600
-        )
-        if config.budget.minutes and not journal["searched"]:
-            left = max(0.0, min(left, journal["driver started"] + 60 * config.budget.minutes - now))
-    tuned = journal["tuned"]
-    if journal["searched"]:
-        phase = (
-            "finished"
-            if journal["compared"]
-            else "comparing"
-            if journal.trials("final")
-            else "confirming"
-        )
-    else:
-        phase = "searching" if tuned else "tuning" if journal.trials("tune") else "preparing"
-    best = next(iter(journal.found()), None)
     return Status(
         folder=str(journal.folder),
-        phase=phase,
+        phase=_phase(journal, ladder, stages),
         funnel=journal["funnel"] or {},
-        simulated=len([row for row in journal.trials("tiny", finished=True)]),
-        trained=counts[Fate.TRAINED],
-        failed=counts[Fate.FAILED],
-        equivalent=counts[Fate.EQUIVALENT],
-        trials=(len(done), config.budget.trials),
-        running=tuple((row.trial.key, now - row.started) for row in journal.trials(finished=False)),
+        stages=stages,
+        trained=journal.count(CandidateState.SCORED, stage=ladder.fitness),
+        failed=journal.count(CandidateState.FAILED),
+        waiting=journal.count(CandidateState.WAITING),
+        trials=(done, config.budget.trials),
+        running=tuple(
+            (row.trial.key, max(0.0, now - row.started)) for row in journal.trials(finished=False)
+        ),
         trials_per_hour=rate,
         seconds_left=left,
-        baseline={
-            "mAP": max(row.result.mAP or 0 for row in journal.trials("tune", finished=True)),
-            **tuned,
-        }
+        baseline={"mAP": max(row.result.mAP or 0.0 for row in tuning if row.result), **tuned}
         if tuned
         else None,
         best={
             "id": best.id,
             "losses": dict(best.losses),
-            "mAP": best.fitness if best.confirmed is None else best.confirmed,
+            "mAP": best.fitness if best.closing is None else best.closing,
         }
         if best
         else None,
-        comparison=comparison,
+        comparison=read_comparison(journal),
+        stopped=journal["stopped"],
     )
+
+
+def _phase(journal: Journal, ladder: Ladder, stages: Mapping[str, tuple[int, int]]) -> str:
+    if journal["searched"]:
+        begun = [stage for stage in ladder.closing if stage in stages]
+        return "finished" if journal["compared"] else begun[-1] if begun else ladder.closing[0]
+    return "searching" if journal["tuned"] else "tuning" if TUNE in stages else "preparing"
+
+
+def _pace(
+    journal: Journal, config: Config, stage: str, done: int
+) -> tuple[float | None, float | None]:
+    """Trainings an hour at a stage, and the seconds until the search is over."""
+    ended = journal.ended(stage, RECENT)
+    if len(ended) < 3 or ended[0] == ended[-1]:
+        return None, None
+    rate = 3600 * (len(ended) - 1) / (ended[0] - ended[-1])
+    if journal["searched"]:
+        return rate, 0.0
+    left = max(config.budget.trials - done, 0) / rate * 3600
+    if config.budget.minutes:
+        gone = (journal["driven"] or 0.0) - (journal["driver began"] or 0.0)
+        left = max(0.0, min(left, 60 * config.budget.minutes - gone))
+    return rate, left
 
 
 def read_comparison(journal: Journal) -> tuple[Compared, ...]:
     """The final table: default first, then losses that were not searched, then what was found, best
     mean on val first."""
-    groups: dict[str, list[Any]] = {}
-    measured: dict[str, dict[int, Mapping[str, float]]] = {}  # label to seed to metrics
-    for row in journal.trials("final"):
-        groups.setdefault(row.label, []).append(row)
-        if row.result and row.result.mAP is not None:
-            measured.setdefault(row.label, {})[row.trial.seed] = row.result.metrics
-    default = measured.get(DEFAULT, {})
-
-    def values(label: str, split: str) -> tuple[float, ...]:
-        return tuple(metrics[f"{split}/mAP"] for metrics in measured.get(label, {}).values())
-
-    table = [
-        Compared(
-            label,
-            dict(rows[0].trial.losses),
-            values(label, "val"),
-            values(label, "test"),
-            gain=tuple(
-                metrics["test/mAP"] - default[seed]["test/mAP"]
-                for seed, metrics in measured.get(label, {}).items()
-                if seed in default and label != DEFAULT
-            ),
-            failures=tuple(row.result.failure for row in rows if row.result and row.result.failure),
+    stage = Ladder.of(parse_config(journal["config"]).stages).comparison
+    groups: dict[str, list[TrialRow]] = {}
+    for row in journal.trials(stage):
+        groups.setdefault(row.label or "", []).append(row)
+    default = _by_seed(groups.get(DEFAULT, []), "test")
+    table = []
+    for label, rows in groups.items():
+        test = _by_seed(rows, "test")
+        shared = [seed for seed in test if seed in default and label != DEFAULT]
+        table.append(
+            Compared(
+                label,
+                dict(rows[0].trial.losses),
+                val=tuple(_by_seed(rows, "val").values()),
+                test=tuple(test.values()),
+                gain=tuple(test[seed] - default[seed] for seed in shared),
+                failures=tuple(
+                    row.result.failure for row in rows if row.result and row.result.failure
+                ),
+            )
         )
-        for label, rows in groups.items()
-    ]
 
     def place(row: Compared) -> tuple[int, float]:
         return (
             0 if row.label == DEFAULT else 2 if row.label.startswith(FOUND) else 1,
-            -statistics.mean(row.val) if row.val else 0.0,
+            -mean_interval(row.val).mean if row.val else 0.0,
         )
 
     return tuple(sorted(table, key=place))
+
+
+def _by_seed(rows: list[TrialRow], split: str) -> dict[int, float]:
+    return {
+        row.trial.seed: row.result.metrics.get(f"{split}/mAP", 0.0)
+        if row.result.mAP is not None
+        else 0.0
+        for row in rows
+        if row.result
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -116,6 +117,43 @@ class TrialResult:
         return cls(trial.key, None, failure=" ".join(reason.split())[:500], seconds=seconds)
 
 
+def read_result(trial: Trial, text: object) -> TrialResult:
+    """What a worker hands back for a trial, if it can be that; else a failed result that says what
+    is wrong with it."""
+    try:
+        result = TrialResult.from_json(text) if isinstance(text, str) else None
+        reason = _wrong(trial, result) if result else f"no text, but {type(text).__name__}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        result, reason = None, f"no result: {type(error).__name__}: {error}"
+    if result is None or reason:
+        return TrialResult.failed(trial, f"the trainer handed back {reason}")
+    return result
+
+
+def _wrong(trial: Trial, result: TrialResult) -> str | None:
+    """What is wrong with a result, in one phrase."""
+    if result.key != trial.key:
+        return f"the result of another trial, {result.key!r}"
+    if result.failure is not None:
+        sound = isinstance(result.failure, str) and result.mAP is None
+        return None if sound else f"mAP {result.mAP!r} with the failure {result.failure!r}"
+    numbers: dict[str, Any] = {"mAP": result.mAP, "seconds": result.seconds, "steps": result.steps}
+    numbers |= {f"metrics.{name}": value for name, value in result.metrics.items()}
+    numbers |= {f"loss_weights.{name}": value for name, value in result.loss_weights.items()}
+    for name, value in numbers.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            return f"{name} {value!r}, which is no finite number"
+        if name.endswith("mAP") and not 0 <= value <= 1:
+            return f"{name} {value!r}; it should be in [0, 1]"
+    measured = () if trial.task == "tiny" else trial.evaluate
+    missing = [split for split in measured if f"{split}/mAP" not in result.metrics]
+    return f"no mAP on {', '.join(missing)}" if missing else None
+
+
 @dataclass(frozen=True)
 class Found:
     """A loss that a search has found, ready to be handed back.
@@ -149,7 +187,8 @@ class Trainer(Protocol):
 
         Returns:
             ``{"spaces": {"cls": name, "reg": name}, "classes": [...], "images": {split: count},
-            "notes": [...]}``; notes are lines that a user should see before a run.
+            "digests": {"data": hex, "detector": hex}, "notes": [...]}``; a run whose digests have
+            changed is not resumed; notes are lines that a user should see before a run.
 
         Raises:
             ConfigError: one line that names the key or file and what would be right.

@@ -135,7 +135,7 @@ def _repeat(name: str) -> None:
 
     folder, colon, key = name.rpartition(":")
     if not colon:
-        raise ConfigError(f"--trial {name}: expected RUN:KEY, such as runs/mine:full-12")
+        raise ConfigError(f"--trial {name}: expected RUN:KEY, such as runs/mine:full-12-0")
     done = repeat(folder, key)
     then, now = done.recorded, done.now
     for metric in sorted({*then.metrics, *now.metrics}):

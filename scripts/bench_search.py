@@ -22,15 +22,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from cse_autoloss import evolution
+import numpy as np
+
 from cse_autoloss.cluster import Cluster
 from cse_autoloss.config import Config, parse_config
-from cse_autoloss.evolution import Member, State
-from cse_autoloss.journal import KNOWN, Fate, Journal
+from cse_autoloss.journal import Journal
 from cse_autoloss.report import table as markdown
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.space import load_space
+from cse_autoloss.stages import Ladder
 from cse_autoloss.status import read_status
+from cse_autoloss.strategies.base import Member
+from cse_autoloss.strategies.evolution import Evolution
 from cse_autoloss.trial import Trial, TrialResult
 
 AS_GOOD = 0.005  # mAP: as good as the default is what is not further below it; seeds differ by more
@@ -78,7 +81,7 @@ def measure(journal: Journal, config: Config, count: int, path: Path) -> list[Tr
 
 def trials(journal: Journal, config: Config, count: int) -> list[Trial]:
     """The first ``count`` candidates as the run's own proxy trainings."""
-    model = journal.trials("full", finished=True)[0].trial
+    model = journal.trials(Ladder.of(config.stages).fitness, finished=True)[0].trial
     return [
         replace(model, key=f"unscreened-{i}", losses=losses)
         for i, losses in zip(range(count), candidates(journal, config), strict=False)
@@ -89,25 +92,18 @@ def candidates(journal: Journal, config: Config) -> Iterator[dict[str, str]]:
     """Choices of losses without end: in one branch or all of them a loss that nobody screened, in
     the others a parent's."""
     spaces = {branch: load_space(journal["spaces"][branch]) for branch in config.search.branches}
-    known = [c for c in journal.candidates(Fate.TRAINED) if c.origin.startswith(KNOWN)]
-    state = State(
-        tuple(Member(c.losses, c.fitness) for c in known), State.initial(config.seed).random
-    )
+    strategy, rng = Evolution(config.search), np.random.default_rng(config.seed)
+    known = [Member(c.id, c.losses, c.fitness) for c in journal.trained() if c.known]
     patterns = [(branch,) for branch in spaces] + ([tuple(spaces)] if len(spaces) > 1 else [])
     seen: set[str] = set()
     while True:
         for new in patterns:
-            parent, state = evolution.partner(state, config.search)
-            losses = dict(parent.losses) if parent else {}
+            losses = dict(strategy.partners(known, 1, rng)[0].losses) if known else {}
             for branch in new:
                 fresh = None
                 while fresh is None or fresh in seen:
-                    offspring, state = evolution.ask(
-                        state, 10, branch, spaces[branch], config.search
-                    )
-                    rng = evolution.generator(state)
+                    offspring = strategy.ask(known, branch, spaces[branch], 10, rng).population
                     fresh = str(offspring.expression(int(rng.integers(len(offspring)))))
-                    state = replace(state, random=rng.bit_generator.state)
                 seen.add(fresh)
                 losses[branch] = fresh
             yield losses
@@ -117,9 +113,12 @@ def table(journal: Journal, config: Config, unscreened: list[TrialResult]) -> li
     """Markdown: what the trainings of both kinds came to."""
     default = read_status(journal).baseline["mAP"]
     repeats = set(repeated(journal, trials(journal, config, len(unscreened))))
-    own = {c.id for c in journal.candidates() if not c.origin.startswith(KNOWN)}
-    screened = [row.result for row in journal.trials("full", finished=True) if row.candidate in own]
-    simulated = sum(row.result.seconds for row in journal.trials("tiny", finished=True))
+    ladder = Ladder.of(config.stages)
+    own = {c.id for c in journal.candidates() if not c.known}
+    rows = journal.trials(ladder.fitness, finished=True)
+    screened = [row.result for row in rows if row.candidate in own]
+    before_it = journal.trials(*ladder.search[:-1], finished=True) if ladder.search[:-1] else []
+    simulated = sum(row.result.seconds for row in before_it)
     header = (
         "candidates",
         "trained",

@@ -22,16 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cse_autoloss import evolution
 from cse_autoloss.canonical import canonical
 from cse_autoloss.config import SearchSection
-from cse_autoloss.evolution import Member, State
 from cse_autoloss.lossbench import FOLDER, Loss, Row, read_losses, read_rows
 from cse_autoloss.screening import Screener
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.screening.features import branch_features
 from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import SearchSpace, load_space
+from cse_autoloss.strategies.base import Member
+from cse_autoloss.strategies.evolution import Evolution
 from cse_autoloss.trial import Trial
 
 OFFSPRING, ROUNDS = 8000, 2
@@ -107,14 +107,15 @@ def _survivors(
     space: SearchSpace, known: Mapping[str, str], rng: np.random.Generator
 ) -> Iterator[str]:
     """What a search would train: offspring of known losses that pass screening and simulation."""
-    state = State.initial(int(rng.integers(1 << 30)))
-    for text in known.values():
-        state = evolution.tell(state, Member({space.branch: text}, 0.3), SearchSection())
+    strategy = Evolution(SearchSection())
+    parents = strategy.population(
+        [Member(place, {space.branch: text}, 0.3) for place, text in enumerate(known.values())]
+    )
     screener, expressions = Screener(space), {}
     seen = set(fingerprint([space.expression(text) for text in known.values()], space))
     for _ in range(ROUNDS):
-        offspring, state = evolution.ask(state, OFFSPRING, space.branch, space, SearchSection())
-        survivors = screener.screen(offspring).survivors
+        offspring = strategy.ask(parents, space.branch, space, OFFSPRING, rng)
+        survivors = screener.screen(offspring.population).survivors
         outcomes = simulate_predictions(survivors, space, seed=0)
         passed = [canonical(e, space) for e, o in zip(survivors, outcomes, strict=True) if o.passed]
         for print_, expression in zip(fingerprint(passed, space), passed, strict=True):

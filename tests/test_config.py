@@ -4,7 +4,7 @@ right."""
 import pytest
 import yaml
 
-from cse_autoloss.config import Config, parse_config, preset_names, read_config
+from cse_autoloss.config import Config, change_config, parse_config, preset_names, read_config
 from cse_autoloss.trial import ConfigError
 
 
@@ -26,8 +26,23 @@ def test_every_preset_is_valid_and_round_trips(name):
         ("search.spaces.mask=reg", "search.spaces.mask"),
         ("search=3", "search: "),
         ("tuning.scales=[[1]]", "tuning.scales.0"),
-        ("final.others.mine.rge=IoU", "final.others.mine.rge"),
-        ("final.others.mine={}", "final.others.mine: "),
+        ("others.mine.rge=IoU", "others.mine.rge"),
+        ("others.mine={}", "others.mine: "),
+        ("stages.tiny.btach=8", "stages.tiny.btach: unknown key; did you mean 'batch'?"),
+        (
+            "stages.tiny.task=box",
+            "stages.tiny.task: should be 'tiny', 'head' or 'full', found 'box'",
+        ),
+        ("stages.tiny.keep=5", "stages.tiny: the best 'keep' of each 'batch' go on"),
+        ("stages.full.keep=5", "stages.full: 'batch' and 'keep' belong to the search's stages"),
+        ("stages.tiny.seeds=2", "stages.tiny.seeds: 1 before the search's last stage"),
+        ("stages={}", "stages: first the search's, then those with 'best'"),
+        (
+            "stages={final: {best: 1}, full: {}}",
+            "stages: first the search's, then those with 'best'",
+        ),
+        ("stages={full: {}}", "stages: first the search's, then those with 'best'"),
+        ("stages.tune.best=1", "stages: names are single words other than 'tune'"),
         ("cluster.num_gpus=2", "cluster.num_gpus: should be less than or equal to 1, found 2"),
         ("search.mutation=0.9", "search.mutation: mutation and crossover are shares"),
         ("seed", "--set seed: expected KEY=VALUE"),
@@ -37,19 +52,40 @@ def test_every_preset_is_valid_and_round_trips(name):
         (".".join("x" * 100) + "=1", "--set x.x.x"),
         ("cluster.workers=1000000000", "cluster.workers: should be less than or equal to 10000"),
         ("search.offspring=1000000000000", "search.offspring: should be less than or equal to"),
-        ("confirm.seeds=1001", "confirm.seeds: should be less than or equal to 1000, found 1001"),
+        (
+            "stages.confirm.seeds=1001",
+            "stages.confirm.seeds: should be less than or equal to 1000, found 1001",
+        ),
         ("budget.minutes=.inf", "budget.minutes: should be a finite number"),
         ("seed=9999999999", "seed: should be less than or equal to"),
         ("tuning.scales=[[1, 1], [2, 1], [1.0, 1]]", "tuning.scales: [1, 1] stands twice"),
         ("tuning.lr_scales=[2, 2.0]", "tuning.lr_scales: [2] stands twice"),
-        ('final.others={"a\\nb": {reg: IoU}}', "final.others.a\\nb: should be one line of"),
-        ('final.others={"\\e[2J": {reg: IoU}}', "final.others.\\x1b[2J: should be one line of"),
+        ('others={"a\\nb": {reg: IoU}}', "others.a\\nb: should be one line of"),
+        ('others={"\\e[2J": {reg: IoU}}', "others.\\x1b[2J: should be one line of"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(setting, message):
     with pytest.raises(ConfigError) as caught:
         read_config(preset="quickstart", settings=[setting])
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("search.population=9", "what may change is in budget, stages, others, cluster"),
+        ("stages.tiny.keep=1", "--set stages.tiny: a run goes on with what it began with"),
+        ("stages.extra.best=1", None),
+        ("stages.confirm.seeds=5", None),
+    ],
+)
+def test_a_run_is_resumed_with_what_makes_its_trainings_comparable(setting, message):
+    config = read_config(preset="quickstart")
+    if message is None:
+        assert change_config(config, [setting]) != config
+        return
+    with pytest.raises(ConfigError, match=message):
+        change_config(config, [setting])
 
 
 def test_settings_override_a_file(tmp_path):

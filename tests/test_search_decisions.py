@@ -1,72 +1,69 @@
 """What the search decides, on a cluster in virtual time with a detector whose mAP is a formula."""
 
-import hashlib
 import statistics
 
+import formula
+import numpy as np
 import pytest
 
+from cse_autoloss import load_space
+from cse_autoloss.breeder import InlineBreeder
 from cse_autoloss.config import parse_config
-from cse_autoloss.journal import KNOWN, Fate, Journal
+from cse_autoloss.export import ranking
+from cse_autoloss.journal import CandidateState, Journal, found_label
+from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.search import Search, SearchError
 from cse_autoloss.simulated import SimulatedCluster
+from cse_autoloss.status import read_comparison, read_status
 from cse_autoloss.trial import TrialResult
 
 SPACES = {"cls": "two_stage_cls", "reg": "reg"}
 CONFIG = {
-    "detector": {"trainer": "none:None"},
     "search": {
         "branch": "both",
         "known": 2,
         "population": 5,
         "tournament": 2,
         "offspring": 1500,
-        "simulations": 4,
-        "promoted": 2,
+        "candidates": 4,
     },
     "budget": {"trials": 9},
     "tuning": {"scales": [[1, 1], [2, 1]], "lr_scales": [0.5]},
-    "confirm": {"candidates": 3, "seeds": 2},
-    "final": {"candidates": 2, "seeds": 3},
+    "stages": {
+        "tiny": {"task": "tiny", "batch": 4, "keep": 2},
+        "full": {},
+        "confirm": {"best": 3, "seeds": 2},
+        "final": {"best": 2, "seeds": 3},
+    },
 }
+STAGES = ("tune", "tiny", "full", "confirm", "final")
 
 
-def luck(*parts):
-    """A number in [0, 1) that the parts decide."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / 2**48
-
-
-def formula(trial):
-    losses = sorted(trial.losses.items())
-    if trial.key.startswith("tune"):
-        return 0.2 + 0.02 * trial.scale.get("cls", 1) + (0.03 if trial.lr_scale == 0.5 else 0)
-    return 0.2 + 0.1 * luck(losses, trial.task) + 0.05 * luck(trial.seed, losses)
-
-
-def detector(fail=lambda trial: None, stop=None):
-    """A trainer: mAP by the formula, or a failure's reason; Ctrl-C after ``stop`` trainings."""
+def detector(fail=lambda trial: None, stop=None, returned=None):
+    """A trainer: mAP by the formula, or a failure's reason, or for one key what it is said to have
+    returned; Ctrl-C after ``stop`` trainings."""
     done = []
 
     def train(trial):
         if len(done) == stop:
             raise KeyboardInterrupt
         done.append(trial.key)
+        if returned is not None and trial.key == "full-1-0":
+            return returned
         if reason := fail(trial):
             return TrialResult.failed(trial, reason)
-        splits = ("tiny",) if trial.task == "tiny" else trial.evaluate
-        metrics = {f"{split}/mAP": formula(trial) - 0.07 * (split == "test") for split in splits}
-        first = metrics[f"{splits[0]}/mAP"]
-        return TrialResult(trial.key, first, metrics, loss_weights={"cls": 1, "reg": 1}, steps=1)
+        return formula.result(trial)
 
     return train
 
 
-def search(folder, changes=None, journal=None, size=2, fail=lambda trial: None, stop=None):
+def search(folder, changes=None, journal=None, size=2, seconds=lambda trial: 1.0, **faults):
     config = parse_config({**CONFIG, **(changes or {})})
     meta = {"config": config.model_dump(mode="json"), "spaces": SPACES}
     journal = journal or Journal.create(folder, meta)
-    cluster = SimulatedCluster(detector(fail, stop), size)
-    Search(config, SPACES, journal, cluster).run()
+    cluster = SimulatedCluster(detector(**faults), size, seconds)
+    Search(config, SPACES, journal, cluster, InlineBreeder.of(config, SPACES, journal)).run()
+    journal.seconds = cluster.now
     return journal
 
 
@@ -75,36 +72,43 @@ def done(tmp_path_factory):
     return search(tmp_path_factory.mktemp("search") / "run")
 
 
-def trials(journal, kind):
-    return [row.trial for row in journal.trials(kind)]
+def trials(journal, stage):
+    return [row.trial for row in journal.trials(stage)]
+
+
+def found(journal):
+    return [candidate for candidate in journal.trained() if not candidate.known]
+
+
+# --- the ladder ---
 
 
 def test_the_budget_is_spent_and_not_overdrawn(done):
     assert len(trials(done, "full")) == 9
-    assert done.count(Fate.TRAINED) == 9 and not done.trials(finished=False)
-    assert sum(c.origin.startswith(KNOWN) for c in done.candidates()) == 2
+    assert len(done.trained()) == 9 and not done.trials(finished=False)
+    assert sum(candidate.known for candidate in done.trained()) == 2
 
 
 def test_everything_after_the_tuning_is_trained_with_what_the_tuning_found(done):
     assert done["tuned"] == {"scale": {"cls": 2.0, "reg": 1.0}, "lr_scale": 0.5}
-    for kind in ("tiny", "full", "confirm", "final"):
-        used = {(t.scale["cls"], t.scale["reg"], t.lr_scale) for t in trials(done, kind)}
-        assert used == {(2.0, 1.0, 0.5)}, kind
+    for stage in STAGES[1:]:
+        used = {(t.scale["cls"], t.scale["reg"], t.lr_scale) for t in trials(done, stage)}
+        assert used == {(2.0, 1.0, 0.5)}, stage
     assert trials(done, "tune")[-1].scale == {"cls": 2.0, "reg": 1.0}, "rates: with the best scale"
 
 
-def test_the_best_of_a_round_go_on(done):
-    waited = [c for c in done.candidates() if c.simulated is not None and c.fate != Fate.SIMULATED]
-    batches = [waited[i : i + 4] for i in range(0, len(waited) - 3, 4)]
+def test_the_best_of_a_batch_go_on(done):
+    tried = [c for c in done.candidates() if done.scores(c.id, "tiny")]
+    batches = [tried[i : i + 4] for i in range(0, len(tried) - 3, 4)]
     assert batches
     for batch in batches:
-        ranked = sorted(batch, key=lambda c: -c.simulated)
-        assert [c.fate == Fate.DROPPED for c in ranked] == [False, False, True, True]
+        ranked = sorted(batch, key=lambda c: -done.scores(c.id, "tiny")[0])
+        dropped = [c.state == CandidateState.DROPPED for c in ranked]
+        assert dropped == [False, False, True, True]
 
 
 def test_seeds_of_search_confirmation_and_comparison_are_apart(done):
-    kinds = ("tune", "tiny", "full", "confirm", "final")
-    seeds = {kind: {t.seed for t in trials(done, kind)} for kind in kinds}
+    seeds = {stage: {t.seed for t in trials(done, stage)} for stage in STAGES}
     assert seeds["tune"] == seeds["tiny"] == seeds["full"] == {0}
     assert len(seeds["confirm"]) == 2 and len(seeds["final"]) == 3
     assert (
@@ -113,47 +117,191 @@ def test_seeds_of_search_confirmation_and_comparison_are_apart(done):
 
 
 def test_only_the_comparison_looks_at_test_and_fitness_is_val(done):
-    for kind in ("tune", "full", "confirm"):
-        assert {t.evaluate for t in trials(done, kind)} == {("val",)}
+    for stage in ("tune", "full", "confirm"):
+        assert {t.evaluate for t in trials(done, stage)} == {("val",)}
     assert {t.evaluate for t in trials(done, "final")} == {("val", "test")}
-    for c in done.candidates(Fate.TRAINED):
-        (row,) = [row for row in done.trials("full") if row.candidate == c.id]
-        assert c.fitness == row.result.metrics["val/mAP"]
+    for candidate in done.trained():
+        (row,) = done.trials_of(candidate.id, "full")
+        assert candidate.fitness == row.result.metrics["val/mAP"]
 
 
 def test_the_fittest_are_confirmed_and_the_best_confirmed_compared(done):
-    found = [c for c in done.candidates(Fate.TRAINED) if not c.origin.startswith(KNOWN)]
-    fittest = sorted(found, key=lambda c: -c.fitness)[:3]
+    fittest = sorted(found(done), key=lambda c: -c.fitness)[:3]
     rows = done.trials("confirm")
     assert {row.candidate for row in rows} == {c.id for c in fittest}
     means = {
         c.id: statistics.mean(row.result.mAP for row in rows if row.candidate == c.id)
         for c in fittest
     }
-    best = sorted(means, key=lambda i: -means[i])[:2]
+    best = sorted(means, key=lambda number: -means[number])[:2]
     assert {row.candidate for row in done.trials("final") if row.candidate} == set(best)
+    assert {row.label for row in done.trials("final")} > {"default", "CSE-Autoloss-A"}
+
+
+def test_a_ladder_may_have_one_stage_and_shares_of_a_task(tmp_path):
+    stages = {"head": {"task": "head", "share": 0.5}, "final": {"best": 1, "seeds": 1}}
+    journal = search(tmp_path / "run", {"stages": stages, "budget": {"trials": 4}})
+    assert {(t.task, t.share) for t in trials(journal, "head")} == {("head", 0.5)}
+    assert {t.task for t in trials(journal, "tune")} == {"full"}, "tuned for what is compared"
+    assert set(journal.counts()) == {"tune", "head", "final"}
+
+
+def test_known_losses_are_trained_first_unless_the_search_starts_from_scratch(tmp_path, done):
+    assert [c.known for c in done.candidates()[:3]] == [True, True, False]
+    assert {row.candidate for row in done.trials("full")} >= {1, 2}
+    changes = {"search": {**CONFIG["search"], "from_scratch": True}, "budget": {"trials": 2}}
+    assert not any(c.known for c in search(tmp_path / "run", changes).candidates())
+
+
+def test_without_trainings_allowed_known_losses_are_compared(tmp_path):
+    others = {"GIoU": {"reg": "GIoU"}}
+    journal = search(tmp_path / "run", {"budget": {"trials": 0}, "others": others})
+    assert set(journal.counts()) == {"tune", "final"}
+    assert {row.label for row in journal.trials("final")} == {"default", "CSE-Autoloss-A", "GIoU"}
+
+
+# --- candidates ---
 
 
 def test_no_loss_is_trained_twice_under_two_forms(done):
-    kept = [c for c in done.candidates() if c.fate != Fate.EQUIVALENT]
-    trained = [tuple(sorted(c.fingerprint.items())) for c in kept]
-    assert len(trained) == len(set(trained))
+    pairs = [tuple(sorted(c.fingerprint.items())) for c in done.candidates()]
+    assert len(pairs) == len(set(pairs)) and () not in pairs
+    for branch, name in SPACES.items():
+        space = load_space(name)
+        known = set(fingerprint([loss.expression for loss in space.losses.values()], space))
+        own = [s.fingerprint for s in done.survivors() if s.branch == branch]
+        assert len(own) == len(set(own)) and known.isdisjoint(own), "new gradients, each once"
+        for candidate in done.candidates():
+            if branch in candidate.losses:
+                expression = space.expression(candidate.losses[branch])
+                assert fingerprint([expression], space) == [candidate.fingerprint[branch]]
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A run whose offspring depend on the round's number alone."""
+    settings = {**CONFIG["search"], "strategy": "random", "offspring": 6000}
+    folder = tmp_path_factory.mktemp("grown") / "run"
+    return search(folder, {"search": settings, "budget": {"trials": 4}})
+
+
+def test_a_strategy_without_memory_grows_all_from_nothing(grown):
+    assert {candidate.origin for candidate in found(grown)} == {"growth"}
+
+
+def test_what_was_screened_is_not_screened_again_by_a_driver_that_was_not_there(grown):
+    for branch, counts in grown["funnel"].items():
+        assert len(grown.seen(branch)) == len(set(grown.seen(branch))) == counts["unique"]
+    again = last_round_again(grown)
+    assert {b: c["unique"] for b, c in again.counts.items()} == {"cls": 0, "reg": 0}
+    assert not again.survivors
+
+
+def test_survivors_that_were_not_chosen_are_kept_and_can_be_chosen_later(grown):
+    kept = grown.survivors(chosen=False)
+    assert kept and {s.features.shape for s in kept if s.branch == "reg"} == {(384,)}
+    proposals = last_round_again(grown).proposals
+    assert proposals and all(proposal.survivors for proposal in proposals)
+    assert {number for p in proposals for number in p.survivors} <= {s.id for s in kept}
+    before = [candidate.fingerprint for candidate in grown.candidates()]
+    assert all(proposal.fingerprint not in before for proposal in proposals)
+
+
+def last_round_again(journal):
+    breeder = InlineBreeder.of(parse_config(journal["config"]), SPACES, journal)
+    breeder.begin(journal["round"], 4)
+    return breeder.take()
+
+
+def test_what_a_run_with_a_ranker_trains_first_is_what_the_ranker_puts_first(tmp_path):
+    settings = {**CONFIG["search"], "ranker": "test_search_decisions:ByFirstFeature"}
+    journal = search(tmp_path / "run", {"search": settings, "budget": {"trials": 5}})
+    chosen = [c for c in journal.candidates() if c.round == journal["round"]]
+    predicted = [c.predicted for c in chosen]
+    assert predicted == sorted(predicted, reverse=True) and len(set(predicted)) > 1
+
+
+class ByFirstFeature:
+    def rank(self, features, measured, rng):
+        from cse_autoloss.rankers import Ranking
+
+        return Ranking((-features[:, 0]).argsort(kind="stable"), features[:, 0])
+
+    def belief(self, measured):
+        from cse_autoloss.rankers import Belief
+
+        return Belief(measured.scores, 0 * np.eye(len(measured)))
+
+
+def test_parents_and_operators_are_written_down(done):
+    by_id = {c.id: c for c in done.candidates()}
+    assert {c.origin for c in found(done)} & {"mutation", "crossover", "growth", "pairing"}
+    for candidate in done.candidates():
+        for branch, parents in candidate.parents.items():
+            assert all(by_id[parent].id < candidate.id for parent in parents)
+            if candidate.origin == "pairing":
+                (parent,) = parents
+                assert candidate.losses[branch] == by_id[parent].losses[branch]
+
+
+# --- stopping and going on ---
 
 
 def test_a_run_stopped_anywhere_ends_as_one_that_was_not(tmp_path):
-    whole = search(tmp_path / "whole", size=1)
+    few = {"budget": {"trials": 6}}
+    whole = search(tmp_path / "whole", few, size=1)
     keys = [row.trial.key for row in whole.trials()]
     assert len(keys) == len(set(keys))
-    for stop in (1, 5, 12, 17, 22):
+    for stop in (1, 5, 9, 11, 14, len(keys) - 8):
         with pytest.raises(KeyboardInterrupt):
-            search(tmp_path / f"cut{stop}", size=1, stop=stop)
-        journal = search(None, journal=Journal.resume(tmp_path / f"cut{stop}"), size=1)
+            search(tmp_path / f"cut{stop}", few, size=1, stop=stop)
+        journal = search(None, few, Journal.resume(tmp_path / f"cut{stop}"), size=1)
         assert [row.trial for row in journal.trials()] == [row.trial for row in whole.trials()]
-        assert journal["evolution"] == whole["evolution"] and journal["funnel"] == whole["funnel"]
-        assert [(c.losses, c.fate, c.fitness) for c in journal.candidates()] == [
-            (c.losses, c.fate, c.fitness) for c in whole.candidates()
+        assert journal["funnel"] == whole["funnel"] and journal["round"] == whole["round"]
+        assert journal.candidates() == whole.candidates()
+        kept, expected = journal.survivors(), whole.survivors()
+        assert [(s.id, s.text, s.parents) for s in kept] == [
+            (s.id, s.text, s.parents) for s in expected
         ]
         journal.close()
+
+
+def test_trainings_in_flight_are_judged_when_they_come_back_after_a_resume(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", stop=9, size=4)
+    journal = Journal.resume(tmp_path / "run")
+    assert journal.trials(finished=False)
+    search(None, journal=journal, size=4)
+    assert not journal.trials(finished=False) and not journal.count(CandidateState.TRAINING)
+
+
+def test_minutes_end_the_search_but_not_before_a_loss_was_found(tmp_path):
+    journal = search(tmp_path / "run", {"budget": {"trials": 50, "minutes": 1e-9}})
+    assert 1 <= len(found(journal)) <= 3 and len(trials(journal, "full")) < 10
+    assert all(row.trial.seed == 2000 for row in journal.trials("final")), "each loss once"
+    assert set(journal.counts()) == {"tune", "tiny", "full", "final"}
+
+
+@pytest.mark.parametrize("slower", [1, 3])
+def test_minutes_hold_with_the_comparison_in_them_also_on_a_machine_that_slows_down(
+    tmp_path, slower
+):
+    """Trainings of 20 s that take 60 s in the end: 15 minutes on two workers."""
+    tuned = 0
+
+    def seconds(trial):
+        nonlocal tuned
+        tuned += 1
+        return (5 if trial.task == "tiny" else 20) * (slower if tuned > 20 else 1)
+
+    changes = {"budget": {"trials": 10_000, "minutes": 15}}
+    journal = search(tmp_path / "run", changes, seconds=seconds)
+    assert 900 - 120 * slower < journal.seconds < 900 + 20 * slower
+    assert len(trials(journal, "final")) == 12
+    assert len(trials(journal, "confirm")) == 6 if slower == 1 else 4
+
+
+# --- what fails ---
 
 
 def test_a_default_that_does_not_train_ends_the_run(tmp_path):
@@ -161,16 +309,65 @@ def test_a_default_that_does_not_train_ends_the_run(tmp_path):
         search(tmp_path / "run", fail=lambda t: "diverged" if t.key.startswith("tune") else None)
 
 
-def test_candidates_that_fail_are_counted_and_no_members(tmp_path):
+def test_a_tiny_set_on_which_nothing_trains_ends_the_run(tmp_path):
+    with pytest.raises(SearchError, match="50 trainings .* at stage tiny; the last one: no image"):
+        search(tmp_path / "run", fail=lambda t: "no image" if t.task == "tiny" else None)
+
+
+def test_candidates_that_fail_are_counted_and_no_parents(tmp_path):
     def fail(trial):
-        return "diverged" if trial.key.startswith("full") and trial.key[-1] in "13579" else None
+        odd = trial.key.startswith("full") and int(trial.key.split("-")[1]) % 2
+        return "diverged" if odd else None
 
     journal = search(tmp_path / "run", fail=fail)
-    assert journal.count(Fate.FAILED) > 0
-    assert journal.count(Fate.TRAINED, Fate.FAILED) == 9
+    failed = journal.candidates(CandidateState.FAILED)
+    assert failed and len(failed) + len(journal.trained()) == 9
+    parents = {n for c in journal.candidates() for ids in c.parents.values() for n in ids}
+    assert parents.isdisjoint(c.id for c in failed)
+    assert all(c.reason == "full: diverged" for c in failed)
 
 
-def test_minutes_end_the_search_but_not_before_a_loss_was_found(tmp_path):
-    journal = search(tmp_path / "run", {"budget": {"trials": 50, "minutes": 1e-9}})
-    assert 1 <= len(journal.found()) <= 3 and len(trials(journal, "full")) < 10
-    assert {row.kind for row in journal.trials()} == {"tune", "tiny", "full", "confirm", "final"}
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        (17, "no text, but int"),
+        ("3.5", "no result: TypeError"),
+        ("{}", "no result: "),
+        (TrialResult("full-1-0", float("nan"), {"val/mAP": 0.1}), "mAP nan, which is no finite"),
+        (TrialResult("full-1-0", float("inf"), {"val/mAP": 0.1}), "mAP inf, which is no finite"),
+        (TrialResult("full-1-0", -0.5, {"val/mAP": 0.1}), "mAP -0.5; it should be in"),
+        (TrialResult("full-1-0", 41.7, {"val/mAP": 0.1}), "mAP 41.7; it should be in"),
+        (TrialResult("full-1-0", "0.3", {"val/mAP": 0.1}), "mAP '0.3', which is no finite"),
+        (TrialResult("full-1-0", 0.3, {"val/mAP": float("nan")}), "metrics.val/mAP nan"),
+        (TrialResult("full-1-0", 0.3), "no mAP on val"),
+        (TrialResult("other", 0.3, {"val/mAP": 0.3}), "the result of another trial, 'other'"),
+        (TrialResult("full-1-0", 0.3, failure="diverged"), "mAP 0.3 with the failure 'diverged'"),
+    ],
+)
+def test_what_is_no_result_is_a_failed_training_with_its_reason(tmp_path, returned, reason):
+    journal = search(tmp_path / "run", {"budget": {"trials": 2}}, returned=returned)
+    (row,) = journal.trials_of(1, "full")
+    assert (
+        row.result.failure.startswith("the trainer handed back ") and reason in row.result.failure
+    )
+    assert journal.candidate(1).state == CandidateState.FAILED
+    assert read_status(journal).phase == "finished"
+
+
+def test_a_loss_that_fails_with_a_fresh_seed_pays_for_it_everywhere(tmp_path):
+    """One of the two finalists diverges with two of three seeds."""
+    broken = {}
+
+    def fail(trial):
+        if trial.key.startswith("final-found") and not trial.key.endswith("-0"):
+            label = trial.key.split("-")[1]
+            return "diverged at step 3" if label == broken.setdefault("label", label) else None
+        return None
+
+    journal = search(tmp_path / "run", fail=fail)
+    rows = {row.label: row for row in read_comparison(journal)}
+    bad = rows[broken["label"]]
+    assert len(bad.val) == len(bad.test) == len(bad.gain) == 3 and len(bad.failures) == 2
+    assert list(bad.val).count(0.0) == 2 and sum(gain < -0.1 for gain in bad.gain) == 2
+    assert found_label(ranking(journal)[0]) != broken["label"]
+    assert read_comparison(journal)[-1].label == broken["label"]

@@ -80,11 +80,16 @@ def run(
     metavar="KEY=VALUE",
     help=f"Change a key of {', '.join(RESUMABLE)}: budget.trials=500. Repeatable.",
 )
-def resume(folder: Path, settings: tuple[str, ...]) -> None:
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Go on although a space, the data, the detector or a package has changed since.",
+)
+def resume(folder: Path, settings: tuple[str, ...], accept_changes: bool) -> None:
     """Go on with RUN after it was stopped or killed; or after it finished, with more to do."""
     from cse_autoloss.run import resume as resume_run
 
-    _drive(lambda: resume_run(folder, Console(), settings))
+    _drive(lambda: resume_run(folder, Console(), settings, accept_changes))
 
 
 def _drive(action: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from mmcv import Config
 
 from cse_autoloss.config import parse_config
 from cse_autoloss.export import export_run
-from cse_autoloss.journal import Fate, Journal
+from cse_autoloss.journal import Journal
 from cse_autoloss.trial import Trial
 from detectors import training
 from detectors.commands import train as train_command
@@ -53,13 +53,12 @@ def run(tmp_path_factory):
     assert result.failure is None
     meta = {"config": config.model_dump(mode="json"), "spaces": SPACES, "classes": [], "images": {}}
     journal = Journal.create(folder / "run", meta)
+    journal.prepared = prepared
     with journal.step():
-        journal.prepared = prepared
-        candidate = journal.add_candidate(
-            TRIAL.losses, {"reg": "f"}, "mutation", 1, Fate.TRAINED, fitness=result.mAP
-        )
+        candidate = journal.add_candidate(TRIAL.losses, {"reg": "f"}, "mutation", "full")
         journal.start_trial("full", TRIAL, candidate)
         journal.finish_trial(result)
+        journal.set_fitness(candidate, result.mAP, 1)
     journal.close()
     return folder / "run"
 

@@ -1,0 +1,62 @@
+"""Losses that the search did not find: those that are known, and who takes part in the
+comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cse_autoloss.config import Config
+from cse_autoloss.expression import ExpressionError
+from cse_autoloss.journal import DEFAULT, FOUND
+from cse_autoloss.space import SearchSpace, load_space
+from cse_autoloss.trial import ConfigError
+
+RELEASED = "CSE-Autoloss"  # how the name begins of the known loss that was released with the paper
+
+
+def compared(config: Config, spaces: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Who takes part in the comparison beside what was found: label to losses by branch. The
+    default losses come first, then the released ones, if they are of the branches that are
+    searched, then the run's ``others``.
+
+    Raises:
+        ConfigError: for a name that stands for something else, or text that is no loss.
+    """
+    searched = {branch: load_space(spaces[branch]) for branch in config.search.branches}
+    names = load_space(spaces["cls"]).losses
+    released = next((name for name in names if name.startswith(RELEASED)), None)
+    entries: dict[str, dict[str, str]] = {DEFAULT: {}}
+    if released and all(released in space.losses for space in searched.values()):
+        entries[released] = {
+            branch: str(space.losses[released].expression) for branch, space in searched.items()
+        }
+    for label, losses in config.others.items():
+        if label.startswith((DEFAULT, RELEASED, FOUND)):
+            raise ConfigError(
+                f"others.{label}: names that start with {DEFAULT}, {RELEASED} or {FOUND} stand for "
+                "what takes part anyway; choose another"
+            )
+        entries[label] = {}
+        for branch, text in losses.items():
+            try:
+                entries[label][branch] = str(load_space(spaces[branch]).expression(text))
+            except ExpressionError as error:
+                raise ConfigError(f"others.{label}.{branch}: {error}") from None
+    return entries
+
+
+def known_candidates(spaces: Mapping[str, SearchSpace]) -> list[tuple[str, dict[str, str]]]:
+    """Known losses, or pairs of them, as (name, losses): first those that were released together,
+    then each with each."""
+    first, *rest = [
+        [{branch: loss} for loss in space.losses.values()] for branch, space in spaces.items()
+    ]
+    pairs = [entry | other for entry in first for other in rest[0]] if rest else first
+    pairs.sort(key=lambda entry: len({loss.name for loss in entry.values()}))
+    return [
+        (
+            " + ".join(dict.fromkeys(loss.name for loss in entry.values())),
+            {branch: str(loss.expression) for branch, loss in entry.items()},
+        )
+        for entry in pairs
+    ]

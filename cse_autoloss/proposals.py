@@ -1,0 +1,321 @@
+"""A round of proposals: offspring, screened, simulated on predictions, in canonical form, with new
+gradients, in the order in which they should train.
+
+    strategy.ask -> screen -> simulate -> canonical form -> new gradients -> pair -> ranker.rank
+
+What survives and is not chosen stays in the pool, with its features, for later rounds. A round
+reads what it builds on from the journal and writes nothing: the search writes it down.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cse_autoloss.canonical import canonical
+from cse_autoloss.config import Config
+from cse_autoloss.expression import Expression
+from cse_autoloss.journal import Journal, Survivor
+from cse_autoloss.rankers import Measured, load_ranker
+from cse_autoloss.screening import Screener
+from cse_autoloss.screening.equivalence import fingerprint
+from cse_autoloss.screening.features import branch_features
+from cse_autoloss.screening.screener import ACCEPTED, BATCH_SIZE, DUPLICATE, ScreenReport
+from cse_autoloss.simulation import simulate_predictions
+from cse_autoloss.space import load_space
+from cse_autoloss.stages import Ladder
+from cse_autoloss.strategies import Member, load_strategy
+
+MEASURED = 2000  # trained candidates that a ranker learns from: the best half, and a draw of others
+OFFERED = 6000  # kept survivors of a branch that are ranked in a round, which bounds its time
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate to be.
+
+    Attributes:
+        losses, fingerprint: by branch.
+        origin: what made it, in words.
+        parents: branch to the ids of the candidates that its loss comes from.
+        survivors: ids of the kept survivors that it uses.
+        predicted, deviation: mAP by the ranker, or None where it does not predict.
+    """
+
+    losses: Mapping[str, str]
+    fingerprint: Mapping[str, str]
+    origin: str
+    parents: Mapping[str, Sequence[int]]
+    survivors: tuple[int, ...]
+    predicted: float | None = None
+    deviation: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """All that a round came to, to be written down in one step.
+
+    Attributes:
+        counts: branch to the counts of ``journal.FUNNEL``.
+        reasons: branch to how many fell to which property, or to the simulation.
+        seen: branch to the (n,) hashes of what was screened.
+        survivors: the new ones, in all branches.
+        proposals: in the order in which they should train.
+        rejected: branch to (text, reason), where the run keeps these.
+    """
+
+    number: int
+    counts: Mapping[str, Mapping[str, int]]
+    reasons: Mapping[str, Mapping[str, int]]
+    seen: Mapping[str, np.ndarray]
+    survivors: Sequence[Survivor]
+    proposals: Sequence[Proposal]
+    rejected: Mapping[str, Sequence[tuple[str, str]]]
+
+
+class Proposals:
+    """Makes the rounds of one run, one after the other.
+
+    Args:
+        spaces: branch to the origin of its search space, for the branches that are searched.
+        journal: read for what is known; a round builds on what stands there when it begins.
+    """
+
+    def __init__(self, config: Config, spaces: Mapping[str, str], journal: Journal) -> None:
+        self._config, self._journal = config, journal
+        self._spaces = {branch: load_space(spaces[branch]) for branch in config.search.branches}
+        self._strategy = load_strategy(config.search.strategy, config.search)
+        self._ranker = load_ranker(config.search.ranker, config.search.ranker_settings)
+        self._screeners = {
+            branch: Screener(space, config.search.batch_size or BATCH_SIZE)
+            for branch, space in self._spaces.items()
+        }
+        self._known: dict[str, set[str]] = {
+            branch: set(fingerprint([loss.expression for loss in space.losses.values()], space))
+            for branch, space in self._spaces.items()
+        }
+        for branch, screener in self._screeners.items():
+            screener.seen.add(journal.seen(branch))
+        for branch, gradients in journal.survivor_fingerprints():
+            self._known[branch].add(gradients)
+        self._pool = {survivor.id: survivor for survivor in journal.survivors(chosen=False)}
+        self._last_id = journal.last_survivor
+        self._features: dict[tuple[str, str], np.ndarray] = {}  # of losses of candidates
+
+    def next_round(self, number: int, count: int) -> Round:
+        """The round of this number: ``count`` proposals at most."""
+        rng = np.random.default_rng((self._config.seed, number))
+        population, measured = self._known_so_far(rng)
+        parts = [self._screen(branch, population, number, rng) for branch in self._spaces]
+        counts, reasons, seen, fresh, rejected = (
+            dict(zip(self._spaces, part)) for part in zip(*parts)
+        )
+        new = [survivor for survivors in fresh.values() for survivor in survivors]
+        self._pool |= {survivor.id: survivor for survivor in new}
+        offers = self._offers(population, number, rng)
+        proposals = self._choose(offers, measured, number, count, rng)
+        for proposal in proposals:
+            for used in proposal.survivors:
+                del self._pool[used]
+        return Round(number, counts, reasons, seen, new, proposals, rejected)
+
+    def _known_so_far(self, rng: np.random.Generator) -> tuple[Sequence[Member], Measured]:
+        """Who has offspring, and what trainings have said; a failure says mAP 0 and has none."""
+        scored = sorted(self._journal.measured(), key=lambda pair: -pair[1])
+        if len(scored) > MEASURED:
+            rest = rng.choice(len(scored) - MEASURED // 2, MEASURED // 2, replace=False)
+            scored = scored[: MEASURED // 2] + [scored[MEASURED // 2 + place] for place in rest]
+        candidates = [self._journal.candidate(number) for number in sorted(n for n, _ in scored)]
+        stage = Ladder.of(self._config.stages).fitness
+        measured = Measured.of(
+            self._features_of([candidate.losses for candidate in candidates]),
+            [self._journal.by_seed(candidate.id, stage) for candidate in candidates],
+        )
+        members = [
+            Member(candidate.id, candidate.losses, float(mean))
+            for candidate, mean in zip(candidates, self._ranker.belief(measured).mean)
+            if candidate.fitness is not None
+        ]
+        return self._strategy.population(members), measured
+
+    def _screen(
+        self, branch: str, population: Sequence[Member], number: int, rng: np.random.Generator
+    ) -> tuple[Counter, Counter, np.ndarray, list[Survivor], list[tuple[str, str]]]:
+        """One branch's counts, reasons, hashes, survivors and rejected expressions."""
+        space = self._spaces[branch]
+        offspring = self._strategy.ask(
+            population, branch, space, self._config.search.offspring, rng
+        )
+        report = self._screeners[branch].screen(offspring.population)
+        verified = report.survivors
+        outcomes = simulate_predictions(verified, space, seed=self._config.seed)
+        origins = [offspring.origin(int(row)) for row in np.flatnonzero(report.codes == ACCEPTED)]
+        passed = sorted(
+            (
+                (canonical(expression, space), origin)
+                for expression, origin, outcome in zip(verified, origins, outcomes)
+                if outcome.passed
+            ),
+            key=lambda entry: entry[0].size,
+        )
+        distinct: dict[str, tuple[Expression, tuple[str, tuple[int, ...]]]] = {}
+        prints = fingerprint([expression for expression, _ in passed], space)
+        for gradients, entry in zip(prints, passed):
+            if gradients not in self._known[branch]:
+                distinct.setdefault(gradients, entry)
+        self._known[branch].update(distinct)
+        rows = branch_features([expression for expression, _ in distinct.values()], space)
+        survivors = [
+            Survivor(
+                *(self._last_id + place, branch, str(expression), gradients, number),
+                *(operator, parents, features.astype(np.float16)),
+            )
+            for place, ((gradients, (expression, (operator, parents))), features) in enumerate(
+                zip(distinct.items(), rows), 1
+            )
+        ]
+        self._last_id += len(survivors)
+        counts = Counter(
+            generated=report.generated,
+            unique=report.unique,
+            verified=len(verified),
+            optimised=len(passed),
+            distinct=len(survivors),
+        )
+        reasons = Counter(report.rejected) + Counter(simulation=len(verified) - len(passed))
+        rejected = self._rejected(report, outcomes) if self._config.search.keep_rejected else []
+        return counts, reasons, report.hashes[report.codes != DUPLICATE], survivors, rejected
+
+    @staticmethod
+    def _rejected(report: ScreenReport, outcomes: Sequence) -> list[tuple[str, str]]:
+        return report.fates() + [
+            (str(expression), f"simulation: {outcome.reason}")
+            for expression, outcome in zip(report.survivors, outcomes)
+            if not outcome.passed
+        ]
+
+    def _offers(
+        self, population: Sequence[Member], number: int, rng: np.random.Generator
+    ) -> list[Proposal]:
+        """Candidates that could train next: new losses in one branch or in all, what is left from a
+        parent; or two parents' crossed. None that was there before."""
+        kept = {branch: self._offered(branch, number, rng) for branch in self._spaces}
+        new = [{branch: survivor} for branch, some in kept.items() for survivor in some]
+        most = max(map(len, kept.values()))
+        if len(kept) > 1:
+            new += [dict(zip(kept, pair)) for pair in zip(*kept.values())]
+            new += [{}] * min(most, len(population) ** 2) * (len(population) > 1)
+        # Each branch's parent is drawn anew.
+        partners = {b: self._strategy.partners(population, len(new), rng) for b in kept}
+        prints = {
+            member.id: self._journal.candidate(member.id).fingerprint for member in population
+        }
+        there = {_identity(found) for found in self._journal.fingerprints()}
+        offers = []
+        for place, survivors in enumerate(new):
+            parents = {
+                branch: members[place]
+                for branch, members in partners.items()
+                if branch not in survivors and members and branch in members[place].losses
+            }
+            offer = self._offer(survivors, parents, prints)
+            identity = _identity(offer.fingerprint)
+            if offer.losses and identity not in there:
+                there.add(identity)
+                offers.append(offer)
+        return offers
+
+    def _offered(self, branch: str, number: int, rng: np.random.Generator) -> list[Survivor]:
+        """A branch's kept survivors, the newest first: all of this round and a draw of the others,
+        each round's shuffled."""
+        kept = [survivor for survivor in self._pool.values() if survivor.branch == branch]
+        shuffled = [kept[place] for place in rng.permutation(len(kept))]
+        old = [survivor for survivor in shuffled if survivor.round < number]
+        new = [survivor for survivor in shuffled if survivor.round == number]
+        return new + sorted(old[:OFFERED], key=lambda survivor: -survivor.round)
+
+    def _offer(
+        self,
+        survivors: Mapping[str, Survivor],
+        parents: Mapping[str, Member],
+        prints: Mapping[int, Mapping[str, str]],
+    ) -> Proposal:
+        losses, fingerprints, origins = {}, {}, {}
+        for branch in self._spaces:
+            if branch in survivors:
+                survivor = survivors[branch]
+                losses[branch], fingerprints[branch] = survivor.text, survivor.fingerprint
+                origins[branch] = survivor.parents
+            elif branch in parents:
+                parent = parents[branch]
+                losses[branch] = parent.losses[branch]
+                fingerprints[branch] = prints[parent.id][branch]
+                origins[branch] = (parent.id,)
+        made_by = dict.fromkeys(survivor.operator for survivor in survivors.values())
+        ids = tuple(survivor.id for survivor in survivors.values())
+        return Proposal(losses, fingerprints, " + ".join(made_by) or "pairing", origins, ids)
+
+    def _choose(
+        self,
+        offers: Sequence[Proposal],
+        measured: Measured,
+        number: int,
+        count: int,
+        rng: np.random.Generator,
+    ) -> list[Proposal]:
+        """The first of the ranker's order, none of which share a survivor."""
+        ranking = self._ranker.rank(self._features_of_offers(offers), measured, rng)
+        order = ranking.order
+        if ranking.mean is None:  # nothing is known of any: the newest first, from better parents
+            rounds = [
+                min((self._pool[used].round for used in offer.survivors), default=number)
+                for offer in offers
+            ]
+            order = order[np.argsort(-np.array(rounds, int)[order], kind="stable")]
+        chosen: list[Proposal] = []
+        used: set[int] = set()
+        for place in order[: len(offers)]:
+            if len(chosen) == count:
+                break
+            offer = offers[place]
+            if used.isdisjoint(offer.survivors):
+                used.update(offer.survivors)
+                predicted, deviation = (
+                    None if values is None or np.isnan(values[place]) else float(values[place])
+                    for values in (ranking.mean, ranking.deviation)
+                )
+                chosen.append(replace(offer, predicted=predicted, deviation=deviation))
+        return chosen
+
+    # --- features ---
+
+    def _features_of_offers(self, offers: Sequence[Proposal]) -> np.ndarray:
+        for offer in offers:
+            for number in offer.survivors:
+                survivor = self._pool[number]
+                self._features[survivor.branch, survivor.text] = survivor.features
+        return self._features_of([offer.losses for offer in offers])
+
+    def _features_of(self, losses: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """(n, d) float32; a branch without a loss of its own has zeros."""
+        columns = []
+        for branch, space in self._spaces.items():
+            texts = {entry[branch] for entry in losses if branch in entry}
+            missing = sorted(text for text in texts if (branch, text) not in self._features)
+            rows = branch_features([Expression.parse(text, space) for text in missing], space)
+            for text, row in zip(missing, rows.astype(np.float16)):
+                self._features[branch, text] = row
+            width = rows.shape[1]
+            table = np.zeros((len(losses), width), np.float32)
+            for place, entry in enumerate(losses):
+                if branch in entry:
+                    table[place] = self._features[branch, entry[branch]]
+            columns.append(table)
+        return np.concatenate(columns, axis=1)
+
+
+def _identity(prints: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(prints.items()))

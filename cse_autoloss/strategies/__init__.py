@@ -1,0 +1,9 @@
+"""Where candidates come from: one small protocol, and who implements it.
+
+A run names its strategy (``search.strategy``): ``evolution``, ``random``, or
+``"package.module:Class"``.
+"""
+
+from cse_autoloss.strategies.base import Member, Offspring, Strategy, load_strategy
+
+__all__ = ["Member", "Offspring", "Strategy", "load_strategy"]

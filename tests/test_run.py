@@ -1,0 +1,107 @@
+"""Whole runs through Ray, from the command line, with a trainer that computes mAP from a formula."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cse_autoloss.journal import Journal
+from cse_autoloss.trial import ConfigError
+
+COMMAND = [sys.executable, "-m", "cse_autoloss.cli"]
+CONFIG = """
+detector: {{trainer: "formula:FormulaTrainer", log: {folder}/log, seconds: 0.2}}
+search: {{known: 2, population: 4, tournament: 2, offspring: 1500, candidates: 4}}
+budget: {{trials: 12}}
+tuning: {{scales: [[1, 1], [2, 1]]}}
+stages:
+  tiny: {{task: tiny, batch: 4, keep: 2}}
+  full: {{}}
+  confirm: {{best: 2, seeds: 2}}
+  final: {{best: 1, seeds: 2}}
+cluster: {{workers: 2, num_cpus: 0.1}}
+"""
+
+
+def cse_search(*arguments, **environment):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was killed with SIGKILL in its middle and resumed; what was finished by then."""
+    folder = tmp_path_factory.mktemp("formula")
+    (folder / "run.yaml").write_text(CONFIG.format(folder=folder))
+    driver = subprocess.Popen(
+        [*COMMAND, "run", str(folder / "run.yaml"), "--out", str(folder / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 200
+    while trained(folder / "run") < 4:
+        assert driver.poll() is None and time.monotonic() < end, driver.stdout.read()
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    journal = Journal.read(folder / "run")
+    before = {row.trial.key: row for row in journal.trials(finished=True)}
+    resumed = cse_search("resume", folder / "run")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    return folder, before, resumed
+
+
+def trained(folder):
+    try:
+        return Journal.read(folder).counts().get("full", (0, 0))[0]
+    except ConfigError:
+        return 0
+
+
+def test_killing_loses_no_finished_training_and_repeats_none(finished):
+    folder, before, resumed = finished
+    journal = Journal.read(folder / "run")
+    after = {row.trial.key: row for row in journal.trials(finished=True)}
+    assert before and {key: after[key] for key in before} == before
+    assert f"{len(before)} trainings are done and stay done" in resumed.stdout
+    log = (folder / "log").read_text().split()
+    assert not {key for key in before if log.count(key) > 1}
+    assert journal.counts()["full"] == (12, 0) and journal["compared"]
+
+
+def test_the_table_says_how_many_seeds_and_how_sure(finished):
+    folder, _, resumed = finished
+    assert "95% interval" in resumed.stdout and "±" in resumed.stdout
+    assert "CSE-Autoloss-A" in resumed.stdout
+    page = (folder / "run" / "report.md").read_text()
+    assert "| default | 2 | 0." in page and "tiny" in page
+
+
+def test_status_is_the_same_for_programs(finished):
+    status = json.loads(cse_search("status", finished[0] / "run", "--json").stdout)
+    assert status["phase"] == "finished" and status["trials"] == [12, 12]
+    assert status["stages"]["confirm"] == [4, 0] and status["running"] == []
+
+
+def test_a_run_is_not_resumed_when_what_its_numbers_depend_on_has_changed(finished):
+    run = finished[0] / "run"
+    refused = cse_search("resume", run, "--set", "budget.trials=13", FORMULA_DATA="two")
+    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1
+    assert "data (one, now two)" in refused.stderr and "--accept-changes" in refused.stderr
+    done = cse_search(
+        "resume", run, "--set", "budget.trials=13", "--accept-changes", FORMULA_DATA="two"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    journal = Journal.read(run)
+    assert journal.counts()["full"] == (13, 0)
+    assert journal["accepted changes"] == ["data (one, now two)"]
