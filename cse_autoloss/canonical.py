@@ -17,6 +17,7 @@ from itertools import groupby
 import numpy as np
 
 from cse_autoloss.expression import MAX_DEPTH, MAX_SIZE, Expression
+from cse_autoloss.literals import is_number, text_of
 from cse_autoloss.primitives import NUMPY, Primitive
 from cse_autoloss.space import SearchSpace
 
@@ -80,6 +81,7 @@ class _Canonical:
     def __init__(self, space: SearchSpace) -> None:
         self._constants = space.constants
         self._predicted = space.predicted
+        self._literals = space.real_constants
         self._squares = "Square" in space.operators
         self._has_classes = space.branch == "cls"
         self._sums: dict[Program, Normal] = {}  # programs of sums that became factors
@@ -87,7 +89,9 @@ class _Canonical:
     def program(self, expression: Expression) -> Program:
         return self._write(
             expression.fold(
-                lambda name: {(): int(name)} if name.isdigit() else {(_factor((name,)),): 1},
+                lambda name: (
+                    {(): _whole(Fraction(name))} if is_number(name) else {(_factor((name,)),): 1}
+                ),
                 self._node,
             )
         )
@@ -205,7 +209,10 @@ class _Canonical:
         parts = [program for divides, _, program in factors if not divides]
         if self._squares:
             parts = [part for program, same in groupby(parts) for part in _squared(program, same)]
-        if coefficient.numerator != 1 or not parts:
+        if self._literals and coefficient != 1 and (text := _literal(coefficient)):
+            parts.insert(0, (text,))
+            coefficient = 1
+        elif coefficient.numerator != 1 or not parts:
             parts.insert(0, self._integer(coefficient.numerator))
         text = functools.reduce(lambda a, b: ("Mul", *a, *b), parts)
         for divides, _, program in factors:
@@ -243,6 +250,12 @@ def _squared(program: Program, same: Iterable[Program]) -> list[Program]:
     """A factor that occurs several times, as squares and what is left over."""
     pairs, single = divmod(len(list(same)), 2)
     return [("Square", *program)] * pairs + [program] * single
+
+
+def _literal(number: int | Fraction) -> str | None:
+    """The text of a number that is a literal, to its last digit."""
+    text = text_of(Fraction(number))
+    return text if text is not None and Fraction(text) == number else None
 
 
 def _whole(number: int | Fraction) -> int | Fraction:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from cse_autoloss.errors import UserError
 from cse_autoloss.language import Language
+from cse_autoloss.literals import is_number, normal_form, text_of
 from cse_autoloss.primitives import PRIMITIVES, Primitive
 
 MAX_SIZE = 512  # nodes
@@ -24,7 +25,7 @@ MAX_TEXT = 20_000  # characters
 
 T = TypeVar("T")
 _PRODUCT_OF_NUMBERS = re.compile(r"(?<=\d)\\,(?=\d)")
-_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]+|\S)")
+_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]+(?:\.[0-9]+)?|\S)")
 
 
 class ExpressionError(UserError):
@@ -74,7 +75,7 @@ class Expression:
     def variables(self) -> frozenset[str]:
         """Names of the variables that occur."""
         return frozenset(
-            name for name in self.program if name not in PRIMITIVES and not name.isdigit()
+            name for name in self.program if name not in PRIMITIVES and not is_number(name)
         )
 
     def passes_gradient(self, variables: Iterable[str]) -> bool:
@@ -86,6 +87,34 @@ class Expression:
             return any(arg and adjoint is not None for arg, adjoint in zip(args, lets_through))
 
         return self.fold(variables.__contains__, node)
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """The numbers that occur, in the program's order."""
+        return tuple(float(name) for name in self.program if is_number(name))
+
+    def with_constants(self, values: Iterable[float], language: Language) -> Expression:
+        """The expression with other numbers, rounded to a literal's four digits.
+
+        Args:
+            values: as many as ``constants``, in their order.
+
+        Raises:
+            ExpressionError: if the language has no literals, or a number is none.
+            ValueError: if there are more or fewer values than numbers.
+        """
+        values = list(values)
+        if len(values) != len(self.constants):
+            raise ValueError(f"{len(values)} values for {len(self.constants)} constants")
+        if not language.real_constants:
+            raise ExpressionError(
+                f"space {language.name} has no real constants (real_constants: true)"
+            )
+        texts = [text_of(value) for value in values]
+        if None in texts:
+            raise ExpressionError(f"{values[texts.index(None)]:g} is no literal: out of range")
+        left = iter(texts)
+        return Expression(tuple(next(left) if is_number(n) else n for n in self.program))
 
     def subtree(self, start: int) -> slice:
         """The slice of the program that is the subtree whose root stands at ``start``."""
@@ -132,7 +161,7 @@ class Expression:
         import sympy
 
         def leaf(name: str) -> Any:
-            return sympy.Integer(name) if name.isdigit() else sympy.Symbol(name, real=True)
+            return sympy.Rational(name) if is_number(name) else sympy.Symbol(name, real=True)
 
         return sympy.simplify(
             self.fold(leaf, lambda primitive, args: primitive.sympy(sympy, *args)), doit=False
@@ -142,7 +171,7 @@ class Expression:
         """The formula in LaTeX, as it stands (not simplified)."""
 
         def leaf(name: str) -> tuple[str, int]:
-            return name if len(name) == 1 or name.isdigit() else rf"\mathit{{{name}}}", 2
+            return name if len(name) == 1 or is_number(name) else rf"\mathit{{{name}}}", 2
 
         def node(primitive: Primitive, args: list[tuple[str, int]]) -> tuple[str, int]:
             binding, *needs = primitive.binds
@@ -205,6 +234,12 @@ def _read(text: str, language: Language) -> Iterable[str]:
             waiting.append([token, PRIMITIVES[token].arity, column])
         elif token in leaves:
             complete = True
+        elif language.real_constants and is_number(token):
+            complete = True
+            try:
+                token = normal_form(token)
+            except ValueError as error:
+                raise fail(column, f"{error}") from None
         else:
             raise fail(column, _unknown(token, language, leaves))
         yield token
@@ -222,7 +257,7 @@ def _unknown(token: str, language: Language, leaves: list[str]) -> str:
         return f"operator {token} is not in space {language.name} (it has {known})"
     if not token[0].isalnum():
         return f"expected an operator, variable or constant, found {_quoted(token)}"
-    if token.isdigit():
+    if is_number(token):
         known = ", ".join(map(str, language.constants))
         return f"{_quoted(token)} is no constant of space {language.name} (it has {known})"
     near = difflib.get_close_matches(token[:40], [*language.operators, *leaves], n=1, cutoff=0.5)

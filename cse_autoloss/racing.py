@@ -44,11 +44,13 @@ class Race:
         margin: a lead of another loss that would not be worth a training, in mAP.
         risk: the race is over once another loss leads by more with a smaller probability.
         most: trainings of one loss, at most.
+        share: of trainings that go to the race while there are losses that have not trained yet.
     """
 
     margin: float = 0.001
     risk: float = 0.05
     most: int = 10
+    share: float = 0.33
 
     def decide(
         self,

@@ -19,6 +19,7 @@ from cse_autoloss.errors import UserError
 from cse_autoloss.expression import Expression, ExpressionError
 from cse_autoloss.inputs import INPUTS
 from cse_autoloss.language import Language
+from cse_autoloss.literals import text_of
 from cse_autoloss.primitives import PRIMITIVES
 from cse_autoloss.yaml_io import YamlError, read_yaml
 
@@ -155,6 +156,12 @@ def _merged(below: Any, above: Any) -> Any:
     return above
 
 
+def _is_constant(value: Any) -> bool:
+    if type(value) is int:
+        return value > 0
+    return type(value) is float and text_of(value) == str(value)
+
+
 def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
     def need(condition: bool, key: str, right: str) -> None:
         if not condition:
@@ -195,10 +202,11 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
     )
     constants = data.get("constants", [])
     need(
-        isinstance(constants, list) and all(type(c) is int and c > 0 for c in constants),
+        isinstance(constants, list) and all(_is_constant(c) for c in constants),
         "constants",
-        "a list of positive integers",
+        "a list of positive integers, or numbers with at most four digits",
     )
+    need(isinstance(data.get("real_constants", False), bool), "real_constants", "true or false")
     plugins = data.get("plugins", [])
     need(
         isinstance(plugins, list) and all(isinstance(p, str) for p in plugins),
@@ -236,6 +244,7 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
             inputs=data["inputs"],
             variables=MappingProxyType({name: str(text) for name, text in variables.items()}),
             constants=tuple(constants),
+            real_constants=data.get("real_constants", False),
             operators=tuple(operators),
             predicted=predicted,
             origin=origin,

@@ -19,6 +19,7 @@ from cse_autoloss import inputs, variables
 from cse_autoloss.canonical import canonical
 from cse_autoloss.expression import Expression
 from cse_autoloss.inputs import ALPHA, EXTRAS, Input
+from cse_autoloss.literals import is_number
 from cse_autoloss.primitives import Primitive
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.stable import is_released, stabilized
@@ -191,7 +192,7 @@ def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[C
         texts = [text for _, text in args]
         infix = _INFIX.get(primitive.torch)
         # A Python number is fine beside a tensor in infix notation, and nowhere else.
-        constants = [arg[0].isdigit() for arg, _ in args]
+        constants = [is_number(arg[0]) for arg, _ in args]
         if not infix or all(constants):
             texts = [
                 _tensor(text, like) if constant else text
@@ -209,9 +210,9 @@ def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[C
         return program, text
 
     program, text = expression.fold(
-        lambda name: ((name,), f"{float(name)}" if name.isdigit() else name), node
+        lambda name: ((name,), f"{float(name)}" if is_number(name) else name), node
     )
-    if program[0].isdigit():
+    if is_number(program[0]):
         text = _tensor(text, like)
     if not expression.passes_gradient(space.predicted):
         text += " + 0 * pred.sum()"  # backward() must find a graph

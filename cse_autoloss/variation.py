@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from cse_autoloss import literals
 from cse_autoloss.expression import Expression
 from cse_autoloss.language import PAD, Language
 
@@ -20,6 +21,8 @@ MAX_GROWN_DEPTH = 15
 #: Offspring beyond these limits are replaced by their parent, as DEAP's ``staticLimit`` does; 17 is
 #: Koza's depth.
 OFFSPRING_MAX_SIZE = 80
+SCALED = 0.75  # of the numbers that change are multiplied by another, the rest replaced
+SCALING = 0.5  # standard deviation of its logarithm
 OFFSPRING_MAX_DEPTH = 17
 
 
@@ -29,7 +32,7 @@ class Population:
 
     Attributes:
         language: what the codes mean.
-        programs: (n, L) uint8 prefix programs, one a row, padded with ``PAD``; columns are
+        programs: (n, L) prefix programs, one a row, padded with ``PAD``; columns are
             contiguous in memory.
         lengths: (n,) number of nodes of each.
     """
@@ -40,10 +43,9 @@ class Population:
 
     @classmethod
     def from_expressions(cls, expressions: Iterable[Expression], language: Language) -> Population:
-        codes = language.codes
-        rows = [[codes[name] for name in expression.program] for expression in expressions]
+        rows = [[language.code(name) for name in e.program] for e in expressions]
         lengths = np.array([len(row) for row in rows], np.intp)
-        programs = np.full((len(rows), lengths.max(initial=1)), PAD, np.uint8, order="F")
+        programs = np.full((len(rows), lengths.max(initial=1)), PAD, language.code_type, order="F")
         for row, program in enumerate(rows):
             programs[row, : len(program)] = program
         return cls(language, programs, lengths)
@@ -52,7 +54,8 @@ class Population:
     def concatenate(cls, populations: Sequence[Population]) -> Population:
         """One after the other; all of the same space, at least one."""
         widest = max(population.programs.shape[1] for population in populations)
-        programs = np.full((sum(map(len, populations)), widest), PAD, np.uint8, order="F")
+        dtype = populations[0].language.code_type
+        programs = np.full((sum(map(len, populations)), widest), PAD, dtype, order="F")
         start = 0
         for population in populations:
             programs[start : start + len(population), : population.programs.shape[1]] = (
@@ -79,8 +82,8 @@ class Population:
         return Population(self.language, self.programs[start:stop], self.lengths[start:stop])
 
     def expression(self, row: int) -> Expression:
-        names = self.language.names
-        return Expression(tuple(names[code] for code in self.programs[row, : self.lengths[row]]))
+        codes = self.programs[row, : self.lengths[row]].tolist()
+        return Expression(tuple(self.language.token(code) for code in codes))
 
     def expressions(self) -> list[Expression]:
         return [self.expression(row) for row in range(len(self))]
@@ -165,8 +168,8 @@ def grow(
         token = rng.integers(1 << 16, size=len(rows), dtype=np.uint16) * choices.take(spot)
         token >>= 16
         token += first.take(spot)
-        token = token.astype(np.uint8)
-        columns.append(np.full(count, PAD, np.uint8))
+        token = token.astype(language.code_type)
+        columns.append(np.full(count, PAD, language.code_type))
         columns[-1][rows] = token
         arity = language.arity.take(token)
         state += 1
@@ -184,13 +187,14 @@ def grow(
             going = np.ones(len(rows), bool)
             going[ended] = False
             rows, state = rows.compress(going), state.compress(going)
-    return Population(language, np.array(columns or [np.empty(0, np.uint8)]).T, lengths)
+    return Population(language, np.array(columns or [np.empty(0, language.code_type)]).T, lengths)
 
 
 def mutate(rng: np.random.Generator, population: Population, language: Language) -> Population:
     """One change in each tree, drawn anew for each: a random subtree is replaced by a new one of
     depth 0 to 2, or one node by another of its arity, or a subtree by one of its own arguments
-    (which shrinks the tree).
+    (which shrinks the tree). In a language with literals, a node that is a number is mostly
+    multiplied by another one near 1.
     """
     kind = rng.integers(3, size=len(population))
     spots = _random_nodes(rng, population)
@@ -211,6 +215,12 @@ def mutate(rng: np.random.Generator, population: Population, language: Language)
     point = np.flatnonzero(kind == 1)
     programs = mutants.programs.copy(order="F")
     programs[point, spots[point]] = _same_arity(rng, population.language, tokens[point])
+    if population.language.real_constants:
+        scaled = point[np.isfinite(population.language.numbers[tokens[point]])]
+        scaled = scaled[rng.random(len(scaled)) < SCALED]
+        numbers = population.language.numbers[tokens[scaled]]
+        numbers = numbers * np.exp(rng.normal(0, SCALING, len(scaled)))
+        programs[scaled, spots[scaled]] = literals.codes_of(numbers)
     return _within_limits(Population(population.language, programs, mutants.lengths), population)
 
 

@@ -58,7 +58,8 @@ class Deap:
         for name in space.operators:
             self.primitives.addPrimitive(PRIMITIVES[name].torch, PRIMITIVES[name].arity, name)
         for constant in space.constants:
-            self.primitives.addTerminal(torch.full((1, 1), float(constant)), f"c{constant}")
+            name = f"c{constant}".replace(".", "_")
+            self.primitives.addTerminal(torch.full((1, 1), float(constant)), name)
         self.inputs = [
             {
                 name: torch.tensor(block.values[name], requires_grad=name in space.predicted)
@@ -81,7 +82,9 @@ class Deap:
     def expression(self, tree: gp.PrimitiveTree) -> Expression:
         return Expression(
             tuple(
-                node.value.lstrip("c") if isinstance(node, gp.Terminal) else node.name
+                node.value.lstrip("c").replace("_", ".")
+                if isinstance(node, gp.Terminal)
+                else node.name
                 for node in tree
             )
         )

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from cse_autoloss import Expression, SearchSpace, load_space
+from cse_autoloss.inputs import EXTRAS
 from cse_autoloss.losses import build_loss
 from cse_autoloss.screening import ACCEPTED, DUPLICATE, PROPERTIES, Screener
 from cse_autoloss.screening.predictions import BoxBatch
@@ -75,13 +76,16 @@ def train_classifier(loss: torch.nn.Module, space: SearchSpace, seed: int) -> fl
         return torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
 
     (features, labels), (new, new_labels) = draw(96), draw(192)
-    ious = torch.tensor(rng.uniform(0.5, 1, int((labels < CLASSES).sum())), dtype=torch.float32)
+    extras = {
+        name: torch.tensor(EXTRAS[name].draw(rng, (labels < CLASSES).numpy(), CLASSES))
+        for name in sorted(loss.needs)
+    }
     one_stage = space.inputs == "one_stage"
     weight = torch.zeros(FEATURES + 1, CLASSES + (not one_stage), requires_grad=True)
     features, new = (torch.cat([f, torch.ones(len(f), 1)], 1) for f in (features, new))
 
     def evaluate() -> torch.Tensor:
-        return loss(features @ weight, labels, ious)
+        return loss(features @ weight, labels, **extras)
 
     if not descend(weight, evaluate, 0.1):
         return 0.0

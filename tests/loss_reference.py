@@ -48,14 +48,14 @@ OPERATORS = {
 
 def evaluate(text: str, variables: dict[str, Tensor]) -> Tensor:
     """The value of an expression's text, read by a recursive descent of its own."""
-    tokens = re.findall(r"\w+|[(),]", text)
+    tokens = re.findall(r"[\w.]+|[(),]", text)
     like = next(iter(variables.values()))
 
     def term() -> Tensor:
         name = tokens.pop(0)
         if name in variables:
             return variables[name]
-        if name.isdigit():
+        if name[0].isdigit():
             return like.new_full((1,) * like.dim(), float(name))
         tokens.pop(0)
         args = [term()]

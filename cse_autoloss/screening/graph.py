@@ -69,7 +69,7 @@ class Columns:
         rows, lengths = rows.take(order), lengths.take(order)
         counts = len(rows) - np.cumsum(np.bincount(lengths, minlength=longest + 1))[:longest]
         starts = np.concatenate([[0], np.cumsum(counts)])
-        tokens = np.empty(starts[-1], np.uint8)
+        tokens = np.empty(starts[-1], population.programs.dtype)
         for column in range(longest):
             tokens[starts[column] : starts[column + 1]] = population.programs[:, column].take(
                 rows[: counts[column]]
@@ -191,6 +191,7 @@ class Graph:
         fixed: number of nodes that do not depend on the prediction.
         roots: (trees,) node of each tree, in the order of ``rows``.
         wide: (trees,) whether a tree's value has the class axis.
+        tokens: (nodes,) codes.
         owner: (nodes,) tree that a node belongs to, where trees do not share; else None.
     """
 
@@ -201,6 +202,7 @@ class Graph:
     fixed: int
     roots: np.ndarray
     wide: np.ndarray
+    tokens: np.ndarray
     owner: np.ndarray | None = None
 
     @classmethod
@@ -263,6 +265,7 @@ class Graph:
             int(np.count_nonzero((shape & PREDICTED) == 0)),
             node.take(trees).astype(np.intp),
             (forest.shapes.take(trees) & WIDE) > 0,
+            token.take(order),
             owner,
         )
 
@@ -310,8 +313,13 @@ class Graph:
         names = self.language.names
         with np.errstate(all="ignore"):
             for group in self.groups:
-                name = names[group.token]
+                if group.token >= len(names):
+                    tokens = self.tokens[group.start : group.stop]
+                    numbers = arrays.asarray(self.language.numbers.take(tokens))
+                    value[group.start : group.stop] = numbers[:, None, None]
+                    continue
                 if group.token >= len(self.language.operators):
+                    name = names[group.token]
                     value[group.start : group.stop] = self._leaf(
                         values.get(name, name), group, arrays
                     )
@@ -366,12 +374,14 @@ class _Key:
 
     def __init__(self, language: Language) -> None:
         self._language = language
-        self._bits = max(5, (len(language.names) - 1).bit_length())
+        self._bits = max(5, len(language.names).bit_length())  # all literals are one token here
 
     def pack(
         self, shapes: np.ndarray, tokens: np.ndarray, below: np.ndarray, beside: np.ndarray
     ) -> np.ndarray:
         key = (shapes & PREDICTED) << 7 | shapes >> 8 & 0x7F
+        if self._language.real_constants:
+            tokens = np.minimum(tokens, len(self._language.names)).astype(np.uint32)
         key = key << self._bits | tokens
         key = (
             key << 3

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cse_autoloss import inputs
-from cse_autoloss.inputs import ALPHA, EXTRAS, INPUTS
+from cse_autoloss.inputs import ALPHA, EXTRAS, INPUTS, IOU_EPSILON
 from cse_autoloss.space import SearchSpace, SpaceError
 
 
@@ -469,7 +469,7 @@ def _box_paths(
 def box_variables(
     names: Iterable[str], boxes: Tensor, targets: Tensor, image_sizes: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Variables of boxes, as the released losses see them.
+    """Variables of boxes, bounded as the losses are trained with them.
 
     Args:
         boxes, targets: (P, 4) as (centre x, centre y, width, height) in pixels.
@@ -481,7 +481,7 @@ def box_variables(
     ]
     if image_sizes is None:
         image_sizes = boxes.new_full((len(boxes), 2), EXTRAS["image_sizes"].usual)
-    given = dict(zip(("pred", "target"), corners)) | {"stable": False, "image_sizes": image_sizes}
+    given = dict(zip(("pred", "target"), corners)) | {"stable": True, "image_sizes": image_sizes}
     return inputs.variables("boxes", names, given)
 
 
@@ -492,11 +492,7 @@ def _along(
     unit, target = np.array([width, height] * 2), np.array([0, 0, width, height])
     boxes = torch.from_numpy(path(position) * unit)
     found = box_variables(names, boxes, torch.from_numpy(target).expand_as(boxes))
-    values = np.stack([found[name].numpy() for name in names])
-    overlap = names.index("I")
-    # Boxes that touch do not overlap by their rounding.
-    values[overlap][values[overlap] < 1e-9 * width * height] = 0
-    return values
+    return np.stack([found[name].numpy() for name in names])
 
 
 def _with_areas(space: SearchSpace) -> list[str]:
@@ -560,9 +556,10 @@ def _columns(names: Sequence[str], rows: np.ndarray, kept: Iterable[str]) -> dic
 def _each_alone(space: SearchSpace, areas: list[float], aspects: list[float], path: _Path) -> Block:
     """The gradient by each variable alone must be finite, too: along a path it may be hidden by one
     that stands still, where torch multiplies infinity by 0. Only not by an intersection that is
-    empty: what clamps it stops any gradient.
+    empty: what bounds it stops any gradient.
     """
     position = np.array([0, 0.75, 1])  # disjoint, overlapping, there
+    bound = 2 * IOU_EPSILON
     names, moving = _with_areas(space), [n for n in space.variables if n in space.predicted]
     values, slopes, texts = [], [], []
     for area in areas:
@@ -571,7 +568,7 @@ def _each_alone(space: SearchSpace, areas: list[float], aspects: list[float], pa
             here = _along(names, path, position, *size)
             for alone in moving:
                 slope = np.array([[name == alone] for name in names]) * np.ones(len(position))
-                slope[1] = np.where(here[1] > 0, slope[1], 0)
+                slope[1] = np.where(here[1] > bound * here[0], slope[1], 0)
                 values.append(here)
                 slopes.append(slope)
                 texts.append(f"{alone} alone, target of {area:g} square pixels, aspect {aspect:g}")
