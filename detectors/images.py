@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mmcv
+import numpy as np
 from mmdet.datasets import CocoDataset, build_dataset, replace_ImageToTensor
+from mmdet.datasets.api_wrappers import COCOeval
 
 from detectors.setup import Setup
 
@@ -39,6 +41,35 @@ def dataset(
                 test_mode=not training,
             )
         )
+
+
+def average_precision(data: CocoDataset, found: Sequence[list[np.ndarray]]) -> dict[str, float]:
+    """COCO AP over all sizes: ``mAP``, ``mAP_50`` and ``mAP_75`` in [0, 1].
+
+    The numbers of ``data.evaluate``, unrounded, in a third of its time: it measures small, medium
+    and large objects by themselves, too.
+
+    Args:
+        found: for each image, for each class, (boxes, 5) of x1 y1 x2 y2 in pixels, and score.
+    """
+    detections = data._det2json(found)
+    if not detections:
+        return dict.fromkeys(("mAP", "mAP_50", "mAP_75"), 0.0)
+    with quiet():
+        measure = COCOeval(data.coco, data.coco.loadRes(detections), "bbox")
+        measure.params.imgIds, measure.params.catIds = data.img_ids, data.cat_ids
+        measure.params.areaRng, measure.params.areaRngLbl = [[0, 1e10]], ["all"]
+        measure.params.maxDets = [100]
+        measure.evaluate()
+        measure.accumulate()
+    precision = measure.eval["precision"]  # (IoUs, recalls, classes, 1, 1); -1: no such object
+    thresholds = measure.params.iouThrs.round(2).tolist()
+    by_name = {
+        "mAP": precision,
+        "mAP_50": precision[thresholds.index(0.5)],
+        "mAP_75": precision[thresholds.index(0.75)],
+    }
+    return {name: float(values[values > -1].mean()) for name, values in by_name.items()}
 
 
 def _in_memory(step: dict[str, Any]) -> dict[str, Any]:

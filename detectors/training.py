@@ -15,7 +15,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -37,7 +37,7 @@ from detectors import configure, export, mmdet3
 from detectors.cache import digest, write_atomically
 from detectors.check import check_trains
 from detectors.head_stage import HeadStage
-from detectors.images import dataset, quiet
+from detectors.images import average_precision, dataset, quiet
 from detectors.setup import Options, Setup, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -332,21 +332,21 @@ class DetectorTrainer:
             watch.step(runner.iter, runner.outputs["log_vars"]["loss"], float(norm))
             runner.log_buffer.clear()
 
-    def _measure_detector(self, model: nn.Module, split: str, watch: _Watch) -> dict[str, float]:
-        return self._average_precision(self._detect(model, split), split, watch)
-
     def _measure_head(self, model: nn.Module, split: str, watch: _Watch) -> dict[str, float]:
         """The mean over images as they are and in each flip: more images to tell heads apart by."""
         stage, views = self._head_stage(), {}
+        data = self._dataset(split, training=False)
         for number, view in enumerate(stage.views):
-            found = stage.detect(model, split, number)
-            views[view] = self._average_precision(found, split, watch)
-        metrics = {
-            name: statistics.fmean(values[name] for values in views.values())
-            for name in _METRICS
-            if all(name in values for values in views.values())
+            found = []
+            for boxes in stage.detect(model, split, number):
+                watch.check_time()
+                found += boxes
+            views[view] = average_precision(data, found)
+        means = {
+            name: statistics.fmean(metrics[name] for metrics in views.values())
+            for name in views["as is"]
         }
-        return metrics | {f"mAP {view}": values["mAP"] for view, values in views.items()}
+        return means | {f"mAP {view}": metrics["mAP"] for view, metrics in views.items()}
 
     @torch.no_grad()
     def _detect(self, model: nn.Module, split: str) -> Iterator[list[list[np.ndarray]]]:
@@ -363,13 +363,11 @@ class DetectorTrainer:
             found = parallel(return_loss=False, rescale=True, **batch)
             yield [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # and masks
 
-    def _average_precision(
-        self, found: Iterable[list[list[np.ndarray]]], split: str, watch: _Watch
-    ) -> dict[str, float]:
+    def _measure_detector(self, model: nn.Module, split: str, watch: _Watch) -> dict[str, float]:
         """COCO AP on a split: metric to value in [0, 1]; sizes of which the split has no object are
         absent."""
         results = []
-        for boxes in found:
+        for boxes in self._detect(model, split):
             watch.check_time()
             results += boxes
         dataset = self._dataset(split, training=False)

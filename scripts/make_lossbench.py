@@ -68,25 +68,37 @@ def sample(options: argparse.Namespace) -> None:
     known = {branch: _known(space, more.get(space.name, {})) for branch, space in spaces.items()}
     rng = np.random.default_rng(0)
     sampled = {branch: _survivors(space, known[branch], rng) for branch, space in spaces.items()}
-    losses = [Loss("default", {})]
-    losses += [
-        Loss(name, {branch: text})
-        for branch, found in known.items()
-        for name, text in found.items()
-    ]
     pairs = list(itertools.product(known["cls"].items(), known["reg"].items()))
     of_one_paper = [i for i, (cls, reg) in enumerate(pairs) if reg[0] == f"reg {cls[0]}"]
-    for i in [*of_one_paper, *rng.permutation(len(pairs))[:12]]:
-        (name, text), (other, second) = pairs[i]
-        losses.append(Loss(f"{name} + {other}", {"cls": text, "reg": second}))
+    joined = [
+        Loss(f"{name} + {other}", {"cls": text, "reg": second})
+        for (name, text), (other, second) in (
+            pairs[i] for i in [*of_one_paper, *rng.permutation(len(pairs))[:12]]
+        )
+    ]
+    known_cls, known_reg = (
+        [Loss(name, {branch: text}) for name, text in known[branch].items()]
+        for branch in ("cls", "reg")
+    )
     branches = itertools.cycle([("cls",), ("cls",), ("reg",), ("cls",), ("cls", "reg")])
-    for number in range(options.count):
-        drawn = {branch: next(sampled[branch]) for branch in next(branches)}
-        losses.append(Loss(f"sampled-{number:03d}", drawn))
+    fresh = [
+        Loss(f"sampled-{number:03d}", {branch: next(sampled[branch]) for branch in drawn})
+        for number, drawn in zip(range(options.count), branches, strict=False)
+    ]
+    losses = [Loss("default", {}), *known_cls, *_in_turn(fresh, [*known_reg, *joined])]
     path = options.folder / options.detector / "losses.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(loss.to_json() + "\n" for loss in losses))
     print(f"{path}: {len(losses)} losses")
+
+
+def _in_turn(many: Sequence[Loss], few: Sequence[Loss]) -> Iterator[Loss]:
+    """Three of the many, one of the few: a table that is cut off somewhere has some of each."""
+    rest = iter(few)
+    for start in range(0, len(many), 3):
+        yield from many[start : start + 3]
+        yield from itertools.islice(rest, 1)
+    yield from rest
 
 
 def _known(space: SearchSpace, more: Mapping[str, str]) -> dict[str, str]:

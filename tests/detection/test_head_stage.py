@@ -9,7 +9,7 @@ import torch
 
 from cse_autoloss.trial import ConfigError, Trial
 from detectors import head_stage
-from detectors.images import dataset
+from detectors.images import average_precision, dataset
 from detectors.training import DetectorTrainer
 
 SPLIT = "tiny"  # six images, which both ways of measuring can afford here
@@ -160,6 +160,25 @@ def test_a_head_is_measured_on_each_image_as_it_is_and_in_each_flip_of_training(
     assert metrics[f"{SPLIT}/mAP"] == pytest.approx(sum(views) / 3)
     directions = [meta["flip_direction"] for meta in trainer._head_stage()._features(SPLIT).metas]
     assert directions == [None, "horizontal", "vertical"] * 6
+
+
+def test_heads_are_measured_as_mmdet_measures():
+    data = dataset(DetectorTrainer({"device": "cpu"}, b"")._setup, SPLIT, training=False)
+    rng = np.random.default_rng(0)
+    found = []
+    for index in range(len(data)):
+        truth = data.get_ann_info(index)
+        boxes = truth["bboxes"] + rng.normal(0, 2, truth["bboxes"].shape)
+        scored = np.hstack([boxes, rng.random((len(boxes), 1))]).astype(np.float32)
+        found.append([scored[truth["labels"] == label] for label in range(len(data.CLASSES))])
+    expected = data.evaluate(found, metric="bbox", logger="silent")
+    measured = average_precision(data, found)
+    assert 0.05 < measured["mAP"] < measured["mAP_50"]
+    assert measured == pytest.approx(
+        {name: expected[f"bbox_{name}"] for name in measured}, abs=6e-4
+    )
+    nothing = [[np.zeros((0, 5), np.float32)] * len(data.CLASSES)] * len(data)
+    assert average_precision(data, nothing)["mAP"] == 0.0
 
 
 def test_boxes_found_in_a_flipped_image_are_given_where_they_are_in_the_image():
