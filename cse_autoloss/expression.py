@@ -152,8 +152,9 @@ class Expression:
         )
         return tuple(places)
 
-    def to_sympy(self) -> Any:
-        """The formula in sympy, simplified, without the epsilons that only guard floating point.
+    def to_sympy(self, simplify: bool = True) -> Any:
+        """The formula in sympy, simplified unless told otherwise (which can take seconds), without
+        the epsilons that only guard floating point.
 
         The S-curves keep their names (``sigma``, ``serf``, ...); ``doit()`` puts their definitions
         in.
@@ -163,9 +164,8 @@ class Expression:
         def leaf(name: str) -> Any:
             return sympy.Rational(name) if is_number(name) else sympy.Symbol(name, real=True)
 
-        return sympy.simplify(
-            self.fold(leaf, lambda primitive, args: primitive.sympy(sympy, *args)), doit=False
-        )
+        formula = self.fold(leaf, lambda primitive, args: primitive.sympy(sympy, *args))
+        return sympy.simplify(formula, doit=False) if simplify else formula
 
     def to_latex(self) -> str:
         """The formula in LaTeX, as it stands (not simplified)."""

@@ -14,6 +14,7 @@ from cse_autoloss.display import GAIN, SPREAD, comparison_cells, duration, stage
 from cse_autoloss.drawing import plot
 from cse_autoloss.export import export_run, found, write_text
 from cse_autoloss.journal import FUNNEL, CandidateState, Journal
+from cse_autoloss.page import write_page
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.status import Status, read_status
@@ -22,7 +23,7 @@ SHOWN = 10  # candidates in the report's table
 
 
 def write_report(journal: Journal) -> list[Path]:
-    """Write ``report.md``, ``progress.png`` and, where something was found, ``best.py`` with its
+    """Write ``report.html``, ``report.md``, ``progress.png`` and, where something was found, ``best.py`` with its
     losses and their curves.
 
     Returns:
@@ -36,9 +37,9 @@ def write_report(journal: Journal) -> list[Path]:
         space = load_space(journal["spaces"][branch])
         curves[branch] = folder / f"best_{branch}.png"
         plot(space.expression(text), space, curves[branch])
-    page = folder / "report.md"
-    write_text(page, "\n".join(_page(journal, status, exported, curves)) + "\n")
-    return [page, picture, *curves.values(), *exported]
+    text = folder / "report.md"
+    write_text(text, "\n".join(_page(journal, status, exported, curves)) + "\n")
+    return [write_page(journal), text, picture, *curves.values(), *exported]
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:

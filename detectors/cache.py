@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
+from cse_autoloss.cache import cache_dir
+
+__all__ = ["cache_dir", "digest", "write_atomically"]
+
 from cse_autoloss.files import write_whole
-
-
-def cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/cse_autoloss``, ``~/.cache/cse_autoloss`` unless that is set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cse_autoloss"
 
 
 def digest(*parts: bytes | str) -> str:

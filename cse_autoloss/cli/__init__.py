@@ -19,12 +19,17 @@ COMMANDS = {
     "resume": ("cse_autoloss.cli.running:resume", "Go on with a run that was stopped or killed."),
     "status": ("cse_autoloss.cli.running:status", "How a run stands; also while it goes on."),
     "report": ("cse_autoloss.cli.running:report", "Write a run's report and pictures."),
+    "watch": ("cse_autoloss.cli.running:watch", "Runs in a browser, while they go on."),
     "export": (
         "cse_autoloss.cli.running:export",
         "Write a found loss as an MMDetection config and a PyTorch module.",
     ),
     "train": ("detectors.commands:train", "Train a detector with any losses."),
     "compare": ("detectors.commands:compare", "Two trainings side by side: curves and detections."),
+    "evaluate": (
+        "cse_autoloss.cli.evaluation:evaluate",
+        "Judge formulas of any origin: verdict, simulation, mAP beside the default's.",
+    ),
     "verify": ("cse_autoloss.cli.screening:verify", "Check one loss's convergence properties."),
     "screen": ("cse_autoloss.cli.screening:screen", "Generate and screen many random losses."),
     "show": ("cse_autoloss.cli.language:show", "A loss as text, formula, code or picture."),

@@ -131,6 +131,28 @@ def report(folder: Path) -> None:
 
 
 @click.command()
+@click.argument(
+    "folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Any that is free, at 0.")
+@click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
+def watch(folders: tuple[Path, ...], port: int, opens: bool) -> None:
+    """Serve the pages of RUNs on this machine, side by side, while the runs go on."""
+    from cse_autoloss.page.watch import WatchServer
+
+    for folder in folders:
+        Journal.read(folder).close()  # refuses what is no run
+    with WatchServer(folders, port) as server:
+        click.echo(
+            f"{server.url}\n(on another machine: ssh -L {server.server_address[1]}:"
+            f"127.0.0.1:{server.server_address[1]} HOST; Ctrl-C ends it)"
+        )
+        if opens:
+            click.launch(server.url)
+        server.serve_forever()
+
+
+@click.command()
 @RUN
 @click.option(
     "--rank",

@@ -1,0 +1,122 @@
+"""The command on formulas of any origin: evaluate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cse_autoloss.config import preset_names, read_config
+from cse_autoloss.evaluate import TASKS, Evaluation, Evaluator
+from cse_autoloss.expression import ExpressionError
+from cse_autoloss.intervals import mean_interval
+
+
+@click.command()
+@click.argument("expressions", nargs=-1, metavar="[EXPR]...")
+@click.option(
+    "-f",
+    "--file",
+    "source",
+    type=click.File(),
+    help="Read more, one a line; - is standard input. Empty lines and # comments are passed over.",
+)
+@click.option("--branch", type=click.Choice(["cls", "reg"]), default="cls", show_default=True)
+@click.option("--space", help="Their search space: a name or a YAML file; else the detector's own.")
+@click.option(
+    "--stage",
+    type=click.Choice(TASKS),
+    default="head",
+    show_default=True,
+    help="What is trained; none: verified and simulated alone.",
+)
+@click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True)
+@click.option(
+    "--with",
+    "beside",
+    metavar="BRANCH=EXPR",
+    help="A loss of the other branch that formula and default have in common: reg=GIoU.",
+)
+@click.option("--force", is_flag=True, help="Train also what verification or simulation rejects.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A run's YAML file.")
+@click.option("--preset", help=f"One of {', '.join(preset_names())}; the default is quickstart.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@click.option("--data", help="Short for --set detector.data=...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as they come.")
+def evaluate(
+    expressions: tuple[str, ...],
+    source: Iterator[str] | None,
+    branch: str,
+    space: str | None,
+    stage: str,
+    seeds: int,
+    beside: str | None,
+    force: bool,
+    config_file: Path | None,
+    preset: str | None,
+    settings: tuple[str, ...],
+    data: str | None,
+    as_json: bool,
+) -> None:
+    """Judge formulas: their verdict, a simulation, and mAP beside the tuned default's.
+
+    EXPR is an expression or the name of a known loss. What was measured once is kept: the same
+    formula on the same detector, data and seeds is not trained again. Exit status 1 if a formula
+    was rejected.
+    """
+    from cse_autoloss.run import check
+
+    texts = [*expressions, *(line.strip() for line in source or ())]
+    texts = [text for text in texts if text and not text.startswith("#")]
+    if not texts:
+        raise click.UsageError("give expressions, or a file of them with --file")
+    if config_file is not None and preset is not None:
+        raise click.UsageError("give --config or --preset, one of the two")
+    shorts = [f"detector.data={data}"] if data is not None else []
+    shorts += [f"search.spaces.{branch}={space}"] if space is not None else []
+    preset = None if config_file else preset or "quickstart"
+    config = read_config(config_file, preset, [*settings, *shorts])
+    spaces = check(config)["spaces"]
+    other, _, text = (beside or "").partition("=")
+    rejected = False
+    with Evaluator(
+        config, spaces, branch, stage, seeds, {other: text} if beside else None
+    ) as evaluator:
+        for number, formula in enumerate(texts, 1):
+            try:
+                evaluation = evaluator(formula, force)
+            except ExpressionError as error:
+                raise ExpressionError(f"formula {number}: {error}") from None
+            rejected |= not (evaluation.accepted and evaluation.optimises)
+            if as_json:
+                click.echo(json.dumps(evaluation.to_dict()))
+            else:
+                _show(evaluation)
+    sys.exit(1 if rejected else 0)
+
+
+def _show(evaluation: Evaluation) -> None:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("formula", escape(evaluation.expression))
+    table.add_row("verdict", escape(evaluation.verdict))
+    for name, values in (evaluation.counterexample or {}).items():
+        table.add_row("", escape(f"{name} = {', '.join(f'{value:.4g}' for value in values)}"))
+    table.add_row("simulation", escape(evaluation.simulation))
+    if evaluation.mAP:
+        n = len(evaluation.mAP)
+        table.add_row(
+            f"mAP ({evaluation.task})", f"{mean_interval(evaluation.mAP).text()}  n = {n}"
+        )
+        table.add_row("tuned default", f"{mean_interval(evaluation.default).text()}  n = {n}")
+        half = "" if evaluation.gain_half is None else f" ± {evaluation.gain_half:.3f}"
+        table.add_row("gain", f"{evaluation.gain:+.3f}{half}  (same seeds, 95% interval)")
+        table.add_row("trained", f"{evaluation.trained}; the rest was known")
+    for failure in evaluation.failures:
+        table.add_row("failed", escape(failure))
+    Console(width=140, highlight=False).print(table)
