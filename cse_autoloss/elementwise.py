@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from cse_autoloss.primitives import NUMPY, PRIMITIVES, TORCH, UNBOUNDED, Interval, Primitive
 
@@ -214,17 +213,18 @@ class Program:
         ]
         self.differentiated = {node.args[0]: place for place, node in moving if not node.primitive}
 
-    def forward(self, leaves: Mapping[str, Tensor]) -> list[Any]:
-        """The values of all nodes; the last one is the formula's, but for ``sign``."""
+    def forward(self, leaves: Mapping[str, Any], xp: Any = TORCH) -> list[Any]:
+        """The values of all nodes; the last one is the formula's, but for ``sign``. ``xp``: the
+        array module that the leaves belong to."""
         values: list[Any] = []
         for array, args in self._steps:
             if array is not None:
-                values.append(array(TORCH, *[values[arg] for arg in args]))
+                values.append(array(xp, *[values[arg] for arg in args]))
             else:
                 values.append(args[0] if isinstance(args[0], float) else leaves[args[0]])
         return values
 
-    def backward(self, values: list[Any], seed: Any = 1.0) -> dict[str, Any]:
+    def backward(self, values: list[Any], seed: Any = 1.0, xp: Any = TORCH) -> dict[str, Any]:
         """Derivatives of ``seed`` times the formula, but for ``sign``, by each differentiated leaf
         that it has: tensors, or a number where the derivative is constant.
 
@@ -237,6 +237,6 @@ class Program:
         for place, paths, args in self._backward:
             operands = [values[arg] for arg in args]
             for arg, adjoint in paths:
-                part = adjoint(TORCH, values[place], operands, adjoints[place])
+                part = adjoint(xp, values[place], operands, adjoints[place])
                 adjoints[arg] = part if adjoints[arg] is None else adjoints[arg] + part
         return {name: adjoints[place] for name, place in self.differentiated.items()}

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from cse_autoloss.elementwise import Formula, Program, Term
 from cse_autoloss.expression import Expression
-from cse_autoloss.inputs import AREA, AREA_EPSILON, IOU_EPSILON, LOGIT
+from cse_autoloss.inputs import AREA, AREA_EPSILON, IOU_EPSILON, LOGIT, MIN_IOU
 from cse_autoloss.primitives import PRIMITIVES, UNBOUNDED, Interval, Primitive
 
+QUALITY = (0.99 * MIN_IOU, 1.0)  # what an IoU lies between, in any precision
 BLOCK = 32_768  # elements of a one-stage block: its temporaries stay in a CPU core's cache
 
 #: (prediction, whether the gradient is wanted) -> (scalar loss, gradient or None)
@@ -105,7 +106,7 @@ class TwoStageKernel:
     the factor Y = 0."""
 
     def __init__(self, program: Program) -> None:
-        self._program = program
+        self.program = program
         self._leaves = program.leaves
 
     @classmethod
@@ -123,7 +124,7 @@ class TwoStageKernel:
             if name == "Y":
                 return _AtLabel(True, formula.constant(1.0), (0.0, 0.0))
             if name == "Z":
-                return _AtLabel(True, formula.leaf("Z", 0.0, 1.0), (0.0, 1.0))
+                return _AtLabel(True, formula.leaf("Z", *QUALITY), QUALITY)
             return _AtLabel(False, formula.constant(float(name)), (float(name), float(name)))
 
         def node(primitive: Primitive, args: list[_AtLabel]) -> _AtLabel:
@@ -185,8 +186,8 @@ class TwoStageKernel:
             dense = torch.softmax(logits, -1)
         if "Softmax" in self._leaves:
             leaves["Softmax"] = dense.gather(1, index).squeeze(1)
-        values = self._program.forward(leaves)
-        seed = scale * self._program.sign
+        values = self.program.forward(leaves)
+        seed = scale * self.program.sign
         seed = (
             torch.ones_like(target, dtype=logits.dtype) * seed
             if weight is None
@@ -198,7 +199,7 @@ class TwoStageKernel:
             return loss, None
         parts = {
             name: _filled(part, leaves[name])
-            for name, part in self._program.backward(values, seed).items()
+            for name, part in self.program.backward(values, seed).items()
         }
         rising = parts.get("LogSoftmax")  # the derivative by log softmax(x) at the label, in all
         if "Softmax" in parts:
@@ -222,7 +223,7 @@ class OneStageKernel:
     """Formulas without class-axis operators."""
 
     def __init__(self, negatives: Program, positives: Program) -> None:
-        self._negatives, self._positives = negatives, positives
+        self.negatives, self.positives = negatives, positives
 
     @classmethod
     def build(cls, expression: Expression) -> OneStageKernel | None:
@@ -237,7 +238,7 @@ class OneStageKernel:
                 if name == "X":
                     return formula.leaf("X", -LOGIT, LOGIT)
                 if name == "Q" and name not in fixed:
-                    return formula.leaf("Q", 0.0, 1.0)
+                    return formula.leaf("Q", *QUALITY)
                 return formula.constant(fixed[name] if name in fixed else float(name))
 
             def node(primitive: Primitive, args: list[Term]) -> Term:
@@ -278,7 +279,7 @@ class OneStageKernel:
         places = positive * classes + target[positive]
         result = torch.empty_like(flat).view(rows, classes) if gradient else None
         sums = []
-        for_label, for_other = alphas[0] * self._positives.sign, alphas[1] * self._negatives.sign
+        for_label, for_other = alphas[0] * self.positives.sign, alphas[1] * self.negatives.sign
         step = rows if logits.device.type != "cpu" else max(1, BLOCK // classes)
         starts = list(range(0, rows, step))
         cuts = (
@@ -291,7 +292,7 @@ class OneStageKernel:
         for start, first, last in zip(starts, cuts, cuts[1:]):
             block = logits[start : start + step]
             seed = for_other if weight is None else weight[start : start + step] * for_other
-            values = self._negatives.forward({"X": block})
+            values = self.negatives.forward({"X": block})
             value = _filled(values[-1], block).contiguous()
             if weight is not None:
                 value = value * weight[start : start + step]
@@ -300,7 +301,7 @@ class OneStageKernel:
                 value.view(-1).index_fill_(0, labels, 0)
             sums.append(value.sum() * for_other)
             if gradient:
-                slope = self._negatives.backward(values).get("X", 0.0)
+                slope = self.negatives.backward(values).get("X", 0.0)
                 torch.mul(_filled(slope, block), seed * scale, out=result[start : start + step])
         if len(places):
             leaves = {"X": flat[places]}
@@ -311,10 +312,10 @@ class OneStageKernel:
                 if weight is None
                 else weight.expand_as(logits).reshape(-1)[places] * for_label
             )
-            values = self._positives.forward(leaves)
+            values = self.positives.forward(leaves)
             sums.append((_filled(values[-1], leaves["X"]) * seed).sum())
             if gradient:
-                slope = self._positives.backward(values, seed * scale).get("X", 0.0)
+                slope = self.positives.backward(values, seed * scale).get("X", 0.0)
                 result.view(-1)[places] = _filled(slope, leaves["X"])
         return torch.stack(sums).sum() * scale, result
 
@@ -327,7 +328,7 @@ class BoxKernel:
     """Formulas of the areas of union, intersection and smallest enclosing box."""
 
     def __init__(self, program: Program) -> None:
-        self._program = program
+        self.program = program
 
     @classmethod
     def build(cls, expression: Expression) -> BoxKernel | None:
@@ -395,13 +396,13 @@ class BoxKernel:
             }
         else:
             leaves = {"U": union + AREA_EPSILON, "I": overlap, "E": enclosing + AREA_EPSILON}
-        values = self._program.forward(leaves)
-        seed = scale * self._program.sign
+        values = self.program.forward(leaves)
+        seed = scale * self.program.sign
         seed = seed if weight is None else weight * seed
         loss = (values[-1] * seed).sum()
         if not gradient:
             return loss, None
-        parts = self._program.backward(values, seed)
+        parts = self.program.backward(values, seed)
         by_union, by_overlap, by_enclosing = (
             _filled(parts.get(name, 0.0), overlap) for name in ("U", "I", "E")
         )

@@ -420,6 +420,8 @@ def test_verify_says_what_fell_and_where(tmp_path):
     assert (
         good.exit_code == 0
         and good.stdout.startswith("accepted")
+        and "finite-values     proved for boxes" in good.stdout
+        and "convergence       sampled" in good.stdout
         and (tmp_path / "a.svg").stat().st_size > 1000
     )
     bad = run("verify", "Sin(Div(I,U))", "--space", "reg")

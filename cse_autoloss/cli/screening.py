@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cse_autoloss.expression import Expression
-from cse_autoloss.screening import BATCH_SIZE, Screener, Verdict
+from cse_autoloss.screening import BATCH_SIZE, PROPERTIES, Finding, Screener, Verdict, prove
+from cse_autoloss.screening.proof import SAMPLED
 from cse_autoloss.screening.sampling import sample
 from cse_autoloss.space import load_space, space_names
 from cse_autoloss.variation import MAX_GROWN_DEPTH
@@ -35,12 +36,14 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object, fo
 def verify(expression: str, space: str, picture: Path | None, as_json: bool) -> None:
     """Check one loss's convergence properties. EXPR is an expression or the name of a known loss.
 
-    Exit status 1 says that the loss is rejected.
+    Of an accepted loss, each property is proved for a whole range of predictions, or sampled: it
+    holds at all probes. Exit status 1 says that the loss is rejected.
     """
     language = load_space(space)
     loss = language.expression(expression)
     screener = Screener(language, batch_size=1)
     verdict = screener.verify(loss)
+    findings = prove(loss, language) if verdict.accepted else {}
     if picture:
         _plot(loss, verdict, screener, picture)
         click.echo(f"{picture} written", err=True)
@@ -55,18 +58,34 @@ def verify(expression: str, space: str, picture: Path | None, as_json: bool) -> 
                         "failed": verdict.failed,
                         "detail": verdict.detail,
                         "counterexample": verdict.counterexample and vars(verdict.counterexample),
+                        "proof": {name: vars(finding) for name, finding in findings.items()},
                     }
                 )
             )
         )
     elif verdict.accepted:
         click.echo(f"accepted: {verdict.detail}")
+        for line in _known(findings):
+            click.echo(line)
     else:
         click.echo(f"rejected: {verdict.failed}: {verdict.detail}")
         for line in _table(verdict):
             click.echo(line)
     if not verdict.accepted:
         raise SystemExit(1)
+
+
+def _known(findings: Mapping[str, Finding]) -> Iterator[str]:
+    """A line for each property that predictions have a part in, and what has been proved of it."""
+    for name in PROPERTIES[1:]:
+        finding = findings.get(name)
+        if finding is None or finding.status == SAMPLED:
+            yield f"  {name:<18}{SAMPLED}"
+        elif finding.counterexample is None:
+            yield f"  {name:<18}{finding.status} for {finding.over}"
+        else:
+            place = ", ".join(f"{key} = {x:.6g}" for key, x in finding.counterexample.items())
+            yield f"  {name:<18}{finding.status} beyond the probes, at {place}"
 
 
 def _plain(data: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from cse_autoloss.expression import Expression
 from cse_autoloss.screening.equivalence import Seen
+from cse_autoloss.screening.proof import Finding, prove
 from cse_autoloss.screening.properties import PROPERTIES
 from cse_autoloss.screening.screener import (
     ACCEPTED,
@@ -24,11 +25,13 @@ __all__ = [
     "BATCH_SIZE",
     "DUPLICATE",
     "PROPERTIES",
+    "Finding",
     "ScreenReport",
     "Screener",
     "Seen",
     "Trace",
     "Verdict",
+    "prove",
     "screen",
     "verify",
 ]
