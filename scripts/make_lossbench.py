@@ -191,6 +191,7 @@ def train(options: argparse.Namespace) -> None:
             continue
         started = time.process_time()
         result = trainer.train(trial)
+        metrics = {name: round(value, 5) for name, value in result.metrics.items()}
         row = Row(
             loss=loss.name,
             losses=loss.losses,
@@ -198,9 +199,9 @@ def train(options: argparse.Namespace) -> None:
             task=options.task,
             seed=seed,
             steps=trainer._setup.steps_of(options.task),
-            val=result.metrics.get("val/mAP"),
-            test=result.metrics.get("test/mAP"),
-            views=_views(result.metrics),
+            val=metrics.get("val/mAP"),
+            test=metrics.get("test/mAP"),
+            views={name: value for name, value in metrics.items() if "/mAP " in name},
             failure=result.failure,
             cpu_seconds=round(time.process_time() - started, 2),
             scale=trial.scale,
@@ -218,10 +219,6 @@ def train(options: argparse.Namespace) -> None:
             f"{row.cpu_seconds:.1f} s {row.failure or ''}",
             flush=True,
         )
-
-
-def _views(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if "/mAP " in name}
 
 
 def _order(losses: Sequence[Loss], seeds: Sequence[int]) -> Iterator[tuple[Loss, int]]:
