@@ -143,6 +143,7 @@ class Setup:
         config = copy.deepcopy(self.config)
         config.merge_from_dict(copy.deepcopy(dict(self._warmup.get("cfg_options", {}))))
         config.runner.max_iters = self.warmup_steps
+        config.get("proxy", {}).pop("head", None)  # that trains on what the warm-up made
         return config
 
     def warmup_path(self) -> Path:
