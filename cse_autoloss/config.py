@@ -61,6 +61,8 @@ class SearchSection(Section):
         ranker: in which order survivors train: ``shuffled``, ``model``, or
             ``"package.module:Class"`` (see ``rankers/base.py``).
         ranker_settings: keyword arguments of the ranker.
+        race: settings of ``racing.Race``, which says which losses earn another training at the
+            search's last stage, where that has more than one seed: ``share``, ``margin``, ``risk``.
         offspring: expressions generated a round for each searched branch, before screening.
         candidates: that a round proposes for training; as many as there are workers, if these are
             more. Survivors that are not chosen are kept for later rounds.
@@ -83,6 +85,7 @@ class SearchSection(Section):
     strategy: str = "evolution"
     ranker: str = "shuffled"
     ranker_settings: dict[str, Any] = {}
+    race: dict[Literal["share", "margin", "risk"], Share] = {}
     candidates: Positive = 8
     keep_rejected: bool = False
     batch_size: Positive | None = None

@@ -67,9 +67,11 @@ CREATE TABLE candidates (
     state TEXT,             -- see CandidateState
     reason TEXT,            -- why it went no further
     fitness REAL,           -- mean mAP at the search's last stage
-    trainings INTEGER);     -- that this is the mean of
+    trainings INTEGER,      -- that this is the mean of
+    estimate REAL);         -- what the ranker believes its fitness is, by all that is known
 CREATE INDEX candidates_by_state ON candidates (state, stage);
-CREATE INDEX candidates_by_fitness ON candidates (fitness) WHERE fitness IS NOT NULL;
+CREATE INDEX candidates_by_fitness ON candidates (COALESCE(estimate, fitness))
+    WHERE fitness IS NOT NULL;
 CREATE TABLE trials (
     key TEXT PRIMARY KEY,
     stage TEXT,             -- 'tune', or one of the ladder's
@@ -125,6 +127,7 @@ class Candidate:
         predicted, deviation: mAP as the ranker saw it when it chose the candidate, or None.
         fitness: mean mAP on val at the search's last stage, over ``trainings`` of them in which a
             failure counts as 0.
+        estimate: what the ranker believes of that, by all that is known; None before it was asked.
         closing: mean mAP at the last stage after the search that it took part in, or None.
     """
 
@@ -141,6 +144,7 @@ class Candidate:
     reason: str | None
     fitness: float | None
     trainings: int
+    estimate: float | None
     closing: float | None = None
 
     @property
@@ -166,7 +170,7 @@ class TrialRow:
     seconds: float | None
 
 
-_CANDIDATE = "id, losses, fingerprint, origin, parents, round, predicted, deviation, stage, state, reason, fitness, trainings"
+_CANDIDATE = "id, losses, fingerprint, origin, parents, round, predicted, deviation, stage, state, reason, fitness, trainings, estimate"
 
 
 class Journal:
@@ -391,7 +395,7 @@ class Journal:
         """Write down a candidate that waits for a stage; returns its id."""
         cursor = self._database.execute(
             f"INSERT INTO candidates ({_CANDIDATE}) "
-            "VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0)",
+            "VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0, NULL)",
             (
                 json.dumps(dict(losses)),
                 json.dumps(dict(fingerprint), sort_keys=True),
@@ -420,6 +424,12 @@ class Journal:
         self._database.execute(
             "UPDATE candidates SET fitness = ?, trainings = ? WHERE id = ?",
             (fitness, trainings, candidate),
+        )
+
+    def set_estimates(self, estimates: Mapping[int, float]) -> None:
+        self._database.executemany(
+            "UPDATE candidates SET estimate = ? WHERE id = ?",
+            ((mean, number) for number, mean in estimates.items()),
         )
 
     def candidate(self, number: int) -> Candidate:
@@ -461,7 +471,7 @@ class Journal:
     def best(self, closing: Sequence[str] = (), count: int = -1) -> list[Candidate]:
         """Candidates that the search found, best first: by their mean at the last of the closing
         stages that they took part in, those of a later stage before those of an earlier; then by
-        fitness.
+        what the ranker believes of their fitness.
 
         Args:
             closing: the stages after the search that count, in their order.
@@ -472,7 +482,8 @@ class Journal:
             means |= {number: (place, mean) for number, mean in self.means(stage).items()}
         measured = [self.candidate(number) for number in means]
         fittest = self._candidates(
-            "WHERE fitness IS NOT NULL AND origin NOT LIKE ? ORDER BY fitness DESC, id LIMIT ?",
+            "WHERE fitness IS NOT NULL AND origin NOT LIKE ? "
+            "ORDER BY COALESCE(estimate, fitness) DESC, fitness DESC, id LIMIT ?",
             f"{KNOWN}%",
             -1 if count < 0 else count + len(means),
         )
@@ -554,6 +565,12 @@ class Journal:
             )
             for row in rows
         ]
+
+    def count_trials(self, stage: str) -> int:
+        """Trials at a stage, running ones too."""
+        return self._database.execute(
+            "SELECT COUNT(*) FROM trials WHERE stage = ?", (stage,)
+        ).fetchone()[0]
 
     def scores(self, candidate: int, stage: str) -> list[float | None]:
         """mAP of each finished training of a candidate at a stage; None for a failure."""

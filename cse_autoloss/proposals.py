@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import ndtr
 
 from cse_autoloss.canonical import canonical
 from cse_autoloss.config import Config
 from cse_autoloss.expression import Expression
-from cse_autoloss.journal import Journal, Survivor
-from cse_autoloss.rankers import Measured, load_ranker
+from cse_autoloss.journal import Candidate, CandidateState, Journal, Survivor
+from cse_autoloss.racing import Race
+from cse_autoloss.rankers import Belief, Measured, Ranking, load_ranker
 from cse_autoloss.screening import Screener
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.screening.features import branch_features
@@ -29,7 +31,8 @@ from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.strategies import Member, load_strategy
 
-MEASURED = 2000  # trained candidates that a ranker learns from: the best half, and a draw of others
+RACERS = 100  # the best of those that have trained, who can earn another training
+MEASURED = 1000  # trained candidates that a ranker learns from: the best half, and a draw of others
 OFFERED = 6000  # kept survivors of a branch that are ranked in a round, which bounds its time
 
 
@@ -59,21 +62,47 @@ class Round:
     """All that a round came to, to be written down in one step.
 
     Attributes:
+        estimates: trained candidate to the fitness that the ranker believes it has.
+        repeats: candidates that have earned another training.
         counts: branch to the counts of ``journal.FUNNEL``.
         reasons: branch to how many fell to which property, or to the simulation.
         seen: branch to the (n,) hashes of what was screened.
         survivors: the new ones, in all branches.
         proposals: in the order in which they should train.
         rejected: branch to (text, reason), where the run keeps these.
+        stopped: why no further training is worth its time, or None.
     """
 
     number: int
+    estimates: Mapping[int, float]
+    repeats: Sequence[int]
     counts: Mapping[str, Mapping[str, int]]
     reasons: Mapping[str, Mapping[str, int]]
     seen: Mapping[str, np.ndarray]
     survivors: Sequence[Survivor]
     proposals: Sequence[Proposal]
     rejected: Mapping[str, Sequence[tuple[str, str]]]
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What trainings have said so far.
+
+    Attributes:
+        candidates: that have trained at the search's last stage.
+        measured, belief: of these, in their order.
+        population: those that have offspring.
+    """
+
+    candidates: Sequence[Candidate]
+    measured: Measured
+    belief: Belief
+    population: Sequence[Member]
+
+    @property
+    def estimates(self) -> dict[int, float]:
+        return {c.id: float(mean) for c, mean in zip(self.candidates, self.belief.mean)}
 
 
 class Proposals:
@@ -87,6 +116,7 @@ class Proposals:
     def __init__(self, config: Config, spaces: Mapping[str, str], journal: Journal) -> None:
         self._config, self._journal = config, journal
         self._spaces = {branch: load_space(spaces[branch]) for branch in config.search.branches}
+        self._ladder = Ladder.of(config.stages)
         self._strategy = load_strategy(config.search.strategy, config.search)
         self._ranker = load_ranker(config.search.ranker, config.search.ranker_settings)
         self._screeners = {
@@ -106,40 +136,91 @@ class Proposals:
         self._features: dict[tuple[str, str], np.ndarray] = {}  # of losses of candidates
 
     def next_round(self, number: int, count: int) -> Round:
-        """The round of this number: ``count`` proposals at most."""
+        """The round of this number: ``count`` trainings at most, of new candidates and of those
+        that have earned another; with 0, only what is believed now."""
         rng = np.random.default_rng((self._config.seed, number))
-        population, measured = self._known_so_far(rng)
-        parts = [self._screen(branch, population, number, rng) for branch in self._spaces]
-        counts, reasons, seen, fresh, rejected = (
-            dict(zip(self._spaces, part)) for part in zip(*parts)
-        )
+        known = self._known_so_far(rng)
+        if not count:
+            return Round(number, known.estimates, (), {}, {}, {}, (), (), {})
+        branches = list(self._spaces)
+        parts = [self._screen(branch, known.population, number, rng) for branch in branches]
+        counts, reasons, seen, fresh, rejected = (dict(zip(branches, part)) for part in zip(*parts))
         new = [survivor for survivors in fresh.values() for survivor in survivors]
         self._pool |= {survivor.id: survivor for survivor in new}
-        offers = self._offers(population, number, rng)
-        proposals = self._choose(offers, measured, number, count, rng)
+        offers = self._offers(known.population, number, rng)
+        ranking = self._ranker.rank(self._features_of_offers(offers), known.measured, rng)
+        repeats, over = self._race(known, count, rng)
+        proposals = self._choose(offers, ranking, number, count - len(repeats))
+        stopped = over and self._hopeless(known, ranking)
         for proposal in proposals:
             for used in proposal.survivors:
                 del self._pool[used]
-        return Round(number, counts, reasons, seen, new, proposals, rejected)
+        return Round(
+            *(number, known.estimates, repeats, counts, reasons, seen, new, proposals, rejected),
+            *(f"{over}, and {stopped}",) if stopped else (),
+        )
 
-    def _known_so_far(self, rng: np.random.Generator) -> tuple[Sequence[Member], Measured]:
-        """Who has offspring, and what trainings have said; a failure says mAP 0 and has none."""
+    def _known_so_far(self, rng: np.random.Generator) -> _Known:
+        """What trainings have said; a failure says mAP 0, and has no offspring."""
         scored = sorted(self._journal.measured(), key=lambda pair: -pair[1])
         if len(scored) > MEASURED:
             rest = rng.choice(len(scored) - MEASURED // 2, MEASURED // 2, replace=False)
             scored = scored[: MEASURED // 2] + [scored[MEASURED // 2 + place] for place in rest]
         candidates = [self._journal.candidate(number) for number in sorted(n for n, _ in scored)]
-        stage = Ladder.of(self._config.stages).fitness
         measured = Measured.of(
             self._features_of([candidate.losses for candidate in candidates]),
-            [self._journal.by_seed(candidate.id, stage) for candidate in candidates],
+            [self._journal.by_seed(c.id, self._ladder.fitness) for c in candidates],
         )
+        belief = self._ranker.belief(measured)
         members = [
             Member(candidate.id, candidate.losses, float(mean))
-            for candidate, mean in zip(candidates, self._ranker.belief(measured).mean)
+            for candidate, mean in zip(candidates, belief.mean)
             if candidate.fitness is not None
         ]
-        return self._strategy.population(members), measured
+        return _Known(candidates, measured, belief, self._strategy.population(members))
+
+    def _race(
+        self, known: _Known, count: int, rng: np.random.Generator
+    ) -> tuple[list[int], str | None]:
+        """Which found candidates train again, of so many trainings; and why the race is over, if it
+        is."""
+        racing = [
+            int(place)
+            for place in np.argsort(-known.belief.mean, kind="stable")
+            if known.candidates[place].fitness is not None and not known.candidates[place].known
+        ][:RACERS]
+        most = self._ladder.stages[self._ladder.fitness].seeds
+        if most == 1 or not racing:
+            return [], None
+        race = Race(most=most, **self._config.search.race)
+        belief = Belief(known.belief.mean[racing], known.belief.covariance[np.ix_(racing, racing)])
+        busy = [known.candidates[place].state != CandidateState.SCORED for place in racing]
+        running = np.array(busy, float)
+        trainings, chosen, over = known.measured.trainings[racing], [], None
+        for _ in range(count):
+            if rng.random() >= race.share:
+                continue
+            decision = race.decide(belief, trainings, known.measured.noise, rng, running)
+            over = decision.reason or over
+            if decision.loss is not None and not running[decision.loss]:
+                running[decision.loss] = 1
+                chosen.append(known.candidates[racing[decision.loss]].id)
+        return chosen, over
+
+    def _hopeless(self, known: _Known, ranking: Ranking) -> str | None:
+        """Why no kept survivor is worth a training, by the rule of the race; None if one is, or
+        nothing can be said."""
+        if ranking.mean is None or ranking.deviation is None or not len(ranking.mean):
+            return None
+        race = Race(**self._config.search.race)
+        ahead = (ranking.mean - known.belief.mean.max() - race.margin) / ranking.deviation
+        chance = float(np.nanmax(ndtr(ahead), initial=0.0))
+        if chance >= race.risk:
+            return None
+        return (
+            f"none of {len(ranking.mean):,} candidates that could train next is ahead of it by that "
+            f"with a probability of more than {chance:.2g}"
+        )
 
     def _screen(
         self, branch: str, population: Sequence[Member], number: int, rng: np.random.Generator
@@ -261,13 +342,11 @@ class Proposals:
     def _choose(
         self,
         offers: Sequence[Proposal],
-        measured: Measured,
+        ranking: Ranking,
         number: int,
         count: int,
-        rng: np.random.Generator,
     ) -> list[Proposal]:
         """The first of the ranker's order, none of which share a survivor."""
-        ranking = self._ranker.rank(self._features_of_offers(offers), measured, rng)
         order = ranking.order
         if ranking.mean is None:  # nothing is known of any: the newest first, from better parents
             rounds = [

@@ -165,7 +165,7 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
                     journal["driver began"] = journal["driven"] or 0.0
                     journal["compared"] = False
                     if config.budget != before.budget:
-                        journal["searched"] = False
+                        journal["searched"], journal["stopped"] = False, None
                 with contextlib.closing(ProcessBreeder(journal.folder)) as breeder:
                     spaces = journal["spaces"]
                     Search(config, spaces, journal, cluster, breeder, on_progress).run()

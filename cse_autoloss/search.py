@@ -29,7 +29,7 @@ MAX_EMPTY_ROUNDS = 50
 MAX_FAILURES = 50  # trainings one after the other at a stage: it is not the losses that fail
 SOON = 0.1  # seconds to wait for trainings while a worker waits for proposals
 
-WAITING, TRAINING = CandidateState.WAITING, CandidateState.TRAINING
+WAITING = CandidateState.WAITING
 SCORED, DROPPED, FAILED = CandidateState.SCORED, CandidateState.DROPPED, CandidateState.FAILED
 
 
@@ -58,9 +58,10 @@ class Search:
         self._runner = TrialRunner(config, spaces, journal, cluster, on_progress)
         self._ladder, self._breeder = Ladder.of(config.stages), breeder
         self._compared = compared(config, spaces)
-        self._trials = journal.count(TRAINING, SCORED, FAILED, stage=self._ladder.fitness)
+        self._trials = journal.count_trials(self._ladder.fitness)
         self._failures: Counter[str] = Counter()  # stage to its failures since its last success
         self._reason = ""  # of the last failure
+        self._stopped = journal["stopped"] is not None  # no loss can still win
         self._empty_rounds = 0
 
     def run(self) -> None:
@@ -119,7 +120,14 @@ class Search:
                 break
             hurry = self._breeder.busy and self._runner.free > 0
             self._record(self._runner.collect(SOON if hurry else 1.0))
+        while self._breeder.busy:
+            if made := self._breeder.take(1.0):
+                self._enter(made)
+        self._breeder.begin((self._journal["round"] or 0) + 1, 0)  # what is believed in the end
+        while (last := self._breeder.take(1.0)) is None:
+            pass
         with self._journal.step():
+            self._journal.set_estimates(last.estimates)
             self._journal["searched"] = True
 
     def _close(self, stage: str) -> None:
@@ -165,7 +173,8 @@ class Search:
         """The next training, of the candidate that has come furthest; None if none waits."""
         for stage in reversed(self._ladder.search):
             if candidate := self._journal.first(WAITING, stage):
-                trial = self._runner.trial(stage, f"{candidate.id}-0", candidate.losses, 0)
+                seed = candidate.trainings if stage == self._ladder.fitness else 0
+                trial = self._runner.trial(stage, f"{candidate.id}-{seed}", candidate.losses, seed)
                 return Job(stage, trial, candidate.id)
         return None
 
@@ -212,6 +221,10 @@ class Search:
             funnel[branch] = {**totals, "reasons": reasons}
         with self._journal.step():
             self._journal["round"], self._journal["funnel"] = made.number, funnel
+            self._journal["stopped"] = made.stopped
+            self._journal.set_estimates(made.estimates)
+            for candidate in made.repeats:
+                self._journal.move(candidate, WAITING)
             for branch, hashes in made.seen.items():
                 self._journal.add_seen(branch, made.number, hashes)
                 self._journal.add_rejected(branch, made.number, made.rejected[branch])
@@ -223,7 +236,8 @@ class Search:
                     *(self._ladder.search[0], made.number, proposal.parents),
                     *(proposal.predicted, proposal.deviation),
                 )
-        self._empty_rounds = 0 if made.proposals else self._empty_rounds + 1
+        self._stopped = made.stopped is not None
+        self._empty_rounds = 0 if made.proposals or made.repeats else self._empty_rounds + 1
         if self._empty_rounds == MAX_EMPTY_ROUNDS:
             raise SearchError(
                 f"{MAX_EMPTY_ROUNDS} rounds of {self._config.search.offspring} offspring left no "
@@ -248,23 +262,23 @@ class Search:
 
     def _judge(self, stage: str, number: int, result: TrialResult) -> None:
         last = stage == self._ladder.fitness
-        if last and result.mAP is not None or result.mAP:
-            self._failures[stage] = 0
-            self._journal.move(number, SCORED)
-        else:
-            self._failures[stage] += 1
-            self._reason = result.failure or "mAP 0"
+        scores = self._journal.scores(number, stage)
+        sound = [score for score in scores if score is not None and (last or score)]
+        self._failures[stage] = 0 if result.mAP else self._failures[stage] + 1
+        self._reason = result.failure or "mAP 0"
+        if not sound:
             self._journal.move(
                 number, FAILED if last else DROPPED, None, f"{stage}: {self._reason}"
             )
-        if last and result.mAP is not None:
-            scores = [score or 0.0 for score in self._journal.scores(number, stage)]
-            self._journal.set_fitness(number, sum(scores) / len(scores), len(scores))
+            return
+        self._journal.move(number, SCORED)
+        if last:
+            self._journal.set_fitness(number, sum(sound) / len(scores), len(scores))
 
     # --- the budget ---
 
     def _spent(self) -> bool:
-        if self._trials >= self._config.budget.trials:
+        if self._trials >= self._config.budget.trials or self._stopped:
             return True
         # However slow the machine, a run ends with a loss of its own.
         left = self._left_after(-1)

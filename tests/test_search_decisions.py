@@ -11,6 +11,7 @@ from cse_autoloss.breeder import InlineBreeder
 from cse_autoloss.config import parse_config
 from cse_autoloss.export import ranking
 from cse_autoloss.journal import CandidateState, Journal, found_label
+from cse_autoloss.rankers import Belief, Ranking
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.search import Search, SearchError
 from cse_autoloss.simulated import SimulatedCluster
@@ -24,7 +25,7 @@ CONFIG = {
         "known": 2,
         "population": 5,
         "tournament": 2,
-        "offspring": 1500,
+        "offspring": 800,
         "candidates": 4,
     },
     "budget": {"trials": 9},
@@ -39,8 +40,8 @@ CONFIG = {
 STAGES = ("tune", "tiny", "full", "confirm", "final")
 
 
-def detector(fail=lambda trial: None, stop=None, returned=None):
-    """A trainer: mAP by the formula, or a failure's reason, or for one key what it is said to have
+def detector(fail=lambda trial: None, stop=None, returned=None, mAP=formula.mAP):
+    """A trainer: mAP by a formula, or a failure's reason, or for one key what it is said to have
     returned; Ctrl-C after ``stop`` trainings."""
     done = []
 
@@ -52,7 +53,7 @@ def detector(fail=lambda trial: None, stop=None, returned=None):
             return returned
         if reason := fail(trial):
             return TrialResult.failed(trial, reason)
-        return formula.result(trial)
+        return formula.result(trial, mAP(trial))
 
     return train
 
@@ -214,7 +215,7 @@ def last_round_again(journal):
 
 
 def test_what_a_run_with_a_ranker_trains_first_is_what_the_ranker_puts_first(tmp_path):
-    settings = {**CONFIG["search"], "ranker": "test_search_decisions:ByFirstFeature"}
+    settings = with_ranker("ByFirstFeature")
     journal = search(tmp_path / "run", {"search": settings, "budget": {"trials": 5}})
     chosen = [c for c in journal.candidates() if c.round == journal["round"]]
     predicted = [c.predicted for c in chosen]
@@ -223,14 +224,72 @@ def test_what_a_run_with_a_ranker_trains_first_is_what_the_ranker_puts_first(tmp
 
 class ByFirstFeature:
     def rank(self, features, measured, rng):
-        from cse_autoloss.rankers import Ranking
-
         return Ranking((-features[:, 0]).argsort(kind="stable"), features[:, 0])
 
     def belief(self, measured):
-        from cse_autoloss.rankers import Belief
-
         return Belief(measured.scores, 0 * np.eye(len(measured)))
+
+
+RACE = {"head": {"task": "head", "seeds": 4}, "final": {"best": 1, "seeds": 1}}
+
+
+def test_losses_earn_trainings_one_by_one(tmp_path):
+    """The leaders train again, on the next seed; the others do not."""
+
+    def mAP(trial):  # what losses differ by is about a training's noise
+        losses = sorted(trial.losses.items())
+        return 0.3 + 0.012 * formula.luck(losses) + 0.01 * formula.luck(trial.seed, losses)
+
+    changes = {"stages": RACE, "budget": {"trials": 24}}
+    journal = search(tmp_path / "run", changes, mAP=mAP)
+    assert journal.counts()["head"] == (24, 0)
+    trained = {c.id: journal.by_seed(c.id, "head") for c in journal.trained()}
+    assert all(list(seeds) == list(range(len(seeds))) for seeds in trained.values())
+    assert 1 < max(map(len, trained.values())) <= 4
+    for candidate in journal.trained():
+        assert candidate.fitness == pytest.approx(np.mean(list(trained[candidate.id].values())))
+        assert candidate.trainings == len(trained[candidate.id])
+    again = [candidate.id for candidate in found(journal) if candidate.trainings > 1]
+    ranks = [candidate.id for candidate in journal.best()]
+    assert np.mean([ranks.index(n) for n in again]) < (len(ranks) - 1) / 2
+
+
+class Certain:
+    """Knows that nothing comes near what has trained."""
+
+    def rank(self, features, measured, rng):
+        ones = np.ones(len(features))
+        return Ranking(np.arange(len(features)), 0.1 * ones, 0.001 * ones)
+
+    def belief(self, measured):
+        return Belief(measured.scores, 1e-9 * np.eye(len(measured)))
+
+
+class Contrary(Certain):
+    """Believes the opposite of what was measured."""
+
+    def belief(self, measured):
+        return Belief(1 - measured.scores, 1e-9 * np.eye(len(measured)))
+
+
+def with_ranker(name):
+    return {**CONFIG["search"], "ranker": f"test_search_decisions:{name}"}
+
+
+def test_the_search_ends_when_no_loss_can_still_win_and_says_so(tmp_path):
+    changes = {"search": with_ranker("Certain"), "stages": RACE, "budget": {"trials": 500}}
+    journal = search(tmp_path / "run", changes)
+    status = read_status(journal)
+    assert status.phase == "finished" and status.trials[0] < 100
+    assert "no loss can still win" in status.stopped
+    assert "candidates that could train next is ahead" in status.stopped
+
+
+def test_what_comes_after_the_search_is_for_those_that_the_ranker_believes_in(tmp_path):
+    journal = search(tmp_path / "run", {"search": with_ranker("Contrary")})
+    worst = sorted(found(journal), key=lambda candidate: candidate.fitness)[:3]
+    confirmed = {row.candidate for row in journal.trials("confirm")}
+    assert confirmed == {candidate.id for candidate in worst}
 
 
 def test_parents_and_operators_are_written_down(done):
@@ -286,17 +345,17 @@ def test_minutes_end_the_search_but_not_before_a_loss_was_found(tmp_path):
 def test_minutes_hold_with_the_comparison_in_them_also_on_a_machine_that_slows_down(
     tmp_path, slower
 ):
-    """Trainings of 20 s that take 60 s in the end: 15 minutes on two workers."""
+    """Trainings of 10 s that take 30 s in the end: 8 minutes on two workers."""
     tuned = 0
 
     def seconds(trial):
         nonlocal tuned
         tuned += 1
-        return (5 if trial.task == "tiny" else 20) * (slower if tuned > 20 else 1)
+        return (4 if trial.task == "tiny" else 10) * (slower if tuned > 20 else 1)
 
-    changes = {"budget": {"trials": 10_000, "minutes": 15}}
+    changes = {"budget": {"trials": 10_000, "minutes": 8}}
     journal = search(tmp_path / "run", changes, seconds=seconds)
-    assert 900 - 120 * slower < journal.seconds < 900 + 20 * slower
+    assert 480 - 60 * slower < journal.seconds < 480 + 10 * slower
     assert len(trials(journal, "final")) == 12
     assert len(trials(journal, "confirm")) == 6 if slower == 1 else 4
 
