@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -294,7 +293,8 @@ def _is_id(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    """A number that can be computed with: finite, of 63 bits."""
+    return type(value) in (int, float) and abs(value) < 2**63
 
 
 def _other_type(value: Any, ids: set[Any]) -> str:

@@ -38,11 +38,13 @@ Name = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Split:
-    """One split: a COCO annotation file, the folder of its images, and how many there are."""
+    """One split: a COCO annotation file, the folder of its images, how many there are, and how many
+    objects that are no crowds."""
 
     ann_file: str
     img_prefix: str
     images: int
+    objects: int
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,11 @@ def examine(
     Raises:
         ConfigError: there is nothing to check.
     """
-    if name == "embedded":
-        folder = _embedded(seed)
-        parts = coco.parts(Listing(folder), findings)
-        listing, open_images = Listing(folder), False
-    elif isinstance(name, Mapping):
-        parts, listing = named.files(name, findings)
-    elif name == "config":
-        parts, listing = named.of_config(config, findings)
-    else:
-        parts, listing = _folder(name, findings)
+    try:
+        parts, listing = _read(name, findings, seed, config)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    open_images = open_images and name != "embedded"
     for part in parts:
         images.locate(part, listing, findings)
     if findings.errors:
@@ -145,6 +142,19 @@ def examine(
     written = {split: _written(part, checksum) for split, part in found.items()}
     classes = tuple(category["name"] for category in found["train"].categories)
     return DataSet(_text(name), classes, written, checksum, findings)
+
+
+def _read(
+    name: Name, findings: Findings, seed: int, config: Any
+) -> tuple[list[Part], Listing]:
+    if name == "embedded":
+        listing = Listing(_embedded(seed))
+        return coco.parts(listing, findings), listing
+    if name == "config":
+        return named.of_config(config, findings)
+    if isinstance(name, Mapping):
+        return named.files(name, findings)
+    return _folder(name, findings)
 
 
 def _embedded(seed: int) -> Path:
@@ -198,8 +208,9 @@ def _look(parts: Sequence[Part], root: Path, open_all: bool, findings: Findings)
 
 def _written(part: Part, checksum: str) -> Split:
     """The split as files: the user's own where it says just that, else one in the user's cache."""
+    counts = len(part.images), sum(not a["iscrowd"] for a in part.annotations)
     if part.as_is and part.prefix:
-        return Split(str(part.file), part.prefix, len(part.images))
+        return Split(str(part.file), part.prefix, *counts)
     where = digest(checksum, *part.paths.values())
     path = cache_dir() / "annotations" / where / f"instances_{part.split}.json"
     if not path.is_file():
@@ -210,7 +221,7 @@ def _written(part: Part, checksum: str) -> Split:
             "categories": part.categories,
         }
         write_atomically(path, json.dumps(content).encode())
-    return Split(str(path), "", len(part.images))
+    return Split(str(path), "", *counts)
 
 
 def _text(name: Name) -> str:

@@ -29,12 +29,13 @@ _NAMES = ("classes.txt", "obj.names", "names.txt", "labels.txt")
 
 @dataclass(frozen=True)
 class _Description:
-    """data.yaml: class names, and what each split's images are."""
+    """data.yaml: class names, what each split's images are, whether keypoints follow each box."""
 
     file: Path
     names: tuple[str, ...]
     entries: Mapping[str, list[str]]
-    root: str
+    root: str = ""
+    keypoints: bool = False
 
 
 def parts(listing: Listing, findings: Findings) -> list[Part]:
@@ -58,7 +59,7 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
             part.images.append({**image, "width": fact.width, "height": fact.height})
             label = _label_of(path, labels)
             if label is not None and not fact.problem:
-                _read_labels(label, part, part.images[-1], len(described.names), findings)
+                _read_labels(label, part, part.images[-1], described, findings)
         text = json.dumps([part.images, part.annotations, part.categories])
         part.digest = digest(text)
         found.append(part)
@@ -93,7 +94,7 @@ def _description(listing: Listing) -> _Description | None:
                 split: [str(p) for p in listing.having(".txt") if p.stem in words]
                 for split, words in _KEYS.items()
             }
-            return _Description(path, names, {k: v for k, v in lists.items() if v}, "")
+            return _Description(path, names, {k: v for k, v in lists.items() if v})
     return None
 
 
@@ -109,9 +110,10 @@ def _read_yaml(path: Path) -> _Description | None:
         return None
     names = content["names"]
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        numbered = {str(number): name for number, name in names.items()}
+        names = [numbered.get(str(number)) for number in range(len(numbered))]
+        if None in names:
             raise ConfigError(f"{path}: names: class numbers should run from 0 without a gap")
-        names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(n, (str, int)) for n in names):
         raise ConfigError(f"{path}: names: should be a list of the classes' names")
     count = content.get("nc", len(names))
@@ -125,7 +127,8 @@ def _read_yaml(path: Path) -> _Description | None:
                 str(entry) for entry in (given if isinstance(given, list) else [given])
             ]
     stripped = tuple(str(name).strip() for name in names)
-    return _Description(path, stripped, entries, str(content.get("path") or ""))
+    root, keypoints = str(content.get("path") or ""), "kpt_shape" in content
+    return _Description(path, stripped, entries, root, keypoints)
 
 
 def _images(
@@ -200,14 +203,14 @@ def _label_of(image: Path, labels: set[Path]) -> Path | None:
 
 
 def _read_labels(
-    path: Path, part: Part, image: dict[str, Any], classes: int, findings: Findings
+    path: Path, part: Part, image: dict[str, Any], described: _Description, findings: Findings
 ) -> None:
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            label, points = _numbers(line, classes)
+            label, points = _numbers(line, len(described.names), described.keypoints)
         except ValueError as error:
             findings.error(f"label {str(error)[:25]}", part.file, f"{path}, line {number}: {error}")
             continue
@@ -232,15 +235,15 @@ def _read_labels(
         )
 
 
-def _numbers(line: str, classes: int) -> tuple[int, list[float]]:
+def _numbers(line: str, classes: int, keypoints: bool) -> tuple[int, list[float]]:
     """The class's number, and the box's four numbers or the polygon's points."""
     words = line.replace(",", " ").split()
     try:
         values = [float(word) for word in words]
     except ValueError:
         raise ValueError(f"should be numbers, found {line[:60]!r}") from None
-    if len(values) == 6:  # a detection's confidence behind the box
-        values.pop()
+    if keypoints or len(values) == 6:  # 6: a detection's confidence behind the box
+        values = values[:5]
     if len(values) < 5 or (len(values) > 5 and len(values) % 2 == 0):
         raise ValueError(
             f"should be 'class x y width height' or a polygon's points, found {len(values)} numbers"

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from cse_autoloss.trial import ConfigError
 from detectors import datasets
-from detectors.commands import data as data_command
+from detectors.data_commands import data as data_command
 from detectors.datasets import shapes
 
 SMALL = {"train": 60, "val": 8, "test": 4, "tiny": len(shapes.CLASSES)}
