@@ -98,7 +98,7 @@ def check(
     try:
         found = datasets.examine(name, findings, seed, config=config, masks=bool(masks))
     except ConfigError as error:
-        findings.error("unreadable", name, str(error))
+        findings.error("unreadable", "", str(error))
     if as_json:
         click.echo(json.dumps(_report(name, found, findings), indent=2))
     else:

@@ -144,9 +144,7 @@ def examine(
     return DataSet(_text(name), classes, written, checksum, findings)
 
 
-def _read(
-    name: Name, findings: Findings, seed: int, config: Any
-) -> tuple[list[Part], Listing]:
+def _read(name: Name, findings: Findings, seed: int, config: Any) -> tuple[list[Part], Listing]:
     if name == "embedded":
         listing = Listing(_embedded(seed))
         return coco.parts(listing, findings), listing
@@ -178,20 +176,22 @@ def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
             f"detector.data: {folder or repr(name)} is no folder; data is 'embedded', 'config', or a "
             f"folder with {_READ}"
         )
+    listing = Listing(folder if folder.is_dir() else folder.parent)
+    if folder.suffix == ".json" and folder.is_file():
+        return named.files({"all": str(folder)}, findings)
     if folder.is_file():
-        if folder.suffix in (".yaml", ".yml"):
-            folder = folder.parent
-        else:
-            return named.files({"all": str(folder)}, findings)
-    listing = Listing(folder)
-    for reader in [_READERS[kind]] if kind else _READERS.values():
-        parts = reader(listing, findings)
-        if parts:
-            return parts, listing
-    raise ConfigError(
-        f"detector.data: {folder} holds no data set{f' of {kind}' * bool(kind)} that can be read; it holds "
-        f"{listing.describe()}; what can be read: {_READ}"
-    )
+        parts = yolo.parts(listing, findings, yaml=folder)
+        holds = "it is no data.yaml with names"
+    else:
+        readers = [_READERS[kind]] if kind else _READERS.values()
+        parts = next((found for read in readers if (found := read(listing, findings))), [])
+        holds = f"it holds {listing.describe()}"
+    if not parts:
+        form = f"{kind.upper()} data" if kind else "data set"
+        raise ConfigError(
+            f"detector.data: {folder}: no {form} that can be read; {holds}; what can be read: {_READ}"
+        )
+    return parts, listing
 
 
 def _look(parts: Sequence[Part], root: Path, open_all: bool, findings: Findings) -> bool:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cse_autoloss.trial import ConfigError
+from cse_autoloss.yaml_io import YamlError, parse_yaml
 from detectors.cache import digest
 from detectors.datasets.findings import Findings
 from detectors.datasets.images import sizes
@@ -38,14 +37,17 @@ class _Description:
     keypoints: bool = False
 
 
-def parts(listing: Listing, findings: Findings) -> list[Part]:
+def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> list[Part]:
     """The splits of a folder, as its data.yaml names them, else by the folders that images lie in.
+
+    Args:
+        yaml: the data.yaml, where the folder may hold several.
 
     Raises:
         ConfigError: a data.yaml that does not read, or whose folders are not there.
     """
     labels = set(listing.having(".txt"))
-    described = _description(listing)
+    described = _read_yaml(yaml) if yaml else _description(listing)
     if described is None:
         return []
     images = _images(described, listing, labels)
@@ -58,7 +60,11 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
             image = {"id": number, "file_name": str(path.absolute())}
             part.images.append({**image, "width": fact.width, "height": fact.height})
             label = _label_of(path, labels)
-            if label is not None and not fact.problem:
+            if label is None:
+                findings.note(
+                    "no label", part.label, f"{path}: no label file; an image without objects"
+                )
+            elif not fact.problem:
                 _read_labels(label, part, part.images[-1], described, findings)
         text = json.dumps([part.images, part.annotations, part.categories])
         part.digest = digest(text)
@@ -101,10 +107,10 @@ def _description(listing: Listing) -> _Description | None:
 def _read_yaml(path: Path) -> _Description | None:
     """None for YAML of another kind."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (YamlError, UnicodeDecodeError) as error:
         if path.stem == "data":
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{path}: not YAML: {error}") from None
         return None
     if not isinstance(content, dict) or "names" not in content:
         return None
@@ -158,35 +164,36 @@ def _images(
 
 
 def _entry(entry: str, described: _Description, listing: Listing) -> list[Path]:
-    """Images of a folder, or of a list's file. ``path`` and ``..`` are often another machine's:
-    what they would lead to is looked for below data.yaml, too."""
-    here = described.file.parent
-    plain = Path(*[part for part in Path(entry).parts if part not in ("..", ".", "/")])
-    roots = [here / described.root, here, here / Path(described.root).name, listing.root]
-    for path in [root / part for part in (entry, plain) for root in roots]:
-        if path.is_dir():
-            files = Listing(path).images
-            if files:
-                return files
-        elif path.is_file() and path.suffix.lower() == ".txt":
+    """Images of a folder, or of a list's file."""
+    roots = [described.file.parent / described.root, described.file.parent, listing.root]
+    for path in _places(entry, roots):
+        if path.is_dir() and (files := Listing(path).images):
+            return files
+        if path.is_file() and path.suffix.lower() == ".txt":
             return _listed(path, roots)
-        elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
             return [path]
     return []
 
 
-def _listed(path: Path, roots: Iterable[Path]) -> list[Path]:
+def _listed(path: Path, roots: list[Path]) -> list[Path]:
     files = []
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not (name := line.strip()):
             continue
-        plain = Path(*[part for part in Path(name).parts if part not in ("..", ".", "/")])
-        places = [r / n for r in (path.parent, *roots) for n in (name, plain, Path("data") / plain)]
-        file = next((place for place in places if place.is_file()), None)
+        file = next((p for p in _places(name, [path.parent, *roots]) if p.is_file()), None)
         if file is None:
             raise ConfigError(f"{path}: {name}: no such image")
         files.append(file)
     return files
+
+
+def _places(name: str, roots: list[Path]) -> Iterator[Path]:
+    """Where a name could lead: it is often another machine's path, whose end is right."""
+    yield from (root / name for root in roots)
+    parts = [part for part in Path(name.replace("\\", "/")).parts if part not in ("..", "/")]
+    for start in range(len(parts)):
+        yield from (root / Path(*parts[start:]) for root in roots)
 
 
 def _label_of(image: Path, labels: set[Path]) -> Path | None:

@@ -119,7 +119,7 @@ def test_without_a_size_or_with_one_of_zero_the_image_is_opened(year):
         (lambda year: write(year, "000002", [("", 1, 1, 5, 5, 0)]), "an object without name"),
         (
             lambda year: [path.unlink() for path in (year / "Annotations").iterdir()],
-            "holds no data set of voc that can be read; it holds 7 .jpg",
+            "no VOC data that can be read; it holds 7 .jpg",
         ),
     ],
 )
