@@ -130,6 +130,17 @@ def test_what_is_wrong_is_one_line_that_names_the_file(year, spoil, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_xml_file_is_read_in_the_encoding_that_it_declares(year):
+    for encoding in ("gb2312", "utf-8", "latin-1"):
+        path = year / "Annotations" / "000004.xml"
+        name = "猫" if encoding != "latin-1" else "größe"
+        write(year, "000004", [(name, 3, 3, 20, 20, 0)])
+        text = ElementTree.tostring(ElementTree.parse(path).getroot(), encoding="unicode")
+        path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding))
+        with pytest.raises(ConfigError, match=f"class '{name}' has objects here and is none of"):
+            datasets.find(str(year))
+
+
 def test_a_box_without_area_is_left_out_and_counted(year):
     write(year, "000002", [("person", 5, 6, 30, 50, 0), ("dog", 7, 7, 7, 20, 0)])
     data = datasets.find(f"voc:{year}")
