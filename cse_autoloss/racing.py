@@ -17,6 +17,7 @@ import numpy as np
 from cse_autoloss.rankers.base import Belief
 
 TRUTHS = 2000  # drawn to tell how likely a change of the leader is
+HOPELESS = 4  # deviations below the leader: such a loss is not in the race
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class Race:
     most: int = 10
     share: float = 0.33
 
+    def __post_init__(self) -> None:
+        for name in ("margin", "risk", "share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} should be in [0, 1], found {getattr(self, name)}")
+        if self.most < 1:
+            raise ValueError(f"most should be at least 1, found {self.most}")
+
     def decide(
         self,
         belief: Belief,
@@ -68,12 +76,13 @@ class Race:
             noise: standard deviation of one training's mAP about its loss's mean.
             running: (m,) trainings under way; they count as what they will make certain.
         """
-        mean, leader = belief.mean, int(np.argmax(belief.mean))
-        under_way = np.zeros(len(mean)) if running is None else np.asarray(running, float)
-        if len(mean) == 1:
+        leader = int(np.argmax(belief.mean))
+        if len(belief.mean) == 1:
             return Decision(None, leader, 0.0, "one loss is left")
-        truths = belief.draw(TRUTHS, rng)
-        still_open = float((truths.max(axis=1) > truths[:, leader] + self.margin).mean())
+        able = np.flatnonzero(belief.mean + HOPELESS * belief.deviation >= belief.mean[leader])
+        contest, first = belief.take(able), int(np.searchsorted(able, leader))
+        truths = contest.draw(TRUTHS, rng)
+        still_open = float((truths.max(axis=1) > truths[:, first] + self.margin).mean())
         if still_open < self.risk:
             return Decision(
                 None,
@@ -82,10 +91,11 @@ class Race:
                 f"no loss can still win: with a probability of {1 - still_open:.2f} none is better "
                 f"than the leader by more than {self.margin:g} mAP",
             )
+        under_way = np.zeros(len(able)) if running is None else np.asarray(running, float)[able]
         chances = np.bincount(
-            after(belief, under_way, noise).draw(TRUTHS, rng).argmax(axis=1), minlength=len(mean)
+            after(contest, under_way, noise).draw(TRUTHS, rng).argmax(axis=1), minlength=len(able)
         )
-        chances[np.asarray(trainings) + under_way >= self.most] = 0
+        chances[np.asarray(trainings)[able] + under_way >= self.most] = 0
         if not chances.any():
             return Decision(
                 None,
@@ -95,11 +105,11 @@ class Race:
                 f"{still_open:.2f} another is better than the leader by more than "
                 f"{self.margin:g} mAP",
             )
-        first = rng.choice(len(mean), p=chances / chances.sum())
-        others = np.where(np.arange(len(mean)) == first, 0, chances)
+        chosen = rng.choice(len(able), p=chances / chances.sum())
+        others = np.where(np.arange(len(able)) == chosen, 0, chances)
         if others.any() and rng.random() < 0.5:
-            first = rng.choice(len(mean), p=others / others.sum())
-        return Decision(int(first), leader, still_open)
+            chosen = rng.choice(len(able), p=others / others.sum())
+        return Decision(int(able[chosen]), leader, still_open)
 
 
 def after(belief: Belief, running: np.ndarray, noise: float) -> Belief:

@@ -22,7 +22,8 @@ RANKERS = {
     "model": "cse_autoloss.rankers.model:Model",
     "shuffled": "cse_autoloss.rankers.shuffled:Shuffled",
 }
-NOISE = 0.0035  # of one training, where no loss has trained twice (docs/model.md)
+NOISE = 0.004  # of one training, where no loss has trained twice (docs/model.md)
+PRIOR = 4  # repeated trainings that outweigh it
 FLOOR = 0.05  # a loss that far below the best is out of the race, however far it is
 
 
@@ -51,7 +52,7 @@ class Measured:
 
         A seed that is kind to all losses is no merit of those that trained with it: what the
         losses show of such effects is taken off. The noise is pooled over the losses that trained
-        more than once, with ten trainings' worth of ``NOISE``.
+        more than once, with ``NOISE`` for as much as ``PRIOR`` repeats.
         """
         best = max((max(row.values()) for row in scores), default=0.0)
         sound = [row for row in scores if min(row.values()) > best - FLOOR]
@@ -64,7 +65,7 @@ class Measured:
             features,
             np.array([np.mean(row) for row in fair]),
             np.array([len(row) for row in fair], int),
-            float(np.sqrt((freedom * pooled**2 + 10 * NOISE**2) / (freedom + 10))),
+            float(np.sqrt((freedom * pooled**2 + PRIOR * NOISE**2) / (freedom + PRIOR))),
         )
 
 
@@ -103,9 +104,14 @@ class Belief:
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """(count, m): plausible truths, each the mAPs of all losses together."""
-        variances, directions = np.linalg.eigh(self.covariance)
-        spread = directions * np.sqrt(np.maximum(variances, 0))  # rounding leaves some below 0
-        return self.mean + rng.normal(size=(count, len(self.mean))) @ spread.T
+        # Rounding leaves some variances below 0: a thousandth of a deviation more mends that.
+        more = 1e-6 * self.covariance.diagonal().mean() + 1e-18 if len(self.mean) else 0.0
+        root = np.linalg.cholesky(self.covariance + more * np.eye(len(self.mean)))
+        return self.mean + rng.normal(size=(count, len(self.mean))) @ root.T
+
+    def take(self, losses: np.ndarray) -> Belief:
+        """What is likely of some of the losses, given by their indices."""
+        return Belief(self.mean[losses], self.covariance[np.ix_(losses, losses)])
 
 
 class Ranker(Protocol):

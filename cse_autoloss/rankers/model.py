@@ -22,6 +22,7 @@ from cse_autoloss.rankers.shuffled import Shuffled
 
 LEAST = 3  # trained losses without which there is nothing to learn from
 CONTENDERS = 1000  # candidates with the highest bounds; only they are drawn from together
+FEW = 250  # losses that hyperparameters are fitted to
 PLACES = 100  # at the front of the order that are drawn; the others stand by their mean
 
 
@@ -75,16 +76,21 @@ class Model:
         # How bad a bad loss is says nothing about which good one is better, and would drown it.
         scores = np.maximum(measured.scores[usable], measured.scores[usable].max() - FLOOR)
         centre, scale = scores.mean(), max(scores.std(), measured.noise / 10)
-        length = np.median(pdist(rows)) or 1.0
+        # Few rows tell how smooth the process is as well as all do, in a fraction of the time.
+        few = np.random.default_rng(0).permutation(len(rows))[:FEW]
+        length = np.median(pdist(rows[few])) or 1.0
         kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
             length, (0.05 * length, 50 * length), 1.5
         )
-        process = GaussianProcessRegressor(
-            kernel, alpha=(measured.noise / scale) ** 2 / measured.trainings[usable]
-        )
+        targets = (scores - centre) / scale
+        error = (measured.noise / scale) ** 2 / measured.trainings[usable]
+        process = GaussianProcessRegressor(kernel, alpha=error[few])
         with warnings.catch_warnings():  # a hyperparameter at its bound is a fit all the same
             warnings.simplefilter("ignore", ConvergenceWarning)
-            process.fit(rows, (scores - centre) / scale)
+            process.fit(rows[few], targets[few])
+        if len(few) < len(rows):
+            process = GaussianProcessRegressor(process.kernel_, alpha=error, optimizer=None)
+            process.fit(rows, targets)
         return _Process(process, centre, scale)
 
 
