@@ -28,3 +28,5 @@ model = changed(
 
 optimizer = dict(lr=3e-3)
 lr_config = dict(max_lr=3e-3)
+
+proxy = dict(head=dict(steps=250))

@@ -30,3 +30,5 @@ model = dict(
         )
     ),
 )
+
+proxy = dict(head=dict(steps=250))
