@@ -1,8 +1,9 @@
 # The two commands: `make search` and `make test`. Both set everything up first; the second time that takes no time.
+# `make docs` builds the documentation into site/.
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup test search
+.PHONY: setup test search docs
 
 setup:
 	@$(PYTHON) scripts/install.py --venv $(VENV)
@@ -12,3 +13,7 @@ test: setup
 
 search: setup
 	$(VENV)/bin/cse-search run --preset quickstart
+
+docs: setup
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.27"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

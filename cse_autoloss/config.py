@@ -163,6 +163,8 @@ class Config(Section):
         stages: the ladder that candidates climb, by name (see ``stages.Stage``).
         others: what else takes part in the comparison: a name for the table, to branch, to a known
             loss's name or an expression. A branch that is left out has the detector's default.
+        log: what the run is told to beside its journal (see ``loggers``): ``tensorboard``,
+            ``mlflow``, ``package.module:Class``.
     """
 
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
@@ -173,6 +175,7 @@ class Config(Section):
     stages: dict[str, Stage] = DEFAULT_STAGES
     others: dict[Label, Annotated[dict[Literal["cls", "reg"], str], Field(min_length=1)]] = {}
     cluster: ClusterSection = ClusterSection()
+    log: list[str] = []
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -550,10 +550,10 @@ class Journal:
         """A candidate's trials at a stage, in the order in which they were started."""
         return self._trials("WHERE candidate = ? AND stage = ?", candidate, stage)
 
-    def _trials(self, where: str, *values: Any) -> list[TrialRow]:
+    def _trials(self, where: str, *values: Any, order: str = "rowid") -> list[TrialRow]:
         rows = self._database.execute(
             "SELECT stage, candidate, label, trial, result, started, seconds FROM trials "
-            f"{where} ORDER BY rowid",
+            f"{where} ORDER BY {order}",
             values,
         )
         return [
@@ -616,6 +616,10 @@ class Journal:
                 (stage, last),
             ).fetchall()
         return [seconds for _, seconds in sorted(rows, reverse=True)[:last]]
+
+    def ended_since(self, at: float) -> list[TrialRow]:
+        """Trainings that ended later than ``at``, in drivers' seconds, in that order."""
+        return self._trials("WHERE at > ?", at, order="at, rowid")
 
     def ended(self, stage: str, last: int) -> list[float]:
         """When the trainings at a stage that ended last did so, in drivers' seconds, the last one

@@ -20,6 +20,7 @@ from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.journal import Journal
+from cse_autoloss.loggers import load_logger, logging
 from cse_autoloss.pins import changes, pins
 from cse_autoloss.rankers import load_ranker
 from cse_autoloss.report import write_report
@@ -61,6 +62,8 @@ def check(config: Config) -> dict[str, Any]:
     compared(config, spaces)
     load_strategy(config.search.strategy, config.search)
     load_ranker(config.search.ranker, config.search.ranker_settings)
+    for logger in config.log:
+        load_logger(logger)
     return {**checked, "spaces": spaces}
 
 
@@ -159,8 +162,14 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
         if config != before or not journal["compared"]:
             with (
                 Cluster(config.cluster, config.detector) as cluster,
-                watching(journal, console) as on_progress,
+                watching(journal, console) as show,
+                logging(journal, config.log, config.model_dump(mode="json")) as tell,
             ):
+
+                def on_progress() -> None:
+                    show()
+                    tell()
+
                 with journal.step():  # not before there is a cluster that the settings fit
                     journal["config"] = config.model_dump(mode="json")
                     journal["driver began"] = journal["driven"] or 0.0
