@@ -6,7 +6,7 @@ import contextlib
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 
 from cse_autoloss.breeder import BreederError, ProcessBreeder
-from cse_autoloss.caveats import caveats
 from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
@@ -51,6 +50,11 @@ def check(config: Config) -> dict[str, Any]:
         )
     checked = load_trainer(name).check(config.detector)
     spaces = {**checked["spaces"], **config.search.spaces}
+    for branch in {*config.search.branches, *config.search.spaces} - checked["spaces"].keys():
+        raise ConfigError(
+            f"search.branch: {checked.get('refused', {}).get(branch, branch)}; the others can be: "
+            f"search.branch={' or '.join(checked['spaces'])}"
+        )
     for branch, origin in spaces.items():
         space, own = load_space(origin), load_space(checked["spaces"][branch])
         if space.inputs != own.inputs:
@@ -67,8 +71,17 @@ def check(config: Config) -> dict[str, Any]:
     return {**checked, "spaces": spaces}
 
 
+def _adopted(config: Config, say: Callable[[str], None]) -> Config:
+    """The configuration with the trial that its trainer makes of a whole training, where it can."""
+    adopt = getattr(load_trainer(str(config.detector.get("trainer"))), "adopt", None)
+    if adopt is None:
+        return config
+    return config.model_copy(update={"detector": adopt(config.detector, say)})
+
+
 def start(config: Config, folder: Path, console: Console) -> None:
     """Start a run in a new folder and see it through."""
+    config = _adopted(config, lambda line: _say(console, line))
     checked = check(config)
     was_there = folder.exists()
     journal = Journal.create(
@@ -181,8 +194,6 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
                     Search(config, spaces, journal, cluster, breeder, on_progress).run()
         status = read_status(journal)
         console.print(comparison_table(status.comparison))
-        for caveat in caveats(status.comparison):
-            _say(console, caveat)
         for path in write_report(journal):
             _say(console, f"wrote {path}")
         _say(console, f"done in {duration(time.monotonic() - started)}")

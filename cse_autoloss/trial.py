@@ -186,13 +186,20 @@ class Trainer(Protocol):
         is not empty.
 
         Returns:
-            ``{"spaces": {"cls": name, "reg": name}, "classes": [...], "images": {split: count},
-            "digests": {"data": hex, "detector": hex}, "notes": [...]}``; a run whose digests have
-            changed is not resumed; notes are lines that a user should see before a run.
+            ``{"spaces": {"cls": name, "reg": name}, "refused": {branch: why}, "classes": [...],
+            "images": {split: count}, "digests": {"data": hex, "detector": hex}, "notes": [...]}``.
+            A branch whose loss cannot be another is among ``refused`` in place of ``spaces``; a run
+            whose digests have changed is not resumed; notes are lines that a user should see before
+            a run.
 
         Raises:
             ConfigError: one line that names the key or file and what would be right.
         """
+
+    @staticmethod
+    def adopt(options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+        """Options that a new run can be made with: those given, or, where they name a training that
+        is too large for a trial, those of a trial made of it. May train, and says what it does."""
 
     @staticmethod
     def prepare(options: Mapping[str, Any]) -> bytes:

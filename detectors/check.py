@@ -17,6 +17,7 @@ from mmdet.models import build_detector
 from cse_autoloss.trial import ConfigError
 from detectors import configure
 
+_ROIS = 64  # an image: a head's losses are the same kind of thing on fewer
 _SIZE = 128  # pixels: large enough for anchors to find the boxes
 _BOXES = ((12.0, 20.0, 76.0, 92.0), (60.0, 8.0, 124.0, 56.0), (30.0, 70.0, 62.0, 118.0))
 
@@ -34,7 +35,11 @@ def check_trains(config: Config, option: str) -> None:
     """
     config = copy.deepcopy(config)
     list(without_weights(config.model))
-    _on_one_process(config.model)
+    for part in configure.parts(config.model):
+        if part.get("type") in ("SyncBN", "MMSyncBN"):
+            part["type"] = "BN"  # batch statistics of all processes are those of one
+        if "pos_fraction" in part:
+            part["num"] = min(part["num"], _ROIS)
     unchecked = "; --no-check writes the config all the same"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -58,34 +63,22 @@ def check_trains(config: Config, option: str) -> None:
             raise ConfigError(f"{option}: gradient of {name} is not finite{unchecked}")
 
 
-def without_weights(model: Any) -> Iterator[str]:
-    """Take the checkpoints that its parts start from out of a model's config, changed in place; yield
-    their names."""
-    if isinstance(model, dict):
-        for key in [key for key in model if key in ("init_cfg", "pretrained")]:
-            value = model[key]
-            if key == "pretrained" and isinstance(value, str):
-                yield model.pop(key)
-            elif isinstance(value, dict) and value.get("type") == "Pretrained":
-                yield value["checkpoint"]
-                model[key] = None
-        for value in model.values():
-            yield from without_weights(value)
-    elif isinstance(model, (list, tuple)):
-        for value in model:
-            yield from without_weights(value)
+def without_weights(model: Any, key: str = "model") -> Iterator[tuple[str, Any]]:
+    """Take the checkpoints that its parts start from out of a model's config, changed in place.
 
-
-def _on_one_process(model: Any) -> None:
-    """Batch statistics of all processes are those of one."""
-    if isinstance(model, dict):
-        if model.get("type") in ("SyncBN", "MMSyncBN"):
-            model["type"] = "BN"
-        for value in model.values():
-            _on_one_process(value)
-    elif isinstance(model, (list, tuple)):
-        for value in model:
-            _on_one_process(value)
+    Yields:
+        Dotted key and value of each: ``model.backbone.init_cfg``, a dict; ``model.pretrained``, a
+        path or URL.
+    """
+    parts = enumerate(model) if isinstance(model, (list, tuple)) else list(model.items())
+    for name, value in parts:
+        below = f"{key}.{name}"
+        pretrained = isinstance(value, dict) and value.get("type") == "Pretrained"
+        if (name == "init_cfg" and pretrained) or (name == "pretrained" and value):
+            yield below, value
+            model[name] = None
+        elif isinstance(value, (dict, list, tuple)):
+            yield from without_weights(value, below)
 
 
 def _batch(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +104,7 @@ def _batch(model: Mapping[str, Any]) -> dict[str, Any]:
         gt_bboxes=[boxes, boxes[:2].flip(0)],
         gt_labels=[torch.tensor([0, 0, 0]), torch.tensor([0, 0])],
     )
-    parts = set(_keys(model))
+    parts = {key for part in configure.parts(model) for key, value in part.items() if value}
     if "mask_head" in parts:
         masks = numpy.zeros((len(_BOXES), _SIZE, _SIZE), dtype=numpy.uint8)
         for mask, (left, top, right, bottom) in zip(masks, _BOXES, strict=True):
@@ -125,14 +118,3 @@ def _batch(model: Mapping[str, Any]) -> dict[str, Any]:
     if "roi_head" in parts and "rpn_head" not in parts:  # Fast R-CNN: proposals come with the data
         batch["proposals"] = [boxes + 2, boxes + 2]
     return batch
-
-
-def _keys(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if value is not None:
-                yield key
-            yield from _keys(value)
-    elif isinstance(config, (list, tuple)):
-        for value in config:
-            yield from _keys(value)

@@ -9,6 +9,8 @@ import click
 from click.core import ParameterSource
 
 from cse_autoloss.trial import ConfigError
+from detectors.cache import write_atomically
+from detectors.datasets import shapes
 
 
 class _Options(click.Command):
@@ -48,8 +50,7 @@ class _Options(click.Command):
     help="Regression loss; 'default' is mmdet's own.",
 )
 @click.option(
-    "--data",
-    help="embedded, config, or a data set's path; where absent, the config's own as mmdet reads it.",
+    "--data", help="embedded, coco:/path or voc:/path; the config's own data where absent."
 )
 @click.option(
     "--cfg-options",
@@ -153,6 +154,57 @@ def _repeat(name: str) -> None:
     raise click.ClickException(f"{key}: its numbers are not those of the run")
 
 
+@click.command(cls=_Options)
+@click.argument("config")
+@click.option("--data", help="What it will be searched on, as --data of run.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The config to write (.py).",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=60.0,
+    show_default=True,
+    help="That a trial may take here.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="A GPU if there is one.")
+@click.option(
+    "--cfg-options",
+    "--cfg_options",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE...",
+    help="Changes of the config, made first.",
+)
+def proxy(
+    config: str,
+    data: str | None,
+    output: Path,
+    seconds: float,
+    device: str | None,
+    changes: tuple[str, ...],
+) -> None:
+    """Make a trial out of CONFIG, any mmdet config: images and steps for the time that a trial may
+    take here, start weights, and a table of what was measured."""
+    from detectors.configure import read_config
+    from detectors.proxy import make
+
+    read = read_config(config, "CONFIG")
+    read.merge_from_dict(dict(_change(text) for text in changes))
+    options = {"data": data, "device": device}
+    made = make(read, options, seconds, lambda line: click.echo(line, err=True))
+    write_atomically(output, made.text().encode())
+    for name, value in made.rows():
+        click.echo(f"{name:20} {value}")
+    for note in made.notes:
+        click.echo(note)
+    click.echo(f"wrote {output}: cse-search run --preset standard --set detector.config={output}")
+
+
 @click.command()
 @click.argument(
     "first", metavar="WORK_DIR_A", type=click.Path(path_type=Path, exists=True, file_okay=False)
@@ -211,3 +263,24 @@ def _change(text: str) -> tuple[str, object]:
     if not equals or not key:
         raise ConfigError(f"--cfg-options {text}: expected KEY=VALUE, such as optimizer.lr=0.01")
     return key, DictAction._parse_iterable(value)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Which data set; same seed, same bytes.",
+)
+def data(folder: Path, seed: int) -> None:
+    """Write the embedded data set, in COCO format with boxes and masks, to FOLDER."""
+    try:
+        shapes.write(folder, seed)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+    for split, count in shapes.SPLITS.items():
+        click.echo(
+            f"{folder / 'annotations' / f'instances_{split}2017.json'}: {count} images in {folder / f'{split}2017'}"
+        )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmcv import Config
+from mmdet.models import HEADS as MMDET_HEADS
 
 from cse_autoloss.space import load_space
 from cse_autoloss.trial import BRANCHES, ConfigError
@@ -40,12 +42,19 @@ class HeadKind:
 
 
 _DENSE = dict(boxes_are_decoded=True)
+_SUMMED = dict(reduction="sum")  # as YOLOX's own losses, which it divides itself
 HEADS = {
     "ConvFCBBoxHead": HeadKind("IoUAwareConvFCBBoxHead"),
     "Shared2FCBBoxHead": HeadKind("IoUAwareShared2FCBBoxHead"),
     "Shared4Conv1FCBBoxHead": HeadKind("IoUAwareShared4Conv1FCBBoxHead"),
+    "DoubleConvFCBBoxHead": HeadKind("IoUAwareDoubleConvFCBBoxHead"),
+    "SABLHead": HeadKind("IoUAwareSABLHead", {"reg": "it regresses by buckets, not by boxes"}),
     "FCOSHead": HeadKind("IoUAwareFCOSHead", **_DENSE),
     "ATSSHead": HeadKind("IoUAwareATSSHead", **_DENSE),
+    "PAAHead": HeadKind("IoUAwarePAAHead", **_DENSE),
+    "GFLHead": HeadKind("IoUAwareGFLHead", **_DENSE),
+    "RetinaHead": HeadKind("IoUAwareRetinaHead"),
+    "YOLOXHead": HeadKind("IoUAwareYOLOXHead", loss_options=_SUMMED, **_DENSE),
 }
 _BY_AWARE_NAME = {kind.aware: kind for kind in HEADS.values()}
 
@@ -154,9 +163,9 @@ def heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
                 f"the config's head {head['type']!r} regresses no boxes (with_reg=False), so that "
                 "there is no IoU to tell its classification loss"
             )
-    refused = _refused(model, found)
-    if len(refused) == len(BRANCHES):
-        raise ConfigError(f"the config's losses cannot be others: {refused['cls']}")
+    why = _refused(model, found)
+    if len(why) == len(BRANCHES):
+        raise ConfigError(f"the config's losses cannot be others: {why['cls']}")
     return found
 
 
@@ -167,13 +176,13 @@ def kind(head: Mapping[str, Any]) -> HeadKind:
 
 def _refused(model: Mapping[str, Any], found: list[dict[str, Any]]) -> dict[str, str]:
     """Branch to the reason why its loss stays what it is."""
-    refused = {
+    by_heads = {
         branch: f"{head['type']}: {why}"
         for head in found
         for branch, why in kind(head).refused.items()
     }
     outer = model.get("roi_head", {}).get("type")
-    return refused | {
+    return by_heads | {
         branch: f"{outer}: {why}" for branch, why in _IN_ROI_HEAD.get(outer, {}).items()
     }
 
@@ -185,9 +194,9 @@ def spaces(model: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ConfigError: as :func:`heads`.
     """
-    refused = _refused(model, heads(model))
+    kept = _refused(model, heads(model))
     written = {"cls": "two_stage_cls" if "roi_head" in model else "one_stage_cls", "reg": "reg"}
-    return {branch: space for branch, space in written.items() if branch not in refused}
+    return {branch: space for branch, space in written.items() if branch not in kept}
 
 
 def space(model: Mapping[str, Any], branch: str) -> str:
@@ -198,9 +207,16 @@ def space(model: Mapping[str, Any], branch: str) -> str:
     """
     own = spaces(model)
     if branch not in own:
-        why = _refused(model, heads(model))[branch]
-        raise ConfigError(f"the config's {branch} loss cannot be another: {why}")
+        raise ConfigError(refused(model)[branch])
     return own[branch]
+
+
+def refused(model: Mapping[str, Any]) -> dict[str, str]:
+    """Branch to the reason why its loss stays what it is."""
+    return {
+        branch: f"the config's {branch} loss cannot be another: {why}"
+        for branch, why in _refused(model, heads(model)).items()
+    }
 
 
 def check_losses(model: Mapping[str, Any], written: Mapping[str, str]) -> None:
@@ -237,6 +253,9 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
     )
     for head in heads(model):
         of = kind(head)
+        for branch in BRANCHES:
+            if branch not in of.refused:
+                head.setdefault(LOSS_KEYS[branch], _usual_loss(of.aware, LOSS_KEYS[branch]))
         head["type"] = of.aware
         for branch, loss in losses.items():
             head[LOSS_KEYS[branch]] = {**loss, **of.loss_options}
@@ -264,23 +283,35 @@ def scale_learning_rate(config: Config, factor: float) -> None:
         config.lr_config.max_lr *= factor
 
 
+def _usual_loss(head: str, key: str) -> dict[str, Any]:
+    """The loss that a head has where its config names none."""
+    for cls in MMDET_HEADS.get(head).__mro__:
+        parameter = inspect.signature(cls.__init__).parameters.get(key)
+        if parameter is not None:
+            return dict(parameter.default)
+    raise LookupError(f"{head} has no {key}")
+
+
 def searched_weights(model: Mapping[str, Any]) -> dict[str, float]:
     """Branch to the weight that the paper gives a searched loss at full size, where none is found
     on a batch."""
     return {"cls": 1.0, "reg": 10.0 if "roi_head" in model else 1.0}
 
 
+def parts(config: Any) -> Iterator[dict[str, Any]]:
+    """A config's mappings, the outer before the inner."""
+    if isinstance(config, dict):
+        yield config
+    if isinstance(config, (dict, list, tuple)):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from parts(value)
+
+
 def set_num_classes(config: Any, count: int) -> None:
     """Every ``num_classes`` in a config, changed in place."""
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if key == "num_classes":
-                config[key] = count
-            else:
-                set_num_classes(value, count)
-    elif isinstance(config, (list, tuple)):
-        for value in config:
-            set_num_classes(value, count)
+    for part in parts(config):
+        if "num_classes" in part:
+            part["num_classes"] = count
 
 
 def add_import(config: dict[str, Any], module: str) -> None:

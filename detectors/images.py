@@ -14,6 +14,7 @@ import numpy as np
 from mmdet.datasets import CocoDataset, build_dataset, replace_ImageToTensor
 from mmdet.datasets.api_wrappers import COCOeval
 
+from detectors import configure
 from detectors.setup import Setup
 
 
@@ -25,22 +26,18 @@ def dataset(
     Args:
         pipeline: of mmdet's transforms; the config's for training or for measuring where None.
     """
-    files = setup.data.splits[split]
-    if pipeline is None:
-        pipeline = setup.config.data["train" if training else "val"].pipeline
-    if not training:
-        pipeline = replace_ImageToTensor(pipeline)
+    data = setup.config.data
+    own = data.train if training else data.get("val") or data.test
+    if pipeline is not None:
+        own = dict(pipeline=list(pipeline))
+    part = configure.with_split(own, setup.data.splits[split], setup.data.classes)
+    for inner in configure.datasets(part):
+        if not training:
+            inner["pipeline"] = replace_ImageToTensor(inner["pipeline"])
+        inner["pipeline"] = [_in_memory(step) for step in inner["pipeline"]]
+        inner["test_mode"] = not training
     with quiet():
-        return build_dataset(
-            dict(
-                type="CocoDataset",
-                ann_file=files.ann_file,
-                img_prefix=files.img_prefix,
-                classes=setup.data.classes,
-                pipeline=[_in_memory(step) for step in pipeline],
-                test_mode=not training,
-            )
-        )
+        return build_dataset(part)
 
 
 def average_precision(data: CocoDataset, found: Sequence[list[np.ndarray]]) -> dict[str, float]:

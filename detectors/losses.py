@@ -1,19 +1,56 @@
-"""``SearchedLoss`` in mmdet's registry: an expression as the loss of a head.
+"""``SearchedLoss`` in mmdet's registry: an expression as the loss of a head; and what a head hands
+over to a loss.
 
 loss_cls=dict(type="SearchedLoss", expression="Neg(Dot(Y,Log(Softmax(X))))", space="two_stage_cls",
 loss_weight=1.0)
+
+A loss says what it needs: the names in its ``needs``, or else, of a loss that somebody wrote by
+hand, the arguments that its ``forward`` has. A head gives that and computes nothing else.
 """
 
+from __future__ import annotations
+
+import contextlib
 import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from mmdet.models import LOSSES
-from torch import nn
+from torch import Tensor, nn
 
 from cse_autoloss.losses import build_loss
 
 LOSSES.register_module(name="SearchedLoss", module=build_loss)
 
 
+def needs(loss: nn.Module, name: str) -> bool:
+    """Whether a loss's value depends on what a head may hand over by that name."""
+    declared = getattr(loss, "needs", None)
+    return name in (inspect.signature(loss.forward).parameters if declared is None else declared)
+
+
 def wants_pos_ious(loss: nn.Module) -> bool:
-    """Whether the loss has a ``pos_ious`` argument."""
+    """Whether the loss has a ``pos_ious`` argument: whether it is one of ours, which takes labels,
+    in heads that hand other targets to mmdet's."""
     return "pos_ious" in inspect.signature(loss.forward).parameters
+
+
+@contextlib.contextmanager
+def handing_over(loss: nn.Module, **inputs: Callable[[Tensor, Tensor], Any]) -> Iterator[None]:
+    """Within, each call of the loss gets what it needs of ``inputs``, each computed from the call's
+    prediction and target. An argument that the caller gives goes before, as does what is handed over
+    within.
+
+    For heads of mmdet whose methods call their loss in the middle.
+    """
+    needed = {name: make for name, make in inputs.items() if needs(loss, name)}
+
+    def add(_loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {name: make(*args[:2]) for name, make in needed.items() if name not in kwargs}
+        return args, {**kwargs, **given}
+
+    hook = loss.register_forward_pre_hook(add, prepend=True, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -120,10 +120,13 @@ def _module(name: str, found: Found) -> str:
     imports = "".join(
         f"from {name}_{branch} import {CLASS_NAMES[branch]}\n" for branch in found.losses
     )
-    heads = Path(__file__).with_name("mmdet3_heads.py").read_text(encoding="utf-8")
-    return heads.replace(last_import, f"{last_import}{imports}") + "".join(
+    return _heads_source().replace(last_import, f"{last_import}{imports}") + "".join(
         f"\n\n@MODELS.register_module()\nclass Found{CLASS_NAMES[branch]}({CLASS_NAMES[branch]}):\n"
         "    def __init__(self, use_sigmoid=None, **options):  # what heads say of the logits, the loss knows\n"
         "        super().__init__(**options)\n"
         for branch in found.losses
     )
+
+
+def _heads_source() -> str:
+    return Path(__file__).with_name("mmdet3_heads.py").read_text(encoding="utf-8")

@@ -41,6 +41,7 @@ class Options(BaseModel):
             ``proxy.warmup.steps`` unless given. No warm-up at 0: weights as the config says.
         device: ``cpu`` or ``cuda``; a GPU where there is one unless given.
         cfg_options: changes of the config, dotted key to value, as in mmdet's ``--cfg-options``.
+        trial_seconds: that a trial may take, where a run makes a proxy of a whole training's config.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -56,6 +57,7 @@ class Options(BaseModel):
     warmup_steps: int | None = Field(None, ge=0)
     device: str | None = Field(None, pattern="^(cpu|cuda)$")
     cfg_options: dict[str, Any] = {}
+    trial_seconds: float = Field(60.0, gt=0)
 
 
 class HeadOptions(BaseModel):
@@ -93,7 +95,8 @@ class Setup:
             self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
         self.config = config = configure.read_config(self.options.config)
-        own = "config" if configure.own_data(config) else "embedded"
+        proxy = config.get("proxy", {})
+        own = proxy.get("data") or ("config" if configure.own_data(config) else "embedded")
         self.data = datasets.find(
             own if self.options.data is None else self.options.data,
             self.options.data_seed,
@@ -110,7 +113,8 @@ class Setup:
         if config.get("runner", {}).get("type") != "IterBasedRunner":
             raise ConfigError(
                 "detector.config: a trial is measured in steps; the config should have "
-                "runner=dict(type='IterBasedRunner', max_iters=...) and an lr_config with by_epoch=False"
+                "runner=dict(type='IterBasedRunner', max_iters=...) and an lr_config with by_epoch=False; "
+                f"cse-search proxy {self.options.config} makes one"
             )
         configure.set_losses(config.model, {})
         configure.set_num_classes(config.model, len(self.data.classes))
@@ -119,7 +123,6 @@ class Setup:
         if self.options.batch_size:
             config.data.samples_per_gpu = self.options.batch_size
         self.steps = config.runner.max_iters
-        proxy = config.get("proxy", {})
         self.tiny_steps = (
             self.options.tiny_steps or proxy.get("tiny_steps") or max(_FEWEST, self.steps // 4)
         )

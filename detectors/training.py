@@ -63,11 +63,18 @@ class DetectorTrainer:
         setup = Setup(options, open_images=True)
         return {
             "spaces": configure.spaces(setup.config.model),
+            "refused": configure.refused(setup.config.model),
             "classes": list(setup.data.classes),
             "images": {name: split.images for name, split in setup.data.splits.items()},
             "notes": [str(finding) for finding in setup.data.findings],
             "digests": {"data": setup.data.digest, "detector": setup.config_digest},
         }
+
+    @staticmethod
+    def adopt(options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+        from detectors.proxy import adopt  # which trains by this class
+
+        return adopt(options, say)
 
     @staticmethod
     def prepare(options: Mapping[str, Any]) -> bytes:
@@ -197,7 +204,7 @@ class DetectorTrainer:
         weights = {
             branch: default[configure.LOSS_KEYS[branch]].get("loss_weight", 1.0)
             * trial.scale.get(branch, 1.0)
-            for branch in BRANCHES
+            for branch in configure.spaces(config.model)
         }
         spaces = {**configure.spaces(config.model), **trial.spaces}
         searched = {
@@ -242,7 +249,8 @@ class DetectorTrainer:
             head.register_forward_hook(keep)
         losses = self._parallel(model)(return_loss=True, **batch)
         norms = {}
-        for branch, key in configure.LOSS_KEYS.items():
+        for branch in configure.spaces(config.model):
+            key = configure.LOSS_KEYS[branch]
             values = [value for name, value in losses.items() if name.split(".")[-1] == key]
             total = sum(
                 part.sum()

@@ -25,6 +25,7 @@ COMMANDS = {
         "Write a found loss as an MMDetection config and a PyTorch module.",
     ),
     "train": ("detectors.commands:train", "Train a detector with any losses."),
+    "proxy": ("detectors.commands:proxy", "Make a search's trial out of any mmdet config."),
     "compare": ("detectors.commands:compare", "Two trainings side by side: curves and detections."),
     "evaluate": (
         "cse_autoloss.cli.evaluation:evaluate",
@@ -34,7 +35,7 @@ COMMANDS = {
     "screen": ("cse_autoloss.cli.screening:screen", "Generate and screen many random losses."),
     "show": ("cse_autoloss.cli.language:show", "A loss as text, formula, code or picture."),
     "losses": ("cse_autoloss.cli.language:losses", "The known losses, with formulas and sources."),
-    "data": ("detectors.data_commands:data", "Check a data set; write the embedded one."),
+    "data": ("detectors.commands:data", "Write the embedded data set to a folder."),
 }
 
 

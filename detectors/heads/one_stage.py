@@ -19,7 +19,7 @@ from mmdet.models.dense_heads import ATSSHead, FCOSHead
 from torch import Tensor
 
 from cse_autoloss.inputs import MIN_IOU
-from detectors.losses import wants_pos_ious
+from detectors.losses import needs
 
 
 @HEADS.register_module()
@@ -52,29 +52,29 @@ class IoUAwareFCOSHead(FCOSHead):
         )
         points = torch.cat([level.repeat(len(gt_bboxes), 1) for level in points])
         scores, deltas, centerness = (
-            torch.cat([_rows(level, width) for level in levels])
+            torch.cat([rows_of(level, width) for level in levels])
             for levels, width in (
                 (cls_scores, self.cls_out_channels),
                 (bbox_preds, 4),
                 (centernesses, 1),
             )
         )
-        rows = _positives(labels, self.num_classes)
+        rows = positives(labels, self.num_classes)
         boxes = self.bbox_coder.decode(points[rows], deltas[rows])
         target_boxes = self.bbox_coder.decode(points[rows], targets[rows])
-        ious = _ious(boxes, target_boxes)
-        positives = max(reduce_mean(scores.new_tensor(float(len(rows)))), 1.0)
+        ious = aligned_ious(boxes, target_boxes)
+        count = max(reduce_mean(scores.new_tensor(float(len(rows)))), 1.0)
         total_iou = max(
             reduce_mean(ious.sum()), 1e-6
         )  # asked of every process, also of one without positives
-        extra = {"pos_ious": ious} if wants_pos_ious(self.loss_cls) else {}
-        losses = {"loss_cls": self.loss_cls(scores, labels, avg_factor=positives, **extra)}
+        extra = {"pos_ious": ious} if needs(self.loss_cls, "pos_ious") else {}
+        losses = {"loss_cls": self.loss_cls(scores, labels, avg_factor=count, **extra)}
         if len(rows):
             losses["loss_bbox"] = self.loss_bbox(
                 boxes, target_boxes, weight=ious, avg_factor=total_iou
             )
             losses["loss_centerness"] = self.loss_centerness(
-                centerness[rows, 0], ious, avg_factor=positives
+                centerness[rows, 0], ious, avg_factor=count
             )
         else:
             losses["loss_bbox"] = deltas[rows].sum()
@@ -103,14 +103,14 @@ class IoUAwareATSSHead(ATSSHead):
             Losses of classification, regression (a sum, which ``loss`` divides) and centerness; the
             sum of the IoUs.
         """
-        scores, deltas = _rows(cls_score, self.cls_out_channels), _rows(bbox_pred, 4)
-        centerness = _rows(centerness, 1)
+        scores, deltas = rows_of(cls_score, self.cls_out_channels), rows_of(bbox_pred, 4)
+        centerness = rows_of(centerness, 1)
         labels = labels.reshape(-1)
-        rows = _positives(labels, self.num_classes)
+        rows = positives(labels, self.num_classes)
         boxes = self.bbox_coder.decode(anchors.reshape(-1, 4)[rows], deltas[rows])
         targets = bbox_targets.reshape(-1, 4)[rows]
-        ious = _ious(boxes, targets)
-        extra = {"pos_ious": ious} if wants_pos_ious(self.loss_cls) else {}
+        ious = aligned_ious(boxes, targets)
+        extra = {"pos_ious": ious} if needs(self.loss_cls, "pos_ious") else {}
         loss_cls = self.loss_cls(
             scores, labels, weight=label_weights.reshape(-1), avg_factor=num_total_samples, **extra
         )
@@ -124,17 +124,17 @@ class IoUAwareATSSHead(ATSSHead):
         return loss_cls, loss_bbox, loss_centerness, ious.sum()
 
 
-def _rows(level: Tensor, width: int) -> Tensor:
+def rows_of(level: Tensor, width: int) -> Tensor:
     """(images, anchors * width, H, W) to (images * H * W * anchors, width)."""
     return level.permute(0, 2, 3, 1).reshape(-1, width)
 
 
-def _positives(labels: Tensor, classes: int) -> Tensor:
+def positives(labels: Tensor, classes: int) -> Tensor:
     """Rows of labels in 0..classes-1."""
     return ((labels >= 0) & (labels < classes)).nonzero()[:, 0]
 
 
 @torch.no_grad()
-def _ious(boxes: Tensor, targets: Tensor) -> Tensor:
+def aligned_ious(boxes: Tensor, targets: Tensor) -> Tensor:
     """(P,) IoU of (P, 4) boxes with their targets, in [1e-7, 1], without gradient."""
     return bbox_overlaps(boxes, targets, is_aligned=True).clamp(min=MIN_IOU)

@@ -20,10 +20,10 @@ from mmdet.models.roi_heads.bbox_heads import (
 from torch import Tensor
 
 from cse_autoloss.inputs import MIN_IOU
-from detectors.losses import wants_pos_ious
+from detectors.losses import needs
 
 
-class _IoUAware:
+class IoUAware:
     """Mixed into a BBoxHead of mmdet: hands ``loss_cls`` the IoU of each positive's predicted box
     with its target."""
 
@@ -45,7 +45,7 @@ class _IoUAware:
             cls_score is None
             or cls_score.numel() == 0
             or bbox_pred is None
-            or not wants_pos_ious(self.loss_cls)
+            or not needs(self.loss_cls, "pos_ious")
         ):
             return super().loss(cls_score, bbox_pred, rois, *targets)
         losses = {
@@ -90,16 +90,16 @@ class _IoUAware:
 
 
 @HEADS.register_module()
-class IoUAwareConvFCBBoxHead(_IoUAware, ConvFCBBoxHead):
+class IoUAwareConvFCBBoxHead(IoUAware, ConvFCBBoxHead):
     """mmdet's ConvFCBBoxHead with the IoU of each positive handed to the classification loss."""
 
 
 @HEADS.register_module()
-class IoUAwareShared2FCBBoxHead(_IoUAware, Shared2FCBBoxHead):
+class IoUAwareShared2FCBBoxHead(IoUAware, Shared2FCBBoxHead):
     """mmdet's Shared2FCBBoxHead with the IoU of each positive handed to the classification loss."""
 
 
 @HEADS.register_module()
-class IoUAwareShared4Conv1FCBBoxHead(_IoUAware, Shared4Conv1FCBBoxHead):
+class IoUAwareShared4Conv1FCBBoxHead(IoUAware, Shared4Conv1FCBBoxHead):
     """mmdet's Shared4Conv1FCBBoxHead with the IoU of each positive handed to the classification
     loss."""

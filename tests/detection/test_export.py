@@ -6,6 +6,8 @@ import re
 import pytest
 from mmcv import Config
 
+from cse_autoloss.config import parse_config
+from cse_autoloss.run import check
 from cse_autoloss.trial import ConfigError, Found
 from detectors import configure
 from detectors.train import Training, read
@@ -86,6 +88,17 @@ def test_what_is_exported_reads_builds_and_trains(tmp_path, text):
 )
 def test_what_cannot_be_is_refused_with_the_reason(tmp_path, text, base, right):
     assert re.search(right, message(export, written(tmp_path, text, base)))
+
+
+def test_a_search_refuses_a_branch_for_the_same_reason_as_an_export():
+    detector = {
+        "trainer": "detectors.training:DetectorTrainer",
+        "cfg_options": {"model.roi_head.type": "DynamicRoIHead"},
+    }
+    right = "DynamicRoIHead: it changes the beta of SmoothL1Loss.*search.branch=cls"
+    assert re.search(right, message(check, parse_config({"detector": detector})))
+    checked = check(parse_config({"detector": detector, "search": {"branch": "cls"}}))
+    assert checked["spaces"].keys() == {"cls"}
 
 
 def test_a_base_of_mmdetection_2_is_not_taken_for_one_of_3(tmp_path):

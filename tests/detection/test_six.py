@@ -384,9 +384,9 @@ def test_spaces_and_losses_go_with_the_detector():
         model, {"cls": dict(type="SearchedLoss", expression="Focal", space="one_stage_cls")}
     )
     assert model.bbox_head.loss_cls["use_sigmoid"] and model.bbox_head.loss_bbox.type == "GIoULoss"
-    model.bbox_head.type = "RetinaHead"
+    model.bbox_head.type = "FoveaHead"
     with pytest.raises(
         ConfigError,
-        match="the config's head 'RetinaHead' has no IoU-aware form.*FCOSHead, ATSSHead",
+        match="the config's head 'FoveaHead' has no IoU-aware form.*FCOSHead, ATSSHead",
     ):
         configure.heads(model)

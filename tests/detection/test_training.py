@@ -67,7 +67,7 @@ def test_check_says_what_will_be_trained_on_what():
             "runner=dict(type='IterBasedRunner'",
         ),
         (
-            {"cfg_options": {"model.roi_head.bbox_head.type": "SABLHead"}},
+            {"cfg_options": {"model.roi_head.bbox_head.type": "DIIHead"}},
             "heads that work: ConvFCBBoxHead",
         ),
     ],
@@ -213,9 +213,9 @@ def test_a_found_loss_goes_into_a_users_own_config(tmp_path):
     original = Config.fromfile(str(base))
     for key in ("optimizer", "lr_config", "data", "runner"):
         assert config[key] == original[key]
-    one_stage = base.parents[1] / "sabl" / "sabl_faster_rcnn_r50_fpn_1x_coco.py"
-    with pytest.raises(ConfigError, match="the config's head 'SABLHead' has no IoU-aware form"):
-        DetectorTrainer.export(OPTIONS, found, base=str(one_stage))
+    other = base.parents[1] / "deformable_detr" / "deformable_detr_r50_16x2_50e_coco.py"
+    with pytest.raises(ConfigError, match="'DeformableDETRHead' has no IoU-aware form"):
+        DetectorTrainer.export(OPTIONS, found, base=str(other))
 
 
 def test_every_config_of_the_package_reads_and_inherits_from_mmdets():
