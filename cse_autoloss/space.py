@@ -34,12 +34,14 @@ class SpaceError(UserError):
 class KnownLoss:
     """A loss of the library: its name, its expression and where it comes from.
 
-    ``released``: its numbers in float32 are those of the released code, to the last epsilon.
+    ``reference``: what tests hold its values and gradients against. ``released``: its numbers in
+    float32 are those of the released code, to the last epsilon.
     """
 
     name: str
     expression: Expression
     source: str
+    reference: str = "its definition"
     released: bool = False
 
 
@@ -256,16 +258,15 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
     need(isinstance(data.get("losses", []), list), "losses", "a list")
     losses = {}
     for entry in data.get("losses", []):
-        needed = {"name", "expression", "source"}
+        needed, optional = {"name", "expression", "source"}, {"reference", "released"}
         if not (
             isinstance(entry, dict)
-            and needed <= set(entry) <= needed | {"released"}
-            and all(isinstance(entry[key], str) for key in needed)
+            and needed <= set(entry) <= needed | optional
+            and all(isinstance(value, str) for key, value in entry.items() if key != "released")
         ):
             raise SpaceError(
                 f"{path}: losses: each needs name, expression and source, all text (and may have "
-                f"released), "
-                f"found {str(entry)[:80]}"
+                f"{' and '.join(sorted(optional))}), found {str(entry)[:80]}"
             )
         if entry["name"] in losses:
             raise SpaceError(f"{path}: losses: there are two by the name {entry['name']}")
@@ -274,6 +275,7 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
                 entry["name"],
                 Expression.parse(entry["expression"], bare),
                 entry["source"],
+                entry.get("reference", KnownLoss.reference),
                 entry.get("released", False) is True,
             )
         except ExpressionError as error:

@@ -36,9 +36,16 @@ def parse(text, space):
 @pytest.mark.parametrize(
     "space, name", [(space, name) for space in SPACES for name in space.losses]
 )
-def test_every_known_loss_passes(space, name):
+def test_every_known_loss_passes_but_those_that_are_known_to_miss_a_property(space, name):
+    misses = {
+        "LabelSmoothing": "monotonicity",  # wants the label's probability to stay below 1
+        "EIoU": "monotonicity",  # its terms rise as the enclosing box of a far small box shrinks
+        "Focal-EIoU": "monotonicity",
+        "NWD": "not-flat",  # made for objects of some 13 pixels
+        "SmoothL1": "not-flat",  # in pixels: small objects next to large ones get nothing
+    }
     verdict = verify(space.losses[name].expression, space)
-    assert verdict.accepted and verdict.failed is None, verdict.detail
+    assert verdict.failed == misses.get(name), verdict.detail
 
 
 @pytest.mark.parametrize(

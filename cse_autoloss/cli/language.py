@@ -115,7 +115,8 @@ def mmdet_snippet(loss: Expression, space: SearchSpace, loss_weight: float = 1.0
 @click.option("--space", help="Only this space; by default all that come with the package.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def losses(space: str | None, as_json: bool) -> None:
-    """The known losses. Every command takes their names in place of an expression."""
+    """The known losses, and what tests hold their values and gradients against. Every command takes
+    their names in place of an expression."""
     spaces = [load_space(name) for name in ([space] if space else space_names())]
     listed: dict[tuple[str, str], tuple[SearchSpace, KnownLoss]] = {}
     for language in spaces:  # a space that builds on another has its losses, too: they stand once
@@ -132,6 +133,8 @@ def losses(space: str | None, as_json: bool) -> None:
                         "released": str(loss.expression),
                         "sympy": str(loss.expression.to_sympy()),
                         "source": loss.source,
+                        "reference": loss.reference,
+                        "keeps_released_numbers": loss.released,
                     }
                     for language, loss in listed.values()
                 ]
@@ -140,10 +143,11 @@ def losses(space: str | None, as_json: bool) -> None:
         return
     for language in spaces:
         table = Table(title=language.name, title_justify="left", title_style="bold", expand=False)
-        for heading in ("name", "formula", "source"):
+        for heading in ("name", "formula", "source", "equal to"):
             table.add_column(heading, overflow="fold")
         for owner, loss in listed.values():
             if owner is language:
-                table.add_row(loss.name, str(loss.expression.to_sympy()), loss.source)
+                formula = str(loss.expression.to_sympy())
+                table.add_row(loss.name, formula, loss.source, loss.reference)
         if table.row_count:
             Console().print(table)

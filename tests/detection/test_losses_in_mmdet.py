@@ -109,8 +109,9 @@ def test_quality_aware_losses_are_mmdetections(
         ("LinearIoU", mmdet_losses.IoULoss(mode="linear")),
         ("SquareIoU", mmdet_losses.IoULoss(mode="square")),
         ("GIoU", mmdet_losses.GIoULoss(eps=1e-7)),
+        ("DIoU", mmdet_losses.DIoULoss(eps=1e-7)),
     ],
-    ids=["IoU", "LinearIoU", "SquareIoU", "GIoU"],
+    ids=["IoU", "LinearIoU", "SquareIoU", "GIoU", "DIoU"],
 )
 @pytest.mark.parametrize("weight", [None, "a box", "a coordinate"])
 @pytest.mark.parametrize("avg_factor", [None, 13.0])
@@ -120,7 +121,7 @@ def test_box_losses_are_mmdetections(
     arguments = batch("reg", seed=1, spread=4.0)
     weights = {None: None, "a box": torch.rand(40), "a coordinate": torch.rand(40, 4)}[weight]
     compare(
-        build_loss(name, "reg"),
+        build_loss(name, "reg_plus"),
         theirs,
         arguments,
         {},
@@ -206,3 +207,31 @@ def test_samplers_and_losses_that_call_the_heads_loss_themselves_take_searched_l
         scores, deltas, targets, rois, [results], head.loss_cls, head.bbox_coder, num_class=5
     )[1]
     assert weights.shape == (12,) and weights.isfinite().all()
+
+
+def test_complete_iou_is_mmdetections_where_boxes_overlap_by_more_than_half() -> None:
+    """MMDetection leaves its aspect term out elsewhere."""
+    arguments = batch("reg", spread=1.0)
+    compare(
+        build_loss("CIoU", "reg_plus"),
+        mmdet_losses.CIoULoss(eps=1e-7),
+        arguments,
+        {},
+        arguments["target"].double(),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_smooth_l1_is_the_sum_of_mmdetections_over_coordinates(seed: int) -> None:
+    arguments, weight = batch("reg", seed), torch.rand(40)
+    compare(
+        build_loss("SmoothL1", "reg_plus"),
+        lambda pred, target, weight, avg_factor: mmdet_losses.SmoothL1Loss(beta=1.0)(
+            pred, target, weight[:, None].expand(40, 4), avg_factor
+        ),
+        arguments,
+        {},
+        arguments["target"].double(),
+        weight=weight,
+        avg_factor=13.0,
+    )
