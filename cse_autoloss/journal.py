@@ -447,10 +447,12 @@ class Journal:
             *([stage] if stage else []),
         )
 
-    def first(self, state: str, stage: str) -> Candidate | None:
-        """The oldest candidate in a state at a stage."""
-        rows = self._candidates("WHERE state = ? AND stage = ? ORDER BY id LIMIT 1", state, stage)
-        return rows[0] if rows else None
+    def waiting(self, stage: str, count: int) -> list[Candidate]:
+        """The oldest candidates that wait for a stage, so many at most."""
+        return self._candidates(
+            "WHERE state = ? AND stage = ? ORDER BY id LIMIT ?",
+            *(CandidateState.WAITING, stage, count),
+        )
 
     def trained(self) -> list[Candidate]:
         """Candidates with a fitness, in the order in which they were made."""

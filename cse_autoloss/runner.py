@@ -7,7 +7,7 @@ it: so nothing finished is lost, and nothing is done twice.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,13 +125,15 @@ class TrialRunner:
         spaces = {branch: self._spaces[branch] for branch in losses}
         return Trial(f"{stage}-{key}", dict(losses), spaces, **settings)
 
-    def start(self, job: Job) -> None:
-        """Write a training down and hand it to a worker."""
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Write trainings down and hand them to workers."""
         with self._journal.step():
-            self._journal.start_trial(job.stage, job.trial, job.candidate, job.label)
-            if job.candidate is not None and job.stage in self._ladder.search:
-                self._journal.move(job.candidate, CandidateState.TRAINING, job.stage)
-        self._submit(job)
+            for job in jobs:
+                self._journal.start_trial(job.stage, job.trial, job.candidate, job.label)
+                if job.candidate is not None and job.stage in self._ladder.search:
+                    self._journal.move(job.candidate, CandidateState.TRAINING, job.stage)
+        for job in jobs:
+            self._submit(job)
 
     def collect(self, timeout: float = 1.0) -> list[Outcome]:
         """Trainings that have come back, after at most ``timeout`` seconds; they are to be written
@@ -171,7 +173,7 @@ class TrialRunner:
             while queue and self._cluster.free > 0:
                 place, job = queue.pop(0)
                 if until is None or place < least or self.elapsed + self.expected(stage) <= until:
-                    self.start(job)
+                    self.start([job])
             if self._running:
                 record(self.collect())
 

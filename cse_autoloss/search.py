@@ -110,9 +110,8 @@ class Search:
         self._add_known_losses()
         while True:
             self._promote()
-            while self._runner.free > 0 and not self._spent() and (job := self._next()):
-                self._trials += job.stage == self._ladder.fitness
-                self._runner.start(job)
+            if self._runner.free > 0 and not self._spent() and (jobs := self._next()):
+                self._runner.start(jobs)
             if not self._spent():
                 if self._propose():
                     continue
@@ -169,14 +168,19 @@ class Search:
                 }
                 self._journal.add_candidate(losses, prints, f"{KNOWN}{name}", self._ladder.fitness)
 
-    def _next(self) -> Job | None:
-        """The next training, of the candidate that has come furthest; None if none waits."""
+    def _next(self) -> list[Job]:
+        """The next trainings, for all free workers, of the candidates that have come furthest."""
+        jobs: list[Job] = []
         for stage in reversed(self._ladder.search):
-            if candidate := self._journal.first(WAITING, stage):
-                seed = candidate.trainings if stage == self._ladder.fitness else 0
-                trial = self._runner.trial(stage, f"{candidate.id}-{seed}", candidate.losses, seed)
-                return Job(stage, trial, candidate.id)
-        return None
+            last, room = stage == self._ladder.fitness, self._runner.free - len(jobs)
+            room = min(room, self._config.budget.trials - self._trials) if last else room
+            for candidate in self._journal.waiting(stage, room):
+                seed = candidate.trainings if last else 0
+                key = f"{candidate.id}-{seed}"
+                trial = self._runner.trial(stage, key, candidate.losses, seed)
+                jobs.append(Job(stage, trial, candidate.id))
+            self._trials += len(jobs) if last else 0
+        return jobs
 
     def _promote(self) -> None:
         """Once a batch has a score at a stage, its best go on to the next."""

@@ -31,8 +31,8 @@ class SimulatedCluster:
             the text that came back.
         size: workers.
         seconds: virtual duration of a trial.
-        driver_time: let the clock also go on by the real time that passes between two calls of
-            ``wait``: what the driver costs its workers.
+        driver_time: let the clock also go on by the CPU time that this process spends between two
+            calls of ``wait``: what the driver costs its workers.
 
     Attributes:
         now: virtual seconds since the cluster was made.
@@ -51,7 +51,7 @@ class SimulatedCluster:
         self.now, self.busy, self.trained = 0.0, 0.0, list[str]()
         self._ends: list[tuple[float, int, SimulatedRunning]] = []  # a heap
         self._count = itertools.count()  # of equal ends, the one submitted first
-        self._left = time.perf_counter() if driver_time else None
+        self._left = time.process_time() if driver_time else None
 
     def clock(self) -> float:
         self._charge()
@@ -89,7 +89,7 @@ class SimulatedCluster:
             text = made.to_json() if isinstance(made, TrialResult) else made
             results.append(read_result(running.trial, text))
         if self._left is not None:
-            self._left = time.perf_counter()
+            self._left = time.process_time()
         return results
 
     def close(self) -> None:
@@ -97,5 +97,5 @@ class SimulatedCluster:
 
     def _charge(self) -> None:
         if self._left is not None:
-            now = time.perf_counter()
+            now = time.process_time()
             self.now, self._left = self.now + now - self._left, now
