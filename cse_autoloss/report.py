@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cse_autoloss.caveats import caveats
 from cse_autoloss.config import parse_config
 from cse_autoloss.display import GAIN, SPREAD, comparison_cells, duration, stage_counts
 from cse_autoloss.drawing import plot
@@ -80,6 +81,8 @@ def _page(
         ("losses", "n", "val", "test", GAIN, "formula"),
         ((row.label, *comparison_cells(row), formula(row.losses)) for row in status.comparison),
     )
+    for caveat in caveats(status.comparison):
+        lines += [caveat, ""]
     if status.baseline:
         scale = status.baseline["scale"]
         lines += [

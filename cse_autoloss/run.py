@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from cse_autoloss.breeder import BreederError, ProcessBreeder
+from cse_autoloss.caveats import caveats
 from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
@@ -194,6 +195,8 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
                     Search(config, spaces, journal, cluster, breeder, on_progress).run()
         status = read_status(journal)
         console.print(comparison_table(status.comparison))
+        for caveat in caveats(status.comparison):
+            _say(console, caveat)
         for path in write_report(journal):
             _say(console, f"wrote {path}")
         _say(console, f"done in {duration(time.monotonic() - started)}")

@@ -10,7 +10,6 @@ from click.core import ParameterSource
 
 from cse_autoloss.trial import ConfigError
 from detectors.cache import write_atomically
-from detectors.datasets import shapes
 
 
 class _Options(click.Command):
@@ -50,7 +49,8 @@ class _Options(click.Command):
     help="Regression loss; 'default' is mmdet's own.",
 )
 @click.option(
-    "--data", help="embedded, coco:/path or voc:/path; the config's own data where absent."
+    "--data",
+    help="embedded, config, or a data set's path; where absent, the config's own as mmdet reads it.",
 )
 @click.option(
     "--cfg-options",
@@ -263,24 +263,3 @@ def _change(text: str) -> tuple[str, object]:
     if not equals or not key:
         raise ConfigError(f"--cfg-options {text}: expected KEY=VALUE, such as optimizer.lr=0.01")
     return key, DictAction._parse_iterable(value)
-
-
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Which data set; same seed, same bytes.",
-)
-def data(folder: Path, seed: int) -> None:
-    """Write the embedded data set, in COCO format with boxes and masks, to FOLDER."""
-    try:
-        shapes.write(folder, seed)
-    except OSError as error:
-        raise click.ClickException(str(error)) from error
-    for split, count in shapes.SPLITS.items():
-        click.echo(
-            f"{folder / 'annotations' / f'instances_{split}2017.json'}: {count} images in {folder / f'{split}2017'}"
-        )

@@ -35,7 +35,7 @@ COMMANDS = {
     "screen": ("cse_autoloss.cli.screening:screen", "Generate and screen many random losses."),
     "show": ("cse_autoloss.cli.language:show", "A loss as text, formula, code or picture."),
     "losses": ("cse_autoloss.cli.language:losses", "The known losses, with formulas and sources."),
-    "data": ("detectors.commands:data", "Write the embedded data set to a folder."),
+    "data": ("detectors.data_commands:data", "Check a data set; write the embedded one."),
 }
 
 

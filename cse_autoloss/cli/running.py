@@ -35,7 +35,7 @@ RUN = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 )
 @click.option(
     "--data",
-    help="embedded, or coco:/path of a COCO-format data set. Short for --set detector.data=...",
+    help="A data set's path, embedded, or config (what the detector's config names). Short for --set detector.data=...",
 )
 @click.option("--address", help="A Ray cluster to join. Short for --set cluster.address=...")
 @click.option("--seed", type=int, help="Short for --set seed=...")
@@ -107,6 +107,7 @@ def _drive(action: Callable[[], None]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def status(folder: Path, as_json: bool) -> None:
     """How RUN stands; also while it goes on."""
+    from cse_autoloss.caveats import caveats
     from cse_autoloss.display import comparison_table, panel
     from cse_autoloss.status import read_status
 
@@ -118,6 +119,8 @@ def status(folder: Path, as_json: bool) -> None:
     console.print(panel(now))
     if now.comparison:
         console.print(comparison_table(now.comparison))
+        for caveat in caveats(now.comparison):
+            console.print(caveat, highlight=False, soft_wrap=True, markup=False)
 
 
 @click.command()

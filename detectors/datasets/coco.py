@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -77,15 +77,17 @@ def read(
     images = _images(path, content["images"], findings)
     categories = _categories(path, content["categories"], findings)
     annotations = _annotations(path, content["annotations"], content, findings)
+    data = path.read_bytes()
     return Part(
         split,
         path,
         images,
         annotations,
         categories,
-        path.name + digest(path.read_bytes()),
+        path.name + digest(data),
         folders,
-        as_is=images == content["images"]
+        as_is=not data.startswith(codecs.BOM_UTF8)  # pycocotools does not read it
+        and images == content["images"]
         and annotations == content["annotations"]
         and [(c["id"], c["name"]) for c in categories]
         == [(c.get("id"), c.get("name")) for c in content["categories"]],
@@ -294,7 +296,8 @@ def _is_id(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    """A number that can be computed with: finite, of 63 bits."""
+    return type(value) in (int, float) and abs(value) < 2**63
 
 
 def _other_type(value: Any, ids: set[Any]) -> str:

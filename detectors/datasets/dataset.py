@@ -38,11 +38,13 @@ Name = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Split:
-    """One split: a COCO annotation file, the folder of its images, and how many there are."""
+    """One split: a COCO annotation file, the folder of its images, how many there are, and how many
+    objects that are no crowds."""
 
     ann_file: str
     img_prefix: str
     images: int
+    objects: int
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,11 @@ def examine(
     Raises:
         ConfigError: there is nothing to check.
     """
-    if name == "embedded":
-        folder = _embedded(seed)
-        parts = coco.parts(Listing(folder), findings)
-        listing, open_images = Listing(folder), False
-    elif isinstance(name, Mapping):
-        parts, listing = named.files(name, findings)
-    elif name == "config":
-        parts, listing = named.of_config(config, findings)
-    else:
-        parts, listing = _folder(name, findings)
+    try:
+        parts, listing = _read(name, findings, seed, config)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    open_images = open_images and name != "embedded"
     for part in parts:
         images.locate(part, listing, findings)
     if findings.errors:
@@ -147,6 +144,17 @@ def examine(
     return DataSet(_text(name), classes, written, checksum, findings)
 
 
+def _read(name: Name, findings: Findings, seed: int, config: Any) -> tuple[list[Part], Listing]:
+    if name == "embedded":
+        listing = Listing(_embedded(seed))
+        return coco.parts(listing, findings), listing
+    if name == "config":
+        return named.of_config(config, findings)
+    if isinstance(name, Mapping):
+        return named.files(name, findings)
+    return _folder(name, findings)
+
+
 def _embedded(seed: int) -> Path:
     folder = cache_dir() / "data" / f"shapes-v{shapes.VERSION}.{shapes.LAYOUT}-seed{seed}"
     if not folder.is_dir():
@@ -168,20 +176,22 @@ def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
             f"detector.data: {folder or repr(name)} is no folder; data is 'embedded', 'config', or a "
             f"folder with {_READ}"
         )
+    listing = Listing(folder if folder.is_dir() else folder.parent)
+    if folder.suffix == ".json" and folder.is_file():
+        return named.files({"all": str(folder)}, findings)
     if folder.is_file():
-        if folder.suffix in (".yaml", ".yml"):
-            folder = folder.parent
-        else:
-            return named.files({"all": str(folder)}, findings)
-    listing = Listing(folder)
-    for reader in [_READERS[kind]] if kind else _READERS.values():
-        parts = reader(listing, findings)
-        if parts:
-            return parts, listing
-    raise ConfigError(
-        f"detector.data: {folder} holds no data set{f' of {kind}' * bool(kind)} that can be read; it holds "
-        f"{listing.describe()}; what can be read: {_READ}"
-    )
+        parts = yolo.parts(listing, findings, yaml=folder)
+        holds = "it is no data.yaml with names"
+    else:
+        readers = [_READERS[kind]] if kind else _READERS.values()
+        parts = next((found for read in readers if (found := read(listing, findings))), [])
+        holds = f"it holds {listing.describe()}"
+    if not parts:
+        form = f"{kind.upper()} data" if kind else "data set"
+        raise ConfigError(
+            f"detector.data: {folder}: no {form} that can be read; {holds}; what can be read: {_READ}"
+        )
+    return parts, listing
 
 
 def _look(parts: Sequence[Part], root: Path, open_all: bool, findings: Findings) -> bool:
@@ -198,8 +208,9 @@ def _look(parts: Sequence[Part], root: Path, open_all: bool, findings: Findings)
 
 def _written(part: Part, checksum: str) -> Split:
     """The split as files: the user's own where it says just that, else one in the user's cache."""
+    counts = len(part.images), sum(not a["iscrowd"] for a in part.annotations)
     if part.as_is and part.prefix:
-        return Split(str(part.file), part.prefix, len(part.images))
+        return Split(str(part.file), part.prefix, *counts)
     where = digest(checksum, *part.paths.values())
     path = cache_dir() / "annotations" / where / f"instances_{part.split}.json"
     if not path.is_file():
@@ -210,7 +221,7 @@ def _written(part: Part, checksum: str) -> Split:
             "categories": part.categories,
         }
         write_atomically(path, json.dumps(content).encode())
-    return Split(str(path), "", len(part.images))
+    return Split(str(path), "", *counts)
 
 
 def _text(name: Name) -> str:

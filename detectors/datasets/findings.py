@@ -20,7 +20,7 @@ class Finding:
 
     Attributes:
         severity: ``error``, ``left out`` or ``note``.
-        file: the annotation file or image.
+        file: the annotation file or image; empty where the text names it.
         text: what it is, where (the first case) and what would be right.
         count: of cases.
     """
@@ -32,7 +32,7 @@ class Finding:
 
     def __str__(self) -> str:
         more = f" (and {self.count - 1:,} more like it)" if self.count > 1 else ""
-        return f"{self.file}: {self.text}{more}"
+        return f"{self.file}: {self.text}{more}" if self.file else self.text
 
 
 @dataclass

@@ -36,14 +36,15 @@ def files(mapping: Mapping[str, Any], findings: Findings) -> tuple[list[Part], L
         if strange := sorted(entry.keys() - set(_KEYS)):
             raise ConfigError(f"detector.data.{split}.{strange[0]}: unknown key; {_RIGHT}")
         path = _path(entry["ann_file"])
-        roots.append(path.parent)
+        beside = path.parent
+        root = beside.parent if beside.name.lower() in ("annotations", "labels") else beside
+        roots.append(root)
         if prefix := entry.get("img_prefix"):
             folders: tuple[Path, ...] = (_path(prefix),)
             if not folders[0].is_dir():
                 raise ConfigError(f"detector.data.{split}.img_prefix: {folders[0]} is no folder")
         else:
-            around = Listing(path.parent)
-            folders = tuple([path.parent, *around.image_folders(None), path.parent.parent])
+            folders = (beside, *Listing(root).image_folders(None))
         parts.append(coco.read(path, split if split in SPLITS else None, folders, findings))
     if not parts:
         raise ConfigError(f"detector.data: an empty mapping; {_RIGHT}")

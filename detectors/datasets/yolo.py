@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cse_autoloss.trial import ConfigError
+from cse_autoloss.yaml_io import YamlError, parse_yaml
 from detectors.cache import digest
 from detectors.datasets.findings import Findings
 from detectors.datasets.images import sizes
@@ -29,22 +28,26 @@ _NAMES = ("classes.txt", "obj.names", "names.txt", "labels.txt")
 
 @dataclass(frozen=True)
 class _Description:
-    """data.yaml: class names, and what each split's images are."""
+    """data.yaml: class names, what each split's images are, whether keypoints follow each box."""
 
     file: Path
     names: tuple[str, ...]
     entries: Mapping[str, list[str]]
-    root: str
+    root: str = ""
+    keypoints: bool = False
 
 
-def parts(listing: Listing, findings: Findings) -> list[Part]:
+def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> list[Part]:
     """The splits of a folder, as its data.yaml names them, else by the folders that images lie in.
+
+    Args:
+        yaml: the data.yaml, where the folder may hold several.
 
     Raises:
         ConfigError: a data.yaml that does not read, or whose folders are not there.
     """
     labels = set(listing.having(".txt"))
-    described = _description(listing)
+    described = _read_yaml(yaml) if yaml else _description(listing)
     if described is None:
         return []
     images = _images(described, listing, labels)
@@ -57,8 +60,12 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
             image = {"id": number, "file_name": str(path.absolute())}
             part.images.append({**image, "width": fact.width, "height": fact.height})
             label = _label_of(path, labels)
-            if label is not None and not fact.problem:
-                _read_labels(label, part, part.images[-1], len(described.names), findings)
+            if label is None:
+                findings.note(
+                    "no label", part.label, f"{path}: no label file; an image without objects"
+                )
+            elif not fact.problem:
+                _read_labels(label, part, part.images[-1], described, findings)
         text = json.dumps([part.images, part.annotations, part.categories])
         part.digest = digest(text)
         found.append(part)
@@ -93,25 +100,26 @@ def _description(listing: Listing) -> _Description | None:
                 split: [str(p) for p in listing.having(".txt") if p.stem in words]
                 for split, words in _KEYS.items()
             }
-            return _Description(path, names, {k: v for k, v in lists.items() if v}, "")
+            return _Description(path, names, {k: v for k, v in lists.items() if v})
     return None
 
 
 def _read_yaml(path: Path) -> _Description | None:
     """None for YAML of another kind."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (YamlError, UnicodeDecodeError) as error:
         if path.stem == "data":
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{path}: not YAML: {error}") from None
         return None
     if not isinstance(content, dict) or "names" not in content:
         return None
     names = content["names"]
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        numbered = {str(number): name for number, name in names.items()}
+        names = [numbered.get(str(number)) for number in range(len(numbered))]
+        if None in names:
             raise ConfigError(f"{path}: names: class numbers should run from 0 without a gap")
-        names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(n, (str, int)) for n in names):
         raise ConfigError(f"{path}: names: should be a list of the classes' names")
     count = content.get("nc", len(names))
@@ -125,7 +133,8 @@ def _read_yaml(path: Path) -> _Description | None:
                 str(entry) for entry in (given if isinstance(given, list) else [given])
             ]
     stripped = tuple(str(name).strip() for name in names)
-    return _Description(path, stripped, entries, str(content.get("path") or ""))
+    root, keypoints = str(content.get("path") or ""), "kpt_shape" in content
+    return _Description(path, stripped, entries, root, keypoints)
 
 
 def _images(
@@ -155,35 +164,36 @@ def _images(
 
 
 def _entry(entry: str, described: _Description, listing: Listing) -> list[Path]:
-    """Images of a folder, or of a list's file. ``path`` and ``..`` are often another machine's:
-    what they would lead to is looked for below data.yaml, too."""
-    here = described.file.parent
-    plain = Path(*[part for part in Path(entry).parts if part not in ("..", ".", "/")])
-    roots = [here / described.root, here, here / Path(described.root).name, listing.root]
-    for path in [root / part for part in (entry, plain) for root in roots]:
-        if path.is_dir():
-            files = Listing(path).images
-            if files:
-                return files
-        elif path.is_file() and path.suffix.lower() == ".txt":
+    """Images of a folder, or of a list's file."""
+    roots = [described.file.parent / described.root, described.file.parent, listing.root]
+    for path in _places(entry, roots):
+        if path.is_dir() and (files := Listing(path).images):
+            return files
+        if path.is_file() and path.suffix.lower() == ".txt":
             return _listed(path, roots)
-        elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
             return [path]
     return []
 
 
-def _listed(path: Path, roots: Iterable[Path]) -> list[Path]:
+def _listed(path: Path, roots: list[Path]) -> list[Path]:
     files = []
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not (name := line.strip()):
             continue
-        plain = Path(*[part for part in Path(name).parts if part not in ("..", ".", "/")])
-        places = [r / n for r in (path.parent, *roots) for n in (name, plain, Path("data") / plain)]
-        file = next((place for place in places if place.is_file()), None)
+        file = next((p for p in _places(name, [path.parent, *roots]) if p.is_file()), None)
         if file is None:
             raise ConfigError(f"{path}: {name}: no such image")
         files.append(file)
     return files
+
+
+def _places(name: str, roots: list[Path]) -> Iterator[Path]:
+    """Where a name could lead: it is often another machine's path, whose end is right."""
+    yield from (root / name for root in roots)
+    parts = [part for part in Path(name.replace("\\", "/")).parts if part not in ("..", "/")]
+    for start in range(len(parts)):
+        yield from (root / Path(*parts[start:]) for root in roots)
 
 
 def _label_of(image: Path, labels: set[Path]) -> Path | None:
@@ -200,14 +210,14 @@ def _label_of(image: Path, labels: set[Path]) -> Path | None:
 
 
 def _read_labels(
-    path: Path, part: Part, image: dict[str, Any], classes: int, findings: Findings
+    path: Path, part: Part, image: dict[str, Any], described: _Description, findings: Findings
 ) -> None:
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            label, points = _numbers(line, classes)
+            label, points = _numbers(line, len(described.names), described.keypoints)
         except ValueError as error:
             findings.error(f"label {str(error)[:25]}", part.file, f"{path}, line {number}: {error}")
             continue
@@ -232,15 +242,15 @@ def _read_labels(
         )
 
 
-def _numbers(line: str, classes: int) -> tuple[int, list[float]]:
+def _numbers(line: str, classes: int, keypoints: bool) -> tuple[int, list[float]]:
     """The class's number, and the box's four numbers or the polygon's points."""
     words = line.replace(",", " ").split()
     try:
         values = [float(word) for word in words]
     except ValueError:
         raise ValueError(f"should be numbers, found {line[:60]!r}") from None
-    if len(values) == 6:  # a detection's confidence behind the box
-        values.pop()
+    if keypoints or len(values) == 6:  # 6: a detection's confidence behind the box
+        values = values[:5]
     if len(values) < 5 or (len(values) > 5 and len(values) % 2 == 0):
         raise ValueError(
             f"should be 'class x y width height' or a polygon's points, found {len(values)} numbers"

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from cse_autoloss.trial import ConfigError
 from detectors import datasets
-from detectors.commands import data as data_command
+from detectors.data_commands import data as data_command
 from detectors.datasets import shapes
 
 SMALL = {"train": 60, "val": 8, "test": 4, "tiny": len(shapes.CLASSES)}
@@ -239,5 +239,7 @@ def test_a_data_set_that_is_not_there_is_said_in_one_line(user_folder, tmp_path)
     (user_folder / "annotations" / "instances_train2017.json").rename(user_folder / "a.json")
     (user_folder / "a.json").write_text("[]")
     (user_folder / "annotations" / "instances_val2017.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"no data set .* it holds 30 .png .*2 .json \(a.json, "):
+    with pytest.raises(
+        ConfigError, match=r"no data set that can be read; it holds 30 .png .*2 .json \(a.json, "
+    ):
         datasets.find(str(user_folder))

@@ -119,7 +119,7 @@ def test_without_a_size_or_with_one_of_zero_the_image_is_opened(year):
         (lambda year: write(year, "000002", [("", 1, 1, 5, 5, 0)]), "an object without name"),
         (
             lambda year: [path.unlink() for path in (year / "Annotations").iterdir()],
-            "holds no data set of voc that can be read; it holds 7 .jpg",
+            "no VOC data that can be read; it holds 7 .jpg",
         ),
     ],
 )
@@ -128,6 +128,16 @@ def test_what_is_wrong_is_one_line_that_names_the_file(year, spoil, message):
     with pytest.raises(ConfigError, match=message) as caught:
         datasets.find(f"voc:{year}")
     assert "\n" not in str(caught.value)
+
+
+def test_an_xml_file_is_read_in_the_encoding_that_it_declares(year):
+    for encoding in ("gb2312", "utf-8", "latin-1"):
+        path = year / "Annotations" / "000004.xml"
+        name = "猫" if encoding != "latin-1" else "größe"
+        write(year, "000004", [(name, 3, 3, 20, 20, 0)])
+        text = ElementTree.tostring(ElementTree.parse(path).getroot(), encoding="unicode")
+        path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding))
+        assert name in datasets.find(str(year)).classes
 
 
 def test_a_box_without_area_is_left_out_and_counted(year):
