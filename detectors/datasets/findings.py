@@ -32,7 +32,7 @@ class Finding:
 
     def __str__(self) -> str:
         more = f" (and {self.count - 1:,} more like it)" if self.count > 1 else ""
-        return f"{self.file}: {self.text}{more}" if self.file else self.text
+        return f"{self.file}: {self.text}{more}" if self.file else f"{self.text}{more}"
 
 
 @dataclass

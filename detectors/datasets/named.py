@@ -15,6 +15,7 @@ from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import SPLITS, Listing, Part
 
 _RIGHT = "{train: {ann_file: FILE.json, img_prefix: FOLDER}, val: {...}, test: {...}}"
+_INHERITED = "data/coco/"  # where mmdet's own configs have COCO
 _KEYS = ("ann_file", "img_prefix")
 
 
@@ -64,6 +65,11 @@ def of_config(config: Any, findings: Findings) -> tuple[list[Part], Listing]:
     for split in SPLITS[:3]:
         pieces = []
         for entry in datasets(config.data.get(split)):
+            name = entry.get("ann_file")
+            if parts and str(name).startswith(_INHERITED) and not Path(str(name)).is_file():
+                text = f"data.{split} is what mmdet's own config names, {name}, and not there: not read"
+                findings.note(f"inherited {split}", "", text)
+                continue
             pieces += _of_dataset(entry, split, findings)
             roots += [piece.file if piece.file.is_dir() else piece.file.parent for piece in pieces]
         if pieces:

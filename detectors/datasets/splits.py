@@ -132,13 +132,12 @@ def _one_image_each(part: Part) -> Part:
     largest."""
     crowd = Counter(annotation["image_id"] for annotation in part.annotations)
     usable = {image["id"] for image in part.images if is_trained_on(image)}
+    of_category: dict[Any, list[dict[str, Any]]] = {c["id"]: [] for c in part.categories}
+    for annotation in part.annotations:
+        if not annotation["iscrowd"] and annotation["image_id"] in usable:
+            of_category[annotation["category_id"]].append(annotation)
     chosen: set[Any] = set()
-    for category in part.categories:
-        found = [
-            a
-            for a in part.annotations
-            if a["category_id"] == category["id"] and not a["iscrowd"] and a["image_id"] in usable
-        ]
+    for found in of_category.values():
         found = [a for a in found if a["image_id"] not in chosen] or found
         if found:
             best = min(found, key=lambda a: (crowd[a["image_id"]], -a["area"], a["image_id"]))

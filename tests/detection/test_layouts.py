@@ -17,10 +17,13 @@ from pycocotools.coco import COCO
 
 from cse_autoloss.trial import ConfigError
 from detectors import datasets
+from detectors.configure import CONFIGS
 from detectors.data_commands import data as data_command
 from detectors.datasets import images, splits
 from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import Part
+from detectors.setup import Setup
+from detectors.training import DetectorTrainer
 
 CLASSES = ("bolt", "nut", "washer")
 SIZE = (48, 40)  # width, height
@@ -689,3 +692,24 @@ def test_data_check_prints_everything_by_itself_and_draws_the_boxes(tmp_path):
     assert "2 to mend" in check(root).output
     assert check(tmp_path / "gone").exit_code == 1
     assert check("config", "--config", "faster_rcnn_proxy").exit_code == 1
+
+
+def test_a_run_takes_the_data_that_its_config_names_or_files_named_outright(tmp_path):
+    files = {}
+    for split, first in (("train", 1), ("val", 100)):
+        ann_file = coco_set(tmp_path / f"{split}.json", tmp_path / split, first=first)
+        files[split] = {"ann_file": str(ann_file), "img_prefix": str(tmp_path / split)}
+    config = tmp_path / "mine.py"
+    config.write_text(
+        f"_base_ = {str(CONFIGS / 'faster_rcnn_proxy.py')!r}\ndata = {files!r}\n", encoding="utf-8"
+    )
+    own = Setup({"config": str(config)})
+    outright = Setup({"data": files})
+    assert own.data.name == "config" and own.data.classes == CLASSES
+    assert own.data.splits == outright.data.splits
+    assert own.config.model.roi_head.bbox_head.num_classes == 3
+    checked = DetectorTrainer.check({"data": files})
+    assert checked["images"] == {"train": 6, "val": 3, "test": 3, "tiny": 3}
+    assert checked["notes"] == []
+    with pytest.raises(ConfigError, match="no segmentation; the detector has a mask head"):
+        Setup({"config": "mask_rcnn_proxy", "data": files})
