@@ -65,11 +65,9 @@ def plain_line(status: Status) -> str:
     parts = [f"[{status.phase}]"]
     for branch, counts in status.funnel.items():
         parts.append(f"{branch}: " + " > ".join(f"{counts[name]:,} {name}" for name in FUNNEL))
-    if status.trials[1]:
+    if done := stage_counts(status.stages):
         parts.append(
-            f"{stage_counts(status.stages)} of {status.trials[1]}"
-            if status.phase == "searching"
-            else stage_counts(status.stages)
+            f"{done} of {status.trials[1]}" if status.phase == "searching" else f"trained: {done}"
         )
     if status.trials_per_hour:
         parts.append(f"{status.trials_per_hour:.0f} trials/h")
@@ -117,8 +115,11 @@ def _best(status: Status) -> str:
         f"default {status.baseline['mAP']:.3f}" if status.baseline else "default not measured yet"
     )
     if not status.best:
-        return f"mAP on val: {default}" + ("; nothing found yet" if status.trials[1] else "")
-    return f"mAP on val: {default}, best {status.best['mAP']:.3f} (#{status.best['id']})"
+        return f"mAP on val at {status.fitness}: {default}" + (
+            "; nothing found yet" if status.trials[1] else ""
+        )
+    best = f"best {status.best['mAP']:.3f} (#{status.best['id']})"
+    return f"mAP on val at {status.fitness}: {default}, {best}"
 
 
 def comparison_table(rows: Sequence[Compared]) -> Table:

@@ -31,6 +31,7 @@ from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.strategies import Member, load_strategy
 
+EVIDENCE = 40  # losses that have trained, at least, before the search may end early
 RACERS = 100  # the best of those that have trained, who can earn another training
 MEASURED = 1000  # trained candidates that a ranker learns from: the best half, and a draw of others
 OFFERED = 6000  # kept survivors of a branch that are ranked in a round, which bounds its time
@@ -212,8 +213,13 @@ class Proposals:
         nothing can be said."""
         if ranking.mean is None or ranking.deviation is None or not len(ranking.mean):
             return None
+        if len(known.candidates) < EVIDENCE:
+            return None
         race = Race(**self._config.search.race)
-        ahead = (ranking.mean - known.belief.mean.max() - race.margin) / ranking.deviation
+        # However sure the ranker is: of a loss that has not trained, no more is known than of one
+        # that has trained once.
+        deviation = np.maximum(ranking.deviation, known.measured.noise)
+        ahead = (ranking.mean - known.belief.mean.max() - race.margin) / deviation
         chance = float(np.nanmax(ndtr(ahead), initial=0.0))
         if chance >= race.risk:
             return None

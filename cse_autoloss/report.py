@@ -19,18 +19,37 @@ from cse_autoloss.page import write_page
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.status import Status, read_status
+from cse_autoloss.trial import ConfigError
 
 SHOWN = 10  # candidates in the report's table
 
 
-def write_report(journal: Journal) -> list[Path]:
-    """Write ``report.html``, ``report.md``, ``progress.png`` and, where something was found, ``best.py`` with its
-    losses and their curves.
+def write_report(journal: Journal, folder: Path | None = None) -> list[Path]:
+    """Write ``report.html``, ``report.md``, ``progress.png`` and, where something was found,
+    ``best.py`` with its losses and their curves.
+
+    Args:
+        folder: where to; the run's own unless given.
 
     Returns:
         The paths written.
+
+    Raises:
+        ConfigError: if nothing can be written there.
     """
-    folder, status = journal.folder, read_status(journal)
+    folder = folder or journal.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write(journal, folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: the report cannot be written: {error.strerror or error}; name another "
+            "folder with --out"
+        ) from error
+
+
+def _write(journal: Journal, folder: Path) -> list[Path]:
+    status = read_status(journal)
     picture = draw_progress(journal, status, folder / "progress.png")
     exported = export_run(journal, folder / "best.py") if status.best else []
     curves = {}
@@ -40,7 +59,7 @@ def write_report(journal: Journal) -> list[Path]:
         plot(space.expression(text), space, curves[branch])
     text = folder / "report.md"
     write_text(text, "\n".join(_page(journal, status, exported, curves)) + "\n")
-    return [write_page(journal), text, picture, *curves.values(), *exported]
+    return [write_page(journal, folder), text, picture, *curves.values(), *exported]
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from cse_autoloss.config import Config
 from cse_autoloss.journal import CandidateState, Journal, TrialRow
-from cse_autoloss.stages import TUNE, Ladder
+from cse_autoloss.stages import REFERENCE, TUNE, Ladder
 from cse_autoloss.trial import Trial, TrialResult
 
 RECENT = 5  # trainings at least, whose mean duration is what the next one is expected to take
@@ -110,13 +110,14 @@ class TrialRunner:
         Args:
             seed: which of the stage's seeds, from 0.
         """
-        tunes = stage == TUNE  # the default losses are tuned for what they are compared at
-        measure = self._ladder.stages[self._ladder.comparison if tunes else stage]
-        first = 0 if tunes else self._ladder.first_seed(stage)
+        # The default losses are tuned for what they are compared at.
+        other = {TUNE: self._ladder.comparison, REFERENCE: self._ladder.fitness}
+        measure = self._ladder.stages[other.get(stage, stage)]
+        first = 0 if stage in other else self._ladder.first_seed(stage)
         settings: dict[str, Any] = {
             "task": measure.task,
             "share": measure.share,
-            "evaluate": ("val",) if tunes else self._ladder.splits(stage),
+            "evaluate": ("val",) if stage in other else self._ladder.splits(stage),
             "seed": self._config.seed + first + seed,
             "time_limit": self._config.cluster.time_limit,
             **(self._journal["tuned"] or {}),

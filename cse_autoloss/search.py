@@ -22,9 +22,10 @@ from cse_autoloss.proposals import Round
 from cse_autoloss.runner import ClusterLike, Job, Outcome, TrialRunner
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.space import load_space
-from cse_autoloss.stages import TUNE, Ladder, places_in_batches
+from cse_autoloss.stages import REFERENCE, TUNE, Ladder, places_in_batches
 from cse_autoloss.trial import Trial, TrialResult
 
+REFERENCE_SEEDS = 2  # trainings of the default losses at the search's last stage, at most
 MAX_EMPTY_ROUNDS = 50
 MAX_FAILURES = 50  # trainings one after the other at a stage: it is not the losses that fail
 SOON = 0.1  # seconds to wait for trainings while a worker waits for proposals
@@ -92,6 +93,13 @@ class Search:
         best = self._best_tuned()
         with self._journal.step():
             self._journal["tuned"] = {"scale": dict(best.scale), "lr_scale": best.lr_scale}
+        if self._ladder.needs_reference and self._config.budget.trials:
+            seeds = range(min(self._ladder.stages[self._ladder.fitness].seeds, REFERENCE_SEEDS))
+            jobs = [
+                Job(REFERENCE, self._runner.trial(REFERENCE, f"{seed}", {}, seed), label=DEFAULT)
+                for seed in seeds
+            ]
+            self._runner.train_all(REFERENCE, jobs, self._record)
 
     def _tuning(self, key: str, scale: Mapping[str, float], lr_scale: float = 1.0) -> Job:
         trial = self._runner.trial(TUNE, key, {}, 0, scale=dict(scale), lr_scale=lr_scale)

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cse_autoloss.trial import ConfigError
 
-TUNE = "tune"  # the stage before the ladder: the default losses' trainings
+TUNE = "tune"  # before the ladder: the default losses' trainings at the comparison's measure
+REFERENCE = "default"  # the tuned default losses at the search's last stage, if that measures else
 SEEDS = 1000  # trainings of one candidate at one stage, at most: each stage's seeds are its own
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
 Split = Literal["val", "test"]
@@ -75,9 +76,10 @@ class Ladder:
         """
         search = tuple(name for name, stage in stages.items() if stage.best is None)
         closing = tuple(name for name, stage in stages.items() if stage.best is not None)
-        if TUNE in stages or not all(name.isidentifier() for name in stages):
+        if {TUNE, REFERENCE} & set(stages) or not all(name.isidentifier() for name in stages):
             raise ConfigError(
-                f"stages: names are single words other than {TUNE!r}, found {', '.join(stages)}"
+                f"stages: names are single words other than {TUNE!r} and {REFERENCE!r}, found "
+                f"{', '.join(stages)}"
             )
         if not search or not closing or tuple(stages) != search + closing:
             raise ConfigError(
@@ -108,6 +110,13 @@ class Ladder:
     @property
     def comparison(self) -> str:
         return self.closing[-1]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the search's last stage trains something else than the comparison does, so that
+        the default losses have to be measured there, too."""
+        one, other = self.stages[self.fitness], self.stages[self.comparison]
+        return (one.task, one.share) != (other.task, other.share)
 
     def following(self, name: str) -> str:
         """The search's stage after one that is not its last."""

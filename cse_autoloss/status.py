@@ -11,7 +11,7 @@ from typing import Any
 from cse_autoloss.config import Config, parse_config
 from cse_autoloss.intervals import mean_interval
 from cse_autoloss.journal import DEFAULT, FOUND, CandidateState, Journal, TrialRow
-from cse_autoloss.stages import TUNE, Ladder
+from cse_autoloss.stages import REFERENCE, TUNE, Ladder
 
 RECENT = 1000  # trainings that the rate is told by
 
@@ -52,9 +52,9 @@ class Status:
         trials_per_hour: of these trainings, the latest, while a driver was at it; None before the
             first few.
         seconds_left: estimate until these trainings are done, or None before the first ones.
-        baseline: mAP on val of the tuned default loss, and its loss-weight scales and learning-rate
-            scale.
-        best: of the found candidates: id, losses, mAP (of the last stage that it took part in).
+        fitness: the search's last stage, whose mAP on val the next two are.
+        baseline: mAP of the tuned default loss, and its loss-weight scales and learning-rate scale.
+        best: of the found candidates: id, losses, mAP (the mean of its trainings).
         comparison: the final table, as far as it has come.
         stopped: why the search ended before its budget, or None.
     """
@@ -70,6 +70,7 @@ class Status:
     running: tuple[tuple[str, float], ...]
     trials_per_hour: float | None
     seconds_left: float | None
+    fitness: str
     baseline: Mapping[str, Any] | None
     best: Mapping[str, Any] | None
     comparison: tuple[Compared, ...]
@@ -83,11 +84,14 @@ def read_status(journal: Journal) -> Status:
     """Read how the run stands now."""
     config = parse_config(journal["config"])
     ladder = Ladder.of(config.stages)
-    stages, tuned = journal.counts(), journal["tuned"]
+    counts, tuned = journal.counts(), journal["tuned"]
+    stages = {name: counts[name] for name in (TUNE, *ladder.stages) if name in counts}
     done = stages.get(ladder.fitness, (0, 0))[0]
     rate, left = _pace(journal, config, ladder.fitness, done)
     best = next(iter(journal.best(ladder.closing, 1)), None)
-    tuning = journal.trials(TUNE, finished=True) if tuned else []
+    reference = [row.result.mAP or 0.0 for row in journal.trials(REFERENCE) if row.result]
+    tuning = [row.result.mAP or 0.0 for row in journal.trials(TUNE) if row.result]
+    measured = [max(tuning, default=0.0)] if not ladder.needs_reference else reference
     now = time.time()
     return Status(
         folder=str(journal.folder),
@@ -103,13 +107,12 @@ def read_status(journal: Journal) -> Status:
         ),
         trials_per_hour=rate,
         seconds_left=left,
-        baseline={"mAP": max(row.result.mAP or 0.0 for row in tuning if row.result), **tuned}
-        if tuned
-        else None,
+        fitness=ladder.fitness,
+        baseline={"mAP": sum(measured) / len(measured), **tuned} if tuned and measured else None,
         best={
             "id": best.id,
             "losses": dict(best.losses),
-            "mAP": best.fitness if best.closing is None else best.closing,
+            "mAP": best.fitness,
         }
         if best
         else None,

@@ -98,7 +98,7 @@ def test_it_holds_what_the_journal_holds(run):
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", stop=1)
-    path = write_page(Journal.read(tmp_path / "run"))
+    path = write_page(Journal.read(tmp_path / "run"), tmp_path / "run")
     assert path.read_text(encoding="utf-8").count('"phase":"tuning"') == 1
 
 

@@ -93,6 +93,14 @@ def test_status_is_the_same_for_programs(finished):
     assert status["stages"]["confirm"] == [4, 0] and status["running"] == []
 
 
+def test_a_report_can_be_written_elsewhere(finished, tmp_path):
+    done = cse_search("report", finished[0] / "run", "--out", tmp_path / "there")
+    assert done.returncode == 0 and (tmp_path / "there" / "report.md").is_file(), done.stderr
+    (tmp_path / "file").touch()
+    refused = cse_search("report", finished[0] / "run", "--out", tmp_path / "file" / "below")
+    assert refused.returncode == 2 and "the report cannot be written: Not a dir" in refused.stderr
+
+
 def test_a_run_is_not_resumed_when_what_its_numbers_depend_on_has_changed(finished):
     run = finished[0] / "run"
     refused = cse_search("resume", run, "--set", "budget.trials=13", FORMULA_DATA="two")

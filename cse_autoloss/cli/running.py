@@ -125,11 +125,12 @@ def status(folder: Path, as_json: bool) -> None:
 
 @click.command()
 @RUN
-def report(folder: Path) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; RUN itself where absent.")
+def report(folder: Path, out: Path | None) -> None:
     """Write RUN's report: a page with its tables, the found formulas, and pictures."""
     from cse_autoloss.report import write_report
 
-    for path in write_report(Journal.read(folder)):
+    for path in write_report(Journal.read(folder), out):
         click.echo(f"wrote {path}")
 
 

@@ -29,9 +29,9 @@ SHOWN = 3  # best losses with formula and curves
 CANDIDATES = 5000  # in the page's table: the fittest
 
 
-def write_page(journal: Journal) -> Path:
-    """Write ``report.html`` into the run's folder."""
-    path = journal.folder / "report.html"
+def write_page(journal: Journal, folder: Path) -> Path:
+    """Write ``report.html`` into a folder."""
+    path = folder / "report.html"
     write_text(path, page(journal))
     return path
 
