@@ -33,10 +33,10 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
             for split, path in files.items()
         ]
     found = {path: _content(path) for path in _candidates(listing)}
-    broken = [content for content in found.values() if isinstance(content, ConfigError)]
     of_coco = {path: content for path, content in found.items() if isinstance(content, dict)}
-    if broken and not of_coco:
-        raise broken[0]
+    for path, content in found.items():  # a broken file of no split may be anything
+        if isinstance(content, ConfigError) and (listing.split(path) or not of_coco):
+            raise content
     splits = [(listing.split(path), path) for path in of_coco]
     chosen = one_each(splits, listing)
     if "train" in chosen and None in chosen:
@@ -124,6 +124,7 @@ def _content(path: Path) -> dict[str, Any] | ConfigError | None:
         return ConfigError(f"{path}: not JSON: {error}")
     if not isinstance(content, dict) or not any(key in content for key in _LISTS[:2]):
         return None
+    content.setdefault("annotations", [])  # a test split's images come without
     for key in _LISTS:
         if not isinstance(content.get(key), list):
             return ConfigError(

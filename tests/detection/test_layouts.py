@@ -672,6 +672,31 @@ def test_a_refusal_says_what_was_found(tmp_path):
         datasets.find(str(tmp_path))
 
 
+def test_a_split_that_is_broken_is_refused_and_not_drawn_anew(tmp_path):
+    roboflow(tmp_path)
+    path = tmp_path / "valid" / "_annotations.coco.json"
+    for text, message in (
+        ("{", "not JSON"),
+        ('{"images": [], "categories": []}', "no images"),
+        ('{"images": [], "annotations": 3}', "no list 'annotations'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"valid/_annotations.coco.json: {message}"):
+            datasets.find(str(tmp_path))
+    path.write_text("[]")
+    write(tmp_path / "notes.json", {"images": 1})
+    data = datasets.find(str(tmp_path))
+    assert "no val split: it is drawn from train" in " ".join(map(str, data.findings))
+
+
+def test_a_test_split_of_images_alone_counts_as_none(tmp_path):
+    no_year(tmp_path)
+    path = coco_set(tmp_path / "annotations" / "test.json", tmp_path / "test", first=200)
+    rewrite(path, lambda read: read.pop("annotations"))
+    data = datasets.find(str(tmp_path))
+    assert (data.splits["val"].images, data.splits["test"].images) == (3, 3)
+
+
 def check(*arguments):
     return CliRunner().invoke(data_command, ["check", *map(str, arguments)])
 
@@ -713,3 +738,45 @@ def test_a_run_takes_the_data_that_its_config_names_or_files_named_outright(tmp_
     assert checked["notes"] == []
     with pytest.raises(ConfigError, match="no segmentation; the detector has a mask head"):
         Setup({"config": "mask_rcnn_proxy", "data": files})
+
+
+@pytest.fixture(scope="module")
+def label_sets(tmp_path_factory):
+    roots = tmp_path_factory.mktemp("yolo"), tmp_path_factory.mktemp("voc")
+    yolo_ultralytics(roots[0])
+    voc(roots[1], count=4)
+    return roots
+
+
+pieces = st.sampled_from(
+    ["0", "1", "-1", "0.5", "1e400", "nan", "names", "train", ":", "[", "{", "- ", " ", "\n", "\t"]
+    + [
+        "<annotation>",
+        "<object>",
+        "</object>",
+        "<name>",
+        "bolt",
+        "</name>",
+        "&",
+        "<!",
+        "\u00e4",
+        "\0",
+    ]
+)
+
+
+@given(
+    text=st.lists(pieces, max_size=12).map("".join),
+    place=st.sampled_from(["labels/train/i0.txt", "data.yaml", "Annotations/i0.xml"]),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_labels_of_any_text_are_read_or_refused_in_one_line(label_sets, text, place):
+    root = next(root for root in label_sets if (root / place).is_file())
+    before = (root / place).read_text(encoding="utf-8")
+    try:
+        (root / place).write_text(text, encoding="utf-8")
+        datasets.find(str(root))
+    except ConfigError as error:
+        assert "\n" not in str(error) and str(root) in str(error)
+    finally:
+        (root / place).write_text(before, encoding="utf-8")
