@@ -305,14 +305,17 @@ class Cluster:
             elif result := self._settle_trial(reference):
                 results.append(result)
         for reference, running in list(self._running.items()):
-            elapsed = time.monotonic() - running.started
-            if running.trial.time_limit is not None and elapsed > running.trial.time_limit + GRACE:
+            elapsed, limit = time.monotonic() - running.started, running.trial.time_limit
+            grace = GRACE
+            if running.trial.task == "head":  # a node's first one computes features, untimed
+                grace += self._section.start_limit
+            if limit is not None and elapsed > limit + grace:
                 del self._running[reference]
                 self._replace(running.worker)
                 results.append(
                     TrialResult.failed(
                         running.trial,
-                        f"outlived its time limit of {running.trial.time_limit:g} s",
+                        f"outlived its time limit of {limit:g} s",
                         elapsed,
                     )
                 )

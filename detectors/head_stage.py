@@ -8,7 +8,7 @@ losses and NMS are mmdet's own; :mod:`detectors.head_features` says what is cach
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,11 @@ class HeadStage:
         self._directions = [direction for _, direction, _ in flips if direction is not None]
         self._kind = RoIFeatures if RoIFeatures.can_do(trunk) else FeatureMaps
         self._splits: dict[str, RoIFeatures | FeatureMaps] = {}
+
+    def load(self, splits: Iterable[str]) -> None:
+        """Make the features of these splits, or read what is there: it can take minutes."""
+        for split in splits:
+            self._features(split)
 
     def trainable(self, model: nn.Module) -> nn.Module:
         """The model's box head alone, with mmcv's ``train_step`` for batches of :meth:`batches`."""

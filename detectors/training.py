@@ -160,6 +160,8 @@ class DetectorTrainer:
     def train(
         self, trial: Trial, progress: Callable[[int, int], None] | None = None
     ) -> TrialResult:
+        if trial.task == "head":
+            self._head_stage().load(("train", *trial.evaluate))
         started = time.monotonic()
         steps = self._setup.steps_of(trial.task, trial.share)
         watch = _Watch(steps, progress, trial.time_limit and started + trial.time_limit)
