@@ -24,7 +24,7 @@ from cse_autoloss.racing import Race
 from cse_autoloss.rankers import Belief, Measured, Ranking, load_ranker
 from cse_autoloss.screening import Screener
 from cse_autoloss.screening.equivalence import fingerprint
-from cse_autoloss.screening.features import branch_features
+from cse_autoloss.screening.features import branch_features, with_defaults
 from cse_autoloss.screening.screener import ACCEPTED, BATCH_SIZE, DUPLICATE, ScreenReport
 from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import load_space
@@ -385,8 +385,8 @@ class Proposals:
         return self._features_of([offer.losses for offer in offers])
 
     def _features_of(self, losses: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """(n, d) float32; a branch without a loss of its own has zeros."""
-        columns = []
+        """(n, d) float32, as ``screening.features.features`` has them, from what is kept."""
+        columns, losses = [], with_defaults(losses, self._spaces)
         for branch, space in self._spaces.items():
             texts = {entry[branch] for entry in losses if branch in entry}
             missing = sorted(text for text in texts if (branch, text) not in self._features)

@@ -1,5 +1,7 @@
 """Features: what a loss does to predictions, as numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,12 +58,16 @@ def test_company_changes_nothing():
     assert (rows(CLS, *[FOCAL] * 600, CE)[-1] == alone[0]).all()
 
 
-def test_a_pair_has_both_branches_and_a_default_branch_is_zero():
-    pairs = [{"cls": CE, "reg": "Sub(1,Div(I,U))"}, {"cls": CE}, {"reg": "Sub(1,Div(I,U))"}]
+def test_a_pair_has_both_branches_and_a_default_branch_that_of_the_first_known_loss():
+    pairs = [{"cls": FOCAL, "reg": "Sub(1,Div(I,U))"}, {"cls": FOCAL}, {"reg": "Sub(1,Div(I,U))"}]
     table = features(pairs, {"cls": CLS, "reg": REG})
-    d = rows(CLS, CE).shape[1]
-    assert (table[0, :d] == rows(CLS, CE)[0]).all()
+    d = rows(CLS, FOCAL).shape[1]
+    assert (table[0, :d] == rows(CLS, FOCAL)[0]).all()
+    assert (table[0, d:] == rows(REG, "Sub(1,Div(I,U))")[0]).all()
     assert (table[1, :d] == table[0, :d]).all() and (table[2, d:] == table[0, d:]).all()
-    assert not table[1, d:].any() and not table[2, :d].any()
+    assert (table[1, d:] == rows(REG, "IoU")[0]).all()
+    assert (table[2, :d] == rows(CLS, CE)[0]).all()
     assert features(pairs[:2], {"cls": CLS}).shape == (2, d)
     assert features([], {"cls": CLS, "reg": REG}).shape == (0, table.shape[1])
+    unknowing = {"cls": CLS, "reg": replace(REG, losses={})}
+    assert not features(pairs[1:2], unknowing)[0, d:].any()

@@ -79,8 +79,8 @@ class Model:
         # Few rows tell how smooth the process is as well as all do, in a fraction of the time.
         few = np.random.default_rng(0).permutation(len(rows))[:FEW]
         length = np.median(pdist(rows[few])) or 1.0
-        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
-            length, (0.05 * length, 50 * length), 1.5
+        kernel = ConstantKernel(1.0, (1e-2, 1e4)) * Matern(
+            length, (0.05 * length, 100 * length), 1.5
         )
         targets = (scores - centre) / scale
         error = (measured.noise / scale) ** 2 / measured.trainings[usable]

@@ -67,6 +67,22 @@ def branch_features(
     return np.arcsinh(field / _LINEAR).reshape(len(field), batch.initial.size).astype(np.float32)
 
 
+def with_defaults(
+    losses: Sequence[Mapping[str, str]], spaces: Mapping[str, SearchSpace]
+) -> list[dict[str, str]]:
+    """Candidates with a stand-in for the detector's default where they leave a branch to it: the
+    space's first known loss, which is the default, or close to it (-log IoU for L1 on boxes).
+
+    A branch whose space knows no loss stays away.
+    """
+    stand_ins = {
+        branch: str(next(iter(space.losses.values())).expression)
+        for branch, space in spaces.items()
+        if space.losses
+    }
+    return [{**stand_ins, **entry} for entry in losses]
+
+
 def features(
     losses: Sequence[Mapping[str, str]],
     spaces: Mapping[str, SearchSpace],
@@ -74,8 +90,8 @@ def features(
 ) -> np.ndarray:
     """Features of candidates: those of all branches of ``spaces``, one after the other.
 
-    A branch that a candidate leaves to the detector's default has zeros: equally far from every
-    loss. Each expression's field is computed once, however many candidates hold it.
+    A branch that a candidate leaves to the default has those of ``with_defaults``. Each
+    expression's field is computed once, however many candidates hold it.
 
     Args:
         losses: branch to expression text, for each candidate.
@@ -89,17 +105,18 @@ def features(
         ExpressionError: if a text is no loss of its space.
     """
     columns = [np.zeros((len(losses), 0), np.float32)]
+    entries = with_defaults(losses, spaces)
     for branch, space in spaces.items():
         places: dict[str, int] = {}
         held = [
             places.setdefault(entry[branch], len(places)) if branch in entry else -1
-            for entry in losses
+            for entry in entries
         ]
         table = branch_features(
             [Expression.parse(text, space) for text in places],
             space,
             (batches or {}).get(branch),
         )
-        default = np.zeros((1, table.shape[1]), np.float32)
-        columns.append(np.concatenate([table, default])[held])
+        nothing = np.zeros((1, table.shape[1]), np.float32)
+        columns.append(np.concatenate([table, nothing])[held])
     return np.concatenate(columns, axis=1)
