@@ -93,6 +93,11 @@ class Language:
         return tuple(PRIMITIVES[name] for name in self.operators)
 
     @cached_property
+    def detaching(self) -> tuple[str, ...]:
+        """Operators with an argument that lets no gradient through."""
+        return tuple(row.name for row in self.primitives if None in (row.adjoint or ()))
+
+    @cached_property
     def arity(self) -> np.ndarray:
         """(codes,) number of arguments by code; 0 for leaves and padding."""
         arity = np.zeros(self._codes, np.uint8)

@@ -96,10 +96,12 @@ class Deap:
         ):
             return PROPERTIES[0]
         function = gp.compile(tree, self.primitives)
+        tolerances = self.probes.tolerances
+        detached = np.array([any(node.name in self.space.detaching for node in tree)])
         for index, block in enumerate(self.probes.blocks):
             values, slopes = self.losses(function, index)
             with np.errstate(all="ignore"):
-                for name, where in violations(values, slopes, block, self.probes.tolerances):
+                for name, where in violations(values, slopes, block, tolerances, detached):
                     if where.any():
                         return name
         return None

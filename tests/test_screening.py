@@ -23,6 +23,7 @@ from cse_autoloss.variation import Population, grow
 SPACES = [load_space(name) for name in space_names()]
 spaces = pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
 TWO, ONE, REG = (load_space(name) for name in ("two_stage_cls", "one_stage_cls", "reg"))
+ONE_PLUS = load_space("one_stage_cls_plus")
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -73,10 +74,50 @@ def test_what_is_no_loss_falls_to_the_property_that_it_lacks(space, text, failed
     assert not verdict.accepted and verdict.failed == failed, verdict.detail
 
 
+BCE_TO = "Neg(Add(Mul({t},Log(Sig(X))),Mul(Sub(1,{t}),Log(Sub(1,Sig(X))))))"
+IA_TARGET = "Detach(Mul(Pow(Sig(X),0.25),Pow(Q,0.75)))"  # of a positive; a negative's is 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        str(ONE.losses["QualityFocal"].expression),
+        BCE_TO.format(t="Q"),  # soft-IoU targets
+        BCE_TO.format(t="Mul(Q,Sqrt(Q))"),  # MAL without its weights
+        "Mul(Sub(Q,Sig(X)),Sub(Q,Sig(X)))",
+        f"Add(Mul(PY,{BCE_TO.format(t=IA_TARGET)}),Mul(NY,Neg(Log(Sub(1,Sig(X))))))",  # IA-BCE
+    ],
+)
+def test_a_loss_whose_best_score_is_the_iou_is_verified_as_such(text):
+    verdict = verify(parse(text, ONE_PLUS), ONE_PLUS)
+    assert verdict.accepted and "best score of a positive rises with its IoU" in verdict.detail
+
+
+def test_a_label_may_be_smoothed():
+    for share, accepted in ((0.05, True), (0.5, False)):
+        target = f"Add({share},Mul({1 - 2 * share:g},PY))" if share < 0.5 else "0.5"
+        verdict = verify(parse(BCE_TO.format(t=target), ONE_PLUS), ONE_PLUS)
+        assert verdict.accepted is accepted, verdict.detail
+        assert "best score" not in verdict.detail
+
+
+def test_what_is_detached_is_no_part_of_the_descent():
+    """A factor without gradient weighs; what it does to the value says nothing."""
+    entropy = BCE_TO.format(t="PY")
+    weighed = f"Mul(Detach(Sub(3,Add(Sig(X),PY))),{entropy})"
+    assert verify(parse(weighed, ONE_PLUS), ONE_PLUS).accepted
+    assert verify(parse(f"Add({entropy},Mul(3,Detach(X)))", ONE_PLUS), ONE_PLUS).accepted
+    nothing = verify(parse(f"Detach({entropy})", ONE_PLUS), ONE_PLUS)
+    assert nothing.failed == "not-flat"
+
+
+def test_at_other_ious_there_must_be_one_best_score():
+    wobble = "Mul(Mul(PY,Sub(1,Q)),Mul(3,Sin(Mul(2,X))))"
+    verdict = verify(parse(f"Add({BCE_TO.format(t='Q')},{wobble})", ONE_PLUS), ONE_PLUS)
+    assert verdict.failed == "convergence" and "positive of IoU 0" in verdict.counterexample.sweep
+
+
 def test_a_quality_aware_loss_is_held_to_its_properties_at_iou_1_only_but_must_be_finite_everywhere():
-    assert verify(
-        ONE.losses["QualityFocal"].expression, ONE
-    ).accepted  # at IoU 0.5 it wants a score of 0.5
     broken = parse(
         f"Add({ONE.losses['QualityFocal'].expression},Log(Sub(Mul(2,Q),Mul(PY,1))))", ONE
     )
@@ -94,7 +135,8 @@ def test_a_counterexample_is_one(space):
     for expression in report.population.take(fallen).expressions():
         verdict = screener.verify(expression)
         trace = verdict.counterexample
-        assert trace.slopes[trace.at] > 0, verdict.detail
+        here, before = trace.values[trace.at], trace.values[: trace.at]
+        assert trace.slopes[trace.at] > 0 or here > min(before), verdict.detail
         variables = {name: torch.tensor([numbers]) for name, numbers in trace.variables.items()}
         loss = expression.fold(
             lambda name: (
@@ -381,17 +423,13 @@ def test_wrong_probes_are_refused_in_one_line(space, changes, message):
 
 def test_probes_can_be_tightened_and_widened():
     wobbly = parse("Add(Neg(Dot(Y,Log(Softmax(X)))),Div(Dot(Y,Sin(X)),Mul(3,Mul(3,3))))", TWO)
-    assert verify(wobbly, TWO).failed == "monotonicity"
-    loose = probed(
-        TWO,
-        tolerances={
-            **TWO.probes["tolerances"],
-            "monotonicity": 0.5,
-            "fading": 0.5,
-            "convergence": 0.5,
-        },
-    )
-    assert verify(wobbly, loose).accepted
+    assert verify(wobbly, TWO).accepted
+    strict = probed(TWO, tolerances={**TWO.probes["tolerances"], "rebound": 0.001})
+    assert verify(wobbly, strict).failed == "monotonicity"
+    loose = dict.fromkeys(("monotonicity", "rebound", "convergence", "fading"), 1)
+    stormy = parse("Add(Neg(Dot(Y,Log(Softmax(X)))),Mul(3,Dot(Y,Sin(X))))", TWO)
+    assert verify(stormy, TWO).failed == "monotonicity"
+    assert verify(stormy, probed(TWO, tolerances={**TWO.probes["tolerances"], **loose})).accepted
     steep = parse("Add(Neg(Dot(Y,Log(Softmax(X)))),Log(Exp(Mul(Dot(X,X),Dot(X,X)))))", TWO)
     assert (
         verify(steep, probed(TWO, logits=[-80, 80])).failed

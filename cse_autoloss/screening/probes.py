@@ -30,8 +30,9 @@ class Tolerances:
     number.
 
     Attributes:
-        monotonicity: how steeply a loss may rise, as a share of its steepest slope in the same
-            group of sweeps.
+        monotonicity: how steeply a loss may rise where it must not, as a share of its steepest
+            slope on the same sweep.
+        rebound: how far a loss may rise where it may, as a share of its range on the same sweep.
         convergence: how far above the group's least value the loss may be at the label or target,
             as a share of its
         range. fading: slope at the label that is allowed, as a share of the steepest
@@ -39,6 +40,7 @@ class Tolerances:
     """
 
     monotonicity: float
+    rebound: float
     convergence: float
     fading: float | None
 
@@ -57,6 +59,9 @@ class Block:
             position.
         weights: (points, columns) weight of each element of the loss, or None for 1.
         held: whether the properties are demanded; if not, only that everything is finite.
+        aims: where they are not: whether there must be one best score, wherever it lies.
+        free: (points,) where a loss may rise again: the prediction is right (a score's aim may be
+            short of 1), or a box hardly overlaps its target.
         settled: (points,) where the prediction is at its label or target.
         wrong: (points,) where it is plainly wrong, and a gradient must be there.
         flatness: how much of one, as a share of the steepest slope at such points of the group.
@@ -71,6 +76,8 @@ class Block:
     tangents: Mapping[str, np.ndarray]
     weights: np.ndarray | None
     held: bool
+    aims: bool
+    free: np.ndarray
     settled: np.ndarray
     wrong: np.ndarray
     flatness: float
@@ -110,7 +117,12 @@ class Probes:
                 tuple(_logit_blocks(section, space)),
                 section.share("fading"),
             )
-        tolerances = Tolerances(section.share("monotonicity"), section.share("convergence"), fading)
+        tolerances = Tolerances(
+            section.share("monotonicity"),
+            section.share("rebound"),
+            section.share("convergence"),
+            fading,
+        )
         section.finish()
         return cls(blocks, tolerances)
 
@@ -353,15 +365,14 @@ def _logit_block(
     if one_stage:
         weights = ALPHA * y + (1 - ALPHA) * (1 - y)
         margin = np.tile(position, len(texts))  # how far the swept logit lies on its right side
+        wrong_at = margin
     else:
         weights = None
-        # Of the label over the others. A softmax is put right by either logit: what moves one of
-        # them is not flat.
-        margin = np.where(
-            (direction != 0).all(-1),
-            np.where(y == 1, x, 0).sum(-1) - np.where(y == 1, -np.inf, x).max(-1),
-            np.inf,
-        )
+        # Of the label over the others, or over the one that is swept alone.
+        rivals = np.where((direction < 0).any(-1, keepdims=True), direction < 0, y == 0)
+        margin = np.where(y == 1, x, 0).sum(-1) - np.where(rivals, x, -np.inf).max(-1)
+        # A softmax is put right by either logit: what moves one of them is not flat.
+        wrong_at = np.where((direction != 0).all(-1), margin, np.inf)
     return Block(
         name,
         shape,
@@ -369,8 +380,10 @@ def _logit_block(
         {"X": direction},
         weights,
         held,
+        not held,
+        margin > 0,
         settled.ravel(),
-        (margin <= -wrong[0]) & (margin >= -wrong[1]),
+        (wrong_at <= -wrong[0]) & (wrong_at >= -wrong[1]),
         flatness,
         tuple(texts),
         "logit",
@@ -539,6 +552,8 @@ def _box_block(
         _columns(names, slope, space.predicted),
         None,
         True,
+        False,
+        iou < wrong[0],
         settled,
         (iou >= wrong[0]) & (iou <= wrong[1]) & rising,
         flatness,
@@ -581,6 +596,8 @@ def _each_alone(space: SearchSpace, areas: list[float], aspects: list[float], pa
         _columns(names, slope, space.predicted),
         None,
         False,
+        False,
+        nowhere,
         nowhere,
         nowhere,
         0,

@@ -166,14 +166,33 @@ class Screener:
                 USES_PREDICTION,
                 f"the loss does not depend on the prediction ({predicted} is missing)",
             )
+        detached = self._has(
+            Population.from_expressions([expression], self.space), self.space.detaching
+        )
         for index, block in enumerate(self.probes.blocks):
             values, slopes = self._losses(graph, index)
             with np.errstate(all="ignore"):
-                for name, where in violations(values, slopes, block, self.probes.tolerances):
+                tolerances = self.probes.tolerances
+                for name, where in violations(values, slopes, block, tolerances, detached):
                     if where.any():
                         trace = _trace(block, values[:, 0], slopes[:, 0], int(np.argmax(where)))
                         return Verdict(False, name, _detail(name, trace), trace)
-        return Verdict(True, None, "all properties hold")
+        aim = ""
+        if any(self._follows_its_quality(graph, i) for i in range(len(self.probes.blocks))):
+            aim = "; the best score of a positive rises with its IoU"
+        return Verdict(True, None, f"all properties hold{aim}")
+
+    def _follows_its_quality(self, graph: Graph, index: int) -> bool:
+        """Whether, on a block of positives of rising IoU, the score that is best rises with it."""
+        block = self.probes.blocks[index]
+        if not block.aims or block.name != "IoUs":
+            return False
+        _, slopes = self._losses(graph, index)
+        sweeps = block.shape[0] * block.shape[1]
+        # Where descent stops: the slope is no longer negative.
+        rising = slopes[:, 0].reshape(sweeps, -1) >= 0
+        best = np.where(rising.any(1), rising.argmax(1), rising.shape[1])[:: block.shape[1]]
+        return bool((np.diff(best) >= 0).all() and best[0] < best[-1])
 
     def traces(self, expression: Expression) -> list[Trace]:
         """The loss along every sweep of the largest block that it is held to; empty if it does not
@@ -197,11 +216,15 @@ class Screener:
 
     def uses_prediction(self, population: Population) -> np.ndarray:
         """(n,) bool: whether a variable that depends on the prediction occurs."""
-        uses = np.zeros(len(population), bool)
-        for name in self.space.predicted:
+        return self._has(population, self.space.predicted)
+
+    def _has(self, population: Population, names: Iterable[str]) -> np.ndarray:
+        """(n,) bool: whether a token of these names occurs."""
+        found = np.zeros(len(population), bool)
+        for name in names:
             for column in population.programs.T:
-                uses |= column == population.language.codes[name]
-        return uses
+                found |= column == population.language.codes[name]
+        return found
 
     def _batch(self, population: Population) -> tuple[np.ndarray, np.ndarray]:
         uses = self.uses_prediction(population)
@@ -219,10 +242,14 @@ class Screener:
         verdicts = np.where(
             self.seen.add(forest.hashes[: len(forest)]), np.int8(ACCEPTED), np.int8(DUPLICATE)
         )
+        detached = self._has(population, self.space.detaching)[columns.rows]
         for index, block in enumerate(self.probes.blocks):
             for trees in self._parts(columns, np.flatnonzero(verdicts == ACCEPTED), block):
                 verdicts[trees] = first_failures(
-                    *self._losses(Graph.of(forest, trees), index), block, self.probes.tolerances
+                    *self._losses(Graph.of(forest, trees), index),
+                    block,
+                    self.probes.tolerances,
+                    detached[trees],
                 )
         codes[columns.rows] = verdicts
         return codes, hashes
@@ -268,8 +295,9 @@ def _trace(block: Block, values: np.ndarray, slopes: np.ndarray, point: int) -> 
 _SAYS = {
     "finite-values": "the loss is {value:g}",
     "finite-gradients": "the gradient is {slope:g}",
-    "monotonicity": "the loss rises towards the label or target (slope {slope:.3g})",
-    "convergence": "the loss is not least or not settled at the label or target (value {value:.6g}, slope {slope:.3g})",
+    "monotonicity": "the loss rises towards the label or target (value {value:.6g}, slope {slope:.3g})",
+    "convergence": "the loss is not least or not settled at the label or target, or has two best scores "
+    "(value {value:.6g}, slope {slope:.3g})",
     "not-flat": "there is next to no gradient where the prediction is wrong (slope {slope:.3g})",
 }
 
