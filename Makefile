@@ -3,10 +3,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup test search docs
+.PHONY: setup lint test search docs
 
 setup:
 	@$(PYTHON) scripts/install.py --venv $(VENV)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 test: setup
 	$(VENV)/bin/python -m pytest

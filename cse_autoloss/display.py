@@ -15,6 +15,7 @@ from rich.text import Text
 from cse_autoloss.intervals import mean_interval
 from cse_autoloss.journal import FUNNEL, Journal
 from cse_autoloss.status import Compared, Status, read_status
+from cse_autoloss.text import printable
 
 PLAIN_EVERY = 15.0  # seconds between plain lines
 REFRESH = 1.0  # seconds between two looks of the live panel at the journal
@@ -74,7 +75,7 @@ def plain_line(status: Status) -> str:
     if status.seconds_left:
         parts.append(f"{duration(status.seconds_left)} left")
     parts.append(_best(status))
-    return "; ".join(parts)
+    return printable("; ".join(parts))
 
 
 def stage_counts(stages: Mapping[str, tuple[int, int]]) -> str:
@@ -87,27 +88,32 @@ def stage_counts(stages: Mapping[str, tuple[int, int]]) -> str:
 
 def panel(status: Status) -> Group:
     """The live view: funnel, running trials, rate, best so far."""
-    funnel = Table(title=f"{status.folder}: {status.phase}", title_justify="left")
+    head = _text(f"{status.folder}: {status.phase}")
+    funnel = Table(title=head, title_justify="left")
     for column in ("branch", *FUNNEL):
         funnel.add_column(column, justify="left" if column == "branch" else "right")
     for branch, counts in status.funnel.items():
-        funnel.add_row(branch, *(f"{counts[name]:,}" for name in FUNNEL))
+        funnel.add_row(_text(branch), *(f"{counts[name]:,}" for name in FUNNEL))
     shown = [f"{key} ({duration(seconds)})" for key, seconds in status.running[:8]]
     more = [f"and {len(status.running) - 8} more"] if len(status.running) > 8 else []
     rate = (
         f"{status.trials_per_hour:.0f} trials/h" if status.trials_per_hour else "no rate known yet"
     )
     left = f", {duration(status.seconds_left)} left" if status.seconds_left else ""
-    head = funnel if status.funnel else Text(f"{status.folder}: {status.phase}")
     return Group(
-        head,
-        Text(
+        funnel if status.funnel else head,
+        _text(
             f"trainings: {stage_counts(status.stages) or 'none'}   candidates waiting: "
             f"{status.waiting}   allowed: {status.trials[1]}   {rate}{left}"
         ),
-        Text(f"running: {', '.join(shown + more) or 'none'}"),
-        Text(_best(status)),
+        _text(f"running: {', '.join(shown + more) or 'none'}"),
+        _text(_best(status)),
     )
+
+
+def _text(line: str) -> Text:
+    """Neither markup nor anything that a terminal would obey."""
+    return Text(printable(line))
 
 
 def _best(status: Status) -> str:
@@ -131,7 +137,7 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
     table.add_column("test", justify="right")
     table.add_column(GAIN, justify="right")
     for row in rows:
-        table.add_row(Text(row.label), *comparison_cells(row))
+        table.add_row(_text(row.label), *comparison_cells(row))
     return table
 
 

@@ -3,6 +3,7 @@ losses."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from torch import Tensor
 from cse_autoloss.canonical import canonical, known_name
 from cse_autoloss.errors import UserError
 from cse_autoloss.expression import Expression
+from cse_autoloss.files import write_whole
 from cse_autoloss.losses import build_loss
 from cse_autoloss.primitives import Primitive
 from cse_autoloss.space import SearchSpace
@@ -36,7 +38,8 @@ def text_tree(expression: Expression) -> str:
             ]
         return lines
 
-    return "\n".join(expression.fold(lambda name: [name], node))
+    lines: list[str] = expression.fold(lambda name: [name], node)
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,24 @@ def plot(expression: Expression, space: SearchSpace, path: Path) -> None:
     _draw_tree(figure.add_subplot(grid[:, -1]), formula)
     figure.suptitle(_title(formula, figure), fontsize=11)
     try:
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as error:
+        save(figure, path)
+    except (OSError, UserError) as error:
         raise UserError(f"--plot {path}: {' '.join(str(error).split())}") from None
+
+
+def save(figure: Any, path: Path, dpi: int = 130) -> None:
+    """Write a figure into a file whose name says the format.
+
+    Raises:
+        UserError: if there is no such format.
+        OSError: if the file cannot be written.
+    """
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    write_whole(path, picture.getvalue())
 
 
 def _limit(axes: Any) -> None:

@@ -162,7 +162,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         by_seed = [
             dict(zip(self._seeds, map(_score, part), strict=True)) for part in (mine, default)
         ]
-        gain = paired_interval(*by_seed)
+        gain = paired_interval(by_seed[0], by_seed[1])
         return replace(
             found,
             mAP=tuple(by_seed[0].values()),

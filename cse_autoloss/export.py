@@ -3,16 +3,18 @@ without dependencies."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cse_autoloss.config import parse_config
+from cse_autoloss.files import write_whole
 from cse_autoloss.journal import Candidate, Journal, TrialRow, found_label
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.standalone import CLASS_NAMES, standalone_module
 from cse_autoloss.status import read_comparison
-from cse_autoloss.trial import ConfigError, Found, load_trainer
+from cse_autoloss.trial import ConfigError, Found, TrialResult, load_trainer
+
+TORCH = "torch"  # the target that is the losses alone
 
 
 def ranking(journal: Journal, count: int = -1) -> list[Candidate]:
@@ -33,7 +35,7 @@ def found(journal: Journal, rank: int = 1) -> Found:
             f"--rank {rank}: {journal.folder} has found {len(candidates)} trained losses so far"
         )
     candidate = candidates[rank - 1]
-    row = _measured(journal, candidate)
+    row, result = _measured(journal, candidate)
     compared = [
         entry for entry in read_comparison(journal) if entry.label == found_label(candidate)
     ]
@@ -44,30 +46,35 @@ def found(journal: Journal, rank: int = 1) -> Found:
         "mAP on val": candidate.fitness,
         "stage": row.stage,
         "seed": row.trial.seed,
-        "steps": row.result.steps,
+        "steps": result.steps,
         "mAP on fresh seeds": {"val": list(compared[0].val), "test": list(compared[0].test)}
         if compared
         else None,
-        **row.result.provenance,
+        **result.provenance,
+    }
+    # Texts of a journal become code here: only as what they are parsed as.
+    losses = {
+        branch: str(load_space(journal["spaces"][branch]).expression(text))
+        for branch, text in candidate.losses.items()
     }
     return Found(
-        candidate.losses,
+        losses,
         {branch: journal["spaces"][branch] for branch in candidate.losses},
-        row.result.loss_weights,
+        result.loss_weights,
         provenance,
         str(journal.prepared_path.resolve()) if journal.prepared else None,
         row.trial.lr_scale,
     )
 
 
-def _measured(journal: Journal, candidate: Candidate) -> TrialRow:
+def _measured(journal: Journal, candidate: Candidate) -> tuple[TrialRow, TrialResult]:
     """The first training of a candidate at the last stage that it took part in, of those that did
     not fail."""
     ladder = Ladder.of(parse_config(journal["config"]).stages)
     for stage in (*reversed(ladder.closing), ladder.fitness):
         for row in journal.trials_of(candidate.id, stage):
             if row.result and row.result.mAP is not None:
-                return row
+                return row, row.result
     raise ConfigError(f"{found_label(candidate)}: none of its trainings has come to anything")
 
 
@@ -76,11 +83,16 @@ def export_run(
     output: Path,
     rank: int = 1,
     base: str | None = None,
-    target: str = "mmdet2",
+    target: str | None = None,
     check: bool = True,
 ) -> list[Path]:
     """Write the config to ``output`` and each loss as a plain PyTorch file beside it
     (``<name>_cls.py``, ``<name>_reg.py``).
+
+    Args:
+        base: the user's own config to put the losses into.
+        target: one of the trainer's (its first one where None), or ``"torch"``: the PyTorch files
+            alone, for which nothing that the run names is imported.
 
     Returns:
         The paths written.
@@ -91,9 +103,16 @@ def export_run(
     """
     config = parse_config(journal["config"])
     loss = found(journal, rank)
-    texts = load_trainer(config.detector["trainer"]).export(
-        config.detector, loss, base, target, output.stem, check
-    )
+    texts: dict[str, str] = {}
+    if target != TORCH:
+        trainer = load_trainer(config.detector["trainer"])
+        if target not in (None, *trainer.targets):
+            raise ConfigError(
+                f"--target {target}: expected one of {', '.join((*trainer.targets, TORCH))}"
+            )
+        texts = trainer.export(
+            config.detector, loss, base, target or trainer.targets[0], output.stem, check
+        )
     files = {output.with_name(name): text for name, text in texts.items()}
     for branch, expression in loss.losses.items():
         space = load_space(loss.spaces[branch])
@@ -101,13 +120,5 @@ def export_run(
             space.expression(expression), space, CLASS_NAMES[branch], loss.loss_weights[branch]
         )
     for path, content in files.items():
-        write_text(path, content)
+        write_whole(path, content)
     return list(files)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

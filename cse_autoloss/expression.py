@@ -113,7 +113,7 @@ class Expression:
         texts = [text_of(value) for value in values]
         if None in texts:
             raise ExpressionError(f"{values[texts.index(None)]:g} is no literal: out of range")
-        left = iter(texts)
+        left = iter(text for text in texts if text is not None)
         return Expression(tuple(next(left) if is_number(n) else n for n in self.program))
 
     def subtree(self, start: int) -> slice:

@@ -366,8 +366,17 @@ class Journal:
             {"chosen": chosen},
         )
         return [
-            Survivor(*row[:6], tuple(json.loads(row[6])), np.frombuffer(row[7], "<f2"))
-            for row in rows
+            Survivor(
+                number,
+                branch,
+                text,
+                fingerprint,
+                found_in,
+                operator,
+                tuple(json.loads(parents)),
+                np.frombuffer(features, "<f2"),
+            )
+            for number, branch, text, fingerprint, found_in, operator, parents, features in rows
         ]
 
     @property
@@ -560,12 +569,15 @@ class Journal:
         )
         return [
             TrialRow(
-                *row[:3],
-                Trial.from_json(row[3]),
-                TrialResult.from_json(row[4]) if row[4] else None,
-                *row[5:],
+                stage,
+                candidate,
+                label,
+                Trial.from_json(trial),
+                TrialResult.from_json(result) if result else None,
+                started,
+                seconds,
             )
-            for row in rows
+            for stage, candidate, label, trial, result, started, seconds in rows
         ]
 
     def count_trials(self, stage: str) -> int:

@@ -75,7 +75,9 @@ class Language:
         """The token of a code."""
         if code < literals.FIRST_CODE:
             return self.names[code]
-        return literals.text_of(float(literals.values_of(np.array(code))))
+        text = literals.text_of(float(literals.values_of(np.array(code))))
+        assert text is not None, "codes are made of literals alone"
+        return text
 
     @property
     def code_type(self) -> type[np.unsignedinteger]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cse_autoloss.journal import Journal, TrialRow
+from cse_autoloss.named import load_class
 from cse_autoloss.trial import ConfigError
 
 NAMES = ("tensorboard", "mlflow")
@@ -49,7 +50,7 @@ def load_logger(name: str) -> type[RunLogger]:
     Raises:
         ConfigError: if there is none, or what it needs is not installed.
     """
-    known = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger}
+    known: dict[str, type[RunLogger]] = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger}
     if name in known:
         needs = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow"}[name]
         try:
@@ -57,15 +58,11 @@ def load_logger(name: str) -> type[RunLogger]:
         except ImportError as error:
             raise ConfigError(f"log: {name} is not installed: pip install {name}") from error
         return known[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ConfigError(
             f"log: {name!r} is neither {' nor '.join(NAMES)} nor of the form 'package.module:Class'"
         )
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"log: cannot load {name!r}: {error}") from error
+    return load_class(name, "log")
 
 
 @contextlib.contextmanager

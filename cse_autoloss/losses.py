@@ -82,6 +82,8 @@ class ExpressionLoss(nn.Module):
     """
 
     _options: dict[str, Any] = {"reduction": "mean", "stable": None}
+    reduction: str
+    stable: bool | None
 
     # What MMDetection's R-CNN heads ask a classification loss: nothing about this one is special
     # there.

@@ -215,7 +215,7 @@ class Proposals:
             return None
         if len(known.candidates) < EVIDENCE:
             return None
-        race = Race(**self._config.search.race)
+        race = Race(**self._config.search.race)  # type: ignore[arg-type]
         # However sure the ranker is: of a loss that has not trained, no more is known than of one
         # that has trained once.
         deviation = np.maximum(ranking.deviation, known.measured.noise)

@@ -63,10 +63,10 @@ class Race:
     def decide(
         self,
         belief: Belief,
-        trainings: Sequence[int],
+        trainings: np.ndarray | Sequence[int],
         noise: float,
         rng: np.random.Generator,
-        running: Sequence[int] | None = None,
+        running: np.ndarray | Sequence[int] | None = None,
     ) -> Decision:
         """Which loss trains next.
 

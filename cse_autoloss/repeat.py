@@ -10,6 +10,7 @@ from pathlib import Path
 from cse_autoloss.config import parse_config
 from cse_autoloss.journal import Journal
 from cse_autoloss.trial import ConfigError, TrialResult, load_trainer
+from cse_autoloss.trust import check_trust
 
 _CHANCE = ("host", "seed")  # of a provenance: what differs without a training being another
 
@@ -42,7 +43,10 @@ class Repeated:
 
 
 def repeat(
-    folder: str | Path, key: str, progress: Callable[[int, int], None] | None = None
+    folder: str | Path,
+    key: str,
+    progress: Callable[[int, int], None] | None = None,
+    trust: bool = False,
 ) -> Repeated:
     """Train a finished trial of a run again, in this process.
 
@@ -51,9 +55,11 @@ def repeat(
         key: the trial's, as ``cse-search report`` and the journal have it, such as ``full-12-0``.
 
     Raises:
-        ConfigError: no such run or trial, or it was trained by several processes together.
+        ConfigError: no such run or trial, it was trained by several processes together, or the run
+            was made elsewhere and is not to be trusted.
     """
     journal = Journal.read(folder)
+    check_trust(journal, trust)
     rows = {row.trial.key: row for row in journal.trials(finished=True)}
     if key not in rows:
         raise ConfigError(
@@ -68,4 +74,5 @@ def repeat(
         )
     trainer = load_trainer(config.detector["trainer"])(config.detector, journal.prepared or b"")
     trial = dataclasses.replace(row.trial, time_limit=None)
+    assert row.result is not None, "the trial is finished"
     return Repeated(key, row.result, trainer.train(trial, progress))

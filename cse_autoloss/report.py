@@ -12,23 +12,27 @@ from typing import Any
 from cse_autoloss.caveats import caveats
 from cse_autoloss.config import parse_config
 from cse_autoloss.display import GAIN, SPREAD, comparison_cells, duration, stage_counts
-from cse_autoloss.drawing import plot
-from cse_autoloss.export import export_run, found, write_text
+from cse_autoloss.drawing import plot, save
+from cse_autoloss.export import TORCH, export_run, found
+from cse_autoloss.files import write_whole
 from cse_autoloss.journal import FUNNEL, CandidateState, Journal
 from cse_autoloss.page import write_page
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.status import Status, read_status
+from cse_autoloss.text import markdown, printable
 from cse_autoloss.trial import ConfigError
 
 SHOWN = 10  # candidates in the report's table
 
 
-def write_report(journal: Journal, folder: Path | None = None) -> list[Path]:
+def write_report(journal: Journal, own: bool, folder: Path | None = None) -> list[Path]:
     """Write ``report.html``, ``report.md``, ``progress.png`` and, where something was found,
     ``best.py`` with its losses and their curves.
 
     Args:
+        own: whether code that the run names may be imported. ``best.py`` needs it; without, the
+            losses are written as PyTorch modules alone.
         folder: where to; the run's own unless given.
 
     Returns:
@@ -40,7 +44,7 @@ def write_report(journal: Journal, folder: Path | None = None) -> list[Path]:
     folder = folder or journal.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write(journal, folder)
+        return _write(journal, folder, own)
     except OSError as error:
         raise ConfigError(
             f"{folder}: the report cannot be written: {error.strerror or error}; name another "
@@ -48,31 +52,36 @@ def write_report(journal: Journal, folder: Path | None = None) -> list[Path]:
         ) from error
 
 
-def _write(journal: Journal, folder: Path) -> list[Path]:
+def _write(journal: Journal, folder: Path, own: bool) -> list[Path]:
     status = read_status(journal)
     picture = draw_progress(journal, status, folder / "progress.png")
-    exported = export_run(journal, folder / "best.py") if status.best else []
+    target = None if own else TORCH
+    exported = export_run(journal, folder / "best.py", target=target) if status.best else []
     curves = {}
     for branch, text in (found(journal).losses if exported else {}).items():
         space = load_space(journal["spaces"][branch])
         curves[branch] = folder / f"best_{branch}.png"
         plot(space.expression(text), space, curves[branch])
-    text = folder / "report.md"
-    write_text(text, "\n".join(_page(journal, status, exported, curves)) + "\n")
-    return [write_page(journal, folder), text, picture, *curves.values(), *exported]
+    page = folder / "report.md"
+    write_whole(page, "\n".join(_page(journal, status, exported, curves)) + "\n")
+    return [write_page(journal, folder), page, picture, *curves.values(), *exported]
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
     """A Markdown table."""
     header = list(header)
     return [
-        f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)
+        f"| {' | '.join(printable(cell) for cell in row)} |"
+        for row in (header, ["---"] * len(header), *rows)
     ] + [""]
 
 
 def formula(losses: Mapping[str, str]) -> str:
     return (
-        "<br>".join(f"{branch}: `{text}`" for branch, text in losses.items())
+        "<br>".join(
+            f"{markdown(branch)}: `{printable(text).replace('`', '')}`"
+            for branch, text in losses.items()
+        )
         or "the detector's own"
     )
 
@@ -82,10 +91,10 @@ def _page(
 ) -> list[str]:
     config, spaces = parse_config(journal["config"]), journal["spaces"]
     lines = [
-        f"# {journal.folder.name}",
+        f"# {markdown(journal.folder.name)}",
         "",
-        f"Searched: {', '.join(config.search.branches)} of {config.detector.get('config')} on "
-        f"{config.detector.get('data')}, seed {config.seed}; "
+        f"Searched: {', '.join(config.search.branches)} of {markdown(journal['detector'])}, "
+        f"seed {config.seed}; "
         f"started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; {status.phase}.",
         "",
     ]
@@ -98,7 +107,10 @@ def _page(
     ]
     lines += table(
         ("losses", "n", "val", "test", GAIN, "formula"),
-        ((row.label, *comparison_cells(row), formula(row.losses)) for row in status.comparison),
+        (
+            (markdown(row.label), *comparison_cells(row), formula(row.losses))
+            for row in status.comparison
+        ),
     )
     for caveat in caveats(status.comparison):
         lines += [caveat, ""]
@@ -134,7 +146,7 @@ def _page(
         *(_searched(journal, status) if status.trials[0] else []),
         "## Provenance",
         "",
-        *(f"* {name}: {value}" for name, value in _provenance(journal)),
+        *(f"* {markdown(name)}: {markdown(value)}" for name, value in _provenance(journal)),
         "",
     ]
 
@@ -169,7 +181,7 @@ def _searched(journal: Journal, status: Status) -> list[str]:
         ("#", "origin", "round", "predicted", ladder.fitness, *ladder.closing, "formula"),
         (
             (
-                *(c.id, c.origin, c.round, number(c.predicted), number(c.fitness)),
+                *(c.id, markdown(c.origin), c.round, number(c.predicted), number(c.fitness)),
                 *(number(means[stage].get(c.id)) for stage in ladder.closing),
                 formula(c.losses),
             )
@@ -182,19 +194,25 @@ def _searched(journal: Journal, status: Status) -> list[str]:
         "",
     ]
     if failed := journal.candidates(CandidateState.FAILED)[:SHOWN]:
-        lines += ["Failed trainings:", "", *(f"* #{c.id}: {c.reason}" for c in failed), ""]
+        lines += [
+            "Failed trainings:",
+            "",
+            *(f"* #{c.id}: {markdown(c.reason)}" for c in failed),
+            "",
+        ]
     return lines
 
 
 def _provenance(journal: Journal) -> Iterable[tuple[str, Any]]:
     yield from journal["versions"].items()
     yield "images", ", ".join(f"{count} {split}" for split, count in journal["images"].items())
-    rows = [row for row in journal.trials(finished=True) if row.result.mAP is not None]
-    if rows:
-        yield from rows[-1].result.provenance.items()
+    results = [row.result for row in journal.trials(finished=True) if row.result]
+    results = [result for result in results if result.mAP is not None]
+    if results:
+        yield from results[-1].provenance.items()
         yield (
             "trainings",
-            f"{len(rows)}, {duration(sum(row.result.seconds for row in rows))} of worker time",
+            f"{len(results)}, {duration(sum(result.seconds for result in results))} of worker time",
         )
 
 
@@ -211,8 +229,8 @@ def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
     )
     stage = Ladder.of(parse_config(journal["config"]).stages).fitness
     given = {candidate.id for candidate in journal.trained() if candidate.known}
-    rows = [
-        row
+    measured = [
+        (row.candidate, row.result.mAP)
         for row in journal.trials(stage, finished=True)
         if row.result and row.result.mAP is not None
     ]
@@ -221,15 +239,15 @@ def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
         (False, "found by the search", "tab:blue"),
     ):
         points = [
-            (i, row.result.mAP)
-            for i, row in enumerate(rows, 1)
-            if (row.candidate in given) == known
+            (i, mAP)
+            for i, (candidate, mAP) in enumerate(measured, 1)
+            if (candidate in given) == known
         ]
         if points:
             progress.scatter(*zip(*points), s=18, color=color, label=label)
-    best = list(itertools.accumulate((row.result.mAP for row in rows), max))
+    best = list(itertools.accumulate((mAP for _, mAP in measured), max))
     progress.step(
-        range(1, len(rows) + 1),
+        range(1, len(measured) + 1),
         best,
         where="post",
         color="tab:blue",
@@ -262,13 +280,13 @@ def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
                 )
     final.set_xticks(
         range(len(status.comparison)),
-        [row.label for row in status.comparison],
+        [printable(row.label).replace("$", r"\$") for row in status.comparison],
         rotation=20,
         fontsize=8,
     )
     final.set(title="Fresh seeds (bar: mean)")
     if status.comparison:
         final.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
     pyplot.close(figure)
     return path

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shutil
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,11 @@ from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.status import read_status
 from cse_autoloss.strategies import load_strategy
-from cse_autoloss.trial import ConfigError, load_trainer
+from cse_autoloss.text import printable
+from cse_autoloss.trial import ConfigError, Trainer, load_trainer
+from cse_autoloss.trust import check_trust, sign
 
-PACKAGES = ("cse-autoloss", "torch", "numpy", "ray", "mmdet", "mmcv-full", "pycocotools")
+PACKAGES = ("cse-autoloss", "torch", "numpy", "ray")
 
 
 def check(config: Config) -> dict[str, Any]:
@@ -44,12 +48,12 @@ def check(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError, SpaceError: one line that names the key and what would be right.
     """
-    name = config.detector.get("trainer")
-    if not isinstance(name, str):
+    checked = _trainer(config).check(config.detector)
+    if config.detector.get("device") == "cuda" and not config.cluster.num_gpus:
         raise ConfigError(
-            "detector.trainer: missing; the class that trains, such as detectors.training:DetectorTrainer"
+            "detector.device: cuda, and workers see no GPU with cluster.num_gpus=0; "
+            "--set cluster.num_gpus=1 gives each one"
         )
-    checked = load_trainer(name).check(config.detector)
     spaces = {**checked["spaces"], **config.search.spaces}
     for branch in {*config.search.branches, *config.search.spaces} - checked["spaces"].keys():
         raise ConfigError(
@@ -74,16 +78,31 @@ def check(config: Config) -> dict[str, Any]:
 
 def _adopted(config: Config, say: Callable[[str], None]) -> Config:
     """The configuration with the trial that its trainer makes of a whole training, where it can."""
-    adopt = getattr(load_trainer(str(config.detector.get("trainer"))), "adopt", None)
-    if adopt is None:
-        return config
-    return config.model_copy(update={"detector": adopt(config.detector, say)})
+    detector = _trainer(config).adopt(config.detector, say)
+    return config.model_copy(update={"detector": detector})
+
+
+def _trainer(config: Config) -> type[Trainer]:
+    name = config.detector.get("trainer")
+    if not isinstance(name, str):
+        raise ConfigError(
+            "detector.trainer: missing; the class that trains, such as detectors.training:DetectorTrainer"
+        )
+    return load_trainer(name)
+
+
+def _absolute(config: Config) -> Config:
+    """With the paths in it made absolute: a run goes on from any folder, and on any node."""
+    spaces = {branch: load_space(origin).origin for branch, origin in config.search.spaces.items()}
+    search = config.search.model_copy(update={"spaces": spaces})
+    detector = _trainer(config).resolve(config.detector)
+    return config.model_copy(update={"search": search, "detector": detector})
 
 
 def start(config: Config, folder: Path, console: Console) -> None:
     """Start a run in a new folder and see it through."""
-    config = _adopted(config, lambda line: _say(console, line))
-    checked = check(config)
+    config = _adopted(_absolute(config), lambda line: _say(console, line))
+    checked, trainer = check(config), _trainer(config)
     was_there = folder.exists()
     journal = Journal.create(
         folder,
@@ -93,10 +112,14 @@ def start(config: Config, folder: Path, console: Console) -> None:
             "classes": checked["classes"],
             "images": checked["images"],
             "created": time.time(),
-            "versions": versions(),
-            "pins": pins(config, checked, versions()),
+            "detector": trainer.describe(config.detector),
+            "import path": os.getcwd(),
+            "versions": versions(trainer),
+            "pins": pins(config, checked, versions(trainer)),
         },
     )
+    with journal.step():
+        sign(journal)
     images = ", ".join(f"{count} {split}" for split, count in checked["images"].items())
     _say(console, f"run {folder}: {len(checked['classes'])} classes; images: {images}")
     for note in checked.get("notes", ()):
@@ -118,19 +141,25 @@ def start(config: Config, folder: Path, console: Console) -> None:
 
 
 def resume(
-    folder: Path, console: Console, settings: Sequence[str] = (), accept_changes: bool = False
+    folder: Path,
+    console: Console,
+    settings: Sequence[str] = (),
+    accept_changes: bool = False,
+    trust: bool = False,
 ) -> None:
     """Go on with a run that was stopped or killed, or, with ``settings`` such as
     ``budget.trials=500``, that had finished.
 
     Raises:
-        ConfigError: if what its numbers depend on has changed since, unless ``accept_changes``.
+        ConfigError: if what its numbers depend on has changed since, unless ``accept_changes``; if
+            it was made elsewhere, unless ``trust``.
     """
     journal = Journal.resume(folder)
+    check_trust(journal, trust)
     before = parse_config(journal["config"])
     config = change_config(before, settings)
     checked = check(config)
-    now = pins(config, checked, versions())
+    now = pins(config, checked, versions(_trainer(config)))
     if different := changes(journal["pins"], now):
         if not accept_changes:
             raise ConfigError(
@@ -154,11 +183,41 @@ def resume(
     _drive(journal, config, console)
 
 
+class Stopped(KeyboardInterrupt):
+    """The process was told to end, by this signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+    """While this lasts, SIGTERM and SIGHUP stop a run as Ctrl-C does; a second one changes
+    nothing."""
+
+    def stop(number: int, _frame: object) -> None:
+        for other in handlers:
+            signal.signal(other, signal.SIG_IGN)
+        raise Stopped(number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
+    for number in handlers:  # nohup has SIGHUP ignored: that stands
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
-def versions() -> dict[str, str]:
+def versions(trainer: type[Trainer]) -> dict[str, str]:
     """Versions of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -166,7 +225,7 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return {**found, **trainer.versions()}
 
 
 def _drive(journal: Journal, config: Config, console: Console) -> None:
@@ -175,7 +234,7 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
     try:
         if config != before or not journal["compared"]:
             with (
-                Cluster(config.cluster, config.detector) as cluster,
+                Cluster(config.cluster, config.detector, [journal["import path"]]) as cluster,
                 watching(journal, console) as show,
                 logging(journal, config.log, config.model_dump(mode="json")) as tell,
             ):
@@ -188,6 +247,7 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
                     journal["config"] = config.model_dump(mode="json")
                     journal["driver began"] = journal["driven"] or 0.0
                     journal["compared"] = False
+                    sign(journal)
                     if config.budget != before.budget:
                         journal["searched"], journal["stopped"] = False, None
                 with contextlib.closing(ProcessBreeder(journal.folder)) as breeder:
@@ -197,7 +257,7 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
         console.print(comparison_table(status.comparison))
         for caveat in caveats(status.comparison):
             _say(console, caveat)
-        for path in write_report(journal):
+        for path in write_report(journal, own=True):
             _say(console, f"wrote {path}")
         _say(console, f"done in {duration(time.monotonic() - started)}")
     except BreederError as error:

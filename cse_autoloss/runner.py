@@ -22,8 +22,8 @@ RECENT = 5  # trainings at least, whose mean duration is what the next one is ex
 class ClusterLike(Protocol):
     """What the search asks of a cluster: ``cluster.Cluster``, or ``simulated.SimulatedCluster``."""
 
-    size: int
-
+    @property
+    def size(self) -> int: ...
     def prepare(self, prepared: bytes | None = None) -> bytes: ...
     @property
     def free(self) -> int: ...

@@ -106,7 +106,8 @@ class Search:
         return Job(TUNE, trial, label=DEFAULT)
 
     def _best_tuned(self) -> Trial:
-        results = [(row.trial, row.result) for row in self._journal.trials(TUNE, finished=True)]
+        rows = self._journal.trials(TUNE, finished=True)
+        results = [(row.trial, row.result) for row in rows if row.result]
         good = {result.mAP: trial for trial, result in reversed(results) if result.mAP is not None}
         if not good:
             raise SearchError(
@@ -141,7 +142,8 @@ class Search:
         """A stage after the search: the best so far train on seeds of their own; beside them, in
         the comparison, the default and other losses."""
         place = self._ladder.closing.index(stage)
-        best = self._journal.best(self._ladder.closing[:place], self._ladder.stages[stage].best)
+        count = self._ladder.stages[stage].best
+        best = self._journal.best(self._ladder.closing[:place], -1 if count is None else count)
         entries: list[tuple[str, int | None, Mapping[str, str]]] = [
             (found_label(candidate), candidate.id, candidate.losses) for candidate in best
         ]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from cse_autoloss.expression import Expression, ExpressionError
 from cse_autoloss.inputs import INPUTS
 from cse_autoloss.language import Language
 from cse_autoloss.literals import text_of
+from cse_autoloss.named import NamedError, import_named
 from cse_autoloss.primitives import PRIMITIVES
 from cse_autoloss.yaml_io import YamlError, read_yaml
 
@@ -188,7 +188,7 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
         "boxes for reg, another for cls",
     )
     table = INPUTS[data["inputs"]]
-    variables = data.get("variables")
+    variables: Any = data.get("variables", ())
     need(
         isinstance(variables, (list, dict)) and all(name in list(table) for name in variables),
         "variables",
@@ -217,11 +217,10 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
     )
     for plugin in plugins:
         try:
-            importlib.import_module(plugin)
-        except (Exception, SystemExit) as error:  # a module can raise anything, or leave
-            reason = f"{type(error).__name__}: {error}"
-            raise SpaceError(f"{path}: plugins: cannot import {plugin!r}: {reason}") from error
-    operators = data.get("operators")
+            import_named(plugin, f"{path}: plugins")
+        except NamedError as error:
+            raise SpaceError(str(error)) from error
+    operators = data.get("operators", [])
     need(isinstance(operators, list) and bool(operators), "operators", "a list of operator names")
     for operator in operators:
         if operator not in list(PRIMITIVES):

@@ -78,12 +78,14 @@ def standalone_module(
     computed = stabilized(expression) if stable else expression
     body, functions = _statements(computed, space)
     rows = inputs.needed(space.inputs, computed.variables)
-    needs = {*inputs.needs(space.inputs, computed.variables), *_CALLED_WITH[space.inputs]}
-    needs = [extra for extra in EXTRAS.values() if extra.name in needs]
+    names = {*inputs.needs(space.inputs, computed.variables), *_CALLED_WITH[space.inputs]}
+    needs = [extra for extra in EXTRAS.values() if extra.name in names]
     weigh = _PARTS[space.inputs]
     helpers = {name: None for row in rows for name in _helpers(row.compute)}
-    carried = [*helpers, *(row.compute for row in rows if row.compute), weigh, variables.reduced]
-    carried = dict.fromkeys([*carried, *functions])
+    computes = [row.compute for row in rows if row.compute]
+    carried: dict[Callable[..., Any], None] = dict.fromkeys(
+        [*helpers, *computes, weigh, variables.reduced, *functions]
+    )
     one_stage = space.inputs == "one_stage"
     extras = "".join(f"\n        {extra.name}: Tensor | None = None," for extra in needs)
     meanings = "".join(f"\n    {extra.name}: {extra.meaning}" for extra in needs)
@@ -168,7 +170,7 @@ def _source(function: Callable[..., Any]) -> str:
 def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[Callable[..., Any]]]:
     """Python statements that set ``value``, and the functions that they call."""
     like = "pred"
-    uses = (
+    uses: Counter[tuple[str, ...]] = (
         Counter()
     )  # how often a subexpression stands in the program, a repeated one's parts counted once
     seen: set[tuple[str, ...]] = set()

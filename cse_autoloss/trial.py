@@ -7,16 +7,17 @@ text goes through: expressions in, numbers out.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from cse_autoloss.errors import UserError
+from cse_autoloss.named import load_class
 
 BRANCHES = ("cls", "reg")
+DEFAULT_TRAINER = "detectors.training:DetectorTrainer"
 TASKS = ("tiny", "head", "full")
 
 
@@ -178,7 +179,29 @@ class Found:
 
 class Trainer(Protocol):
     """What the engine asks of the detectors' side. ``options`` is the ``detector`` section of a
-    run's configuration."""
+    run's configuration.
+
+    Attributes:
+        targets: what :meth:`export` can write for; the first one unless asked.
+    """
+
+    targets: ClassVar[tuple[str, ...]]
+
+    @staticmethod
+    def resolve(options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with their paths made absolute: they mean the same from any folder."""
+
+    @staticmethod
+    def describe(options: Mapping[str, Any]) -> str:
+        """What is trained on what, as a line of a report has it. Reads no file."""
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Versions of the packages that its numbers depend on, by name."""
+
+    @staticmethod
+    def snippet(expression: str, space: str, loss_weight: float = 1.0) -> str:
+        """The lines of a training configuration that use a loss."""
 
     @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +256,7 @@ class Trainer(Protocol):
         Args:
             base: path of the user's own configuration to put the losses into; the run's detector
                 where None.
-            target: ``"mmdet2"`` or ``"mmdet3"``: the version of MMDetection it is written for.
+            target: one of :attr:`targets`.
             name: of the configuration's file, without ``.py``. ``NAME_cls.py`` and ``NAME_reg.py``
                 will stand beside it: the losses as plain PyTorch modules.
             check: build what is written and take its losses once, on a batch of noise.
@@ -253,10 +276,12 @@ def load_trainer(name: str) -> type[Trainer]:
     Raises:
         ConfigError: if the name has another form, or does not lead to a class.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(f"detector.trainer: {name!r} is not of the form 'package.module:Class'")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"detector.trainer: cannot load {name!r}: {error}") from error
+    trainer = load_class(name, "detector.trainer")
+    parts = ("targets", *(name for name in vars(Trainer) if not name.startswith("_")))
+    missing = [part for part in dict.fromkeys(parts) if not hasattr(trainer, part)]
+    if missing:
+        raise ConfigError(
+            f"detector.trainer: {name!r} is no trainer: it lacks {', '.join(missing)} (see "
+            "cse_autoloss.trial.Trainer)"
+        )
+    return trainer

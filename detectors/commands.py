@@ -81,6 +81,9 @@ class _Options(click.Command):
 @click.option(
     "--no-validate", "--no_validate", is_flag=True, help="Do not measure mAP during the training."
 )
+@click.option(
+    "--trust", is_flag=True, help="Repeat a --trial of a run that was not made here, code and all."
+)
 def train(
     config: str | None,
     trial: str | None,
@@ -93,6 +96,7 @@ def train(
     seed: int,
     launcher: str | None,
     no_validate: bool,
+    trust: bool,
 ) -> None:
     """Train the detector CONFIG, a name (faster_rcnn_r50, atss_proxy) or an mmdet config's path,
     with any losses; or repeat a --trial of a run."""
@@ -105,7 +109,7 @@ def train(
                 raise click.UsageError(
                     "--trial repeats a training as it was; it takes no other option"
                 )
-        _repeat(trial)
+        _repeat(trial, trust)
         return
     from detectors.train import Training
     from detectors.train import train as start
@@ -131,13 +135,13 @@ def train(
         click.echo(f"logs and checkpoints are in {folder}")
 
 
-def _repeat(name: str) -> None:
+def _repeat(name: str, trust: bool) -> None:
     from cse_autoloss.repeat import repeat
 
     folder, colon, key = name.rpartition(":")
     if not colon:
         raise ConfigError(f"--trial {name}: expected RUN:KEY, such as runs/mine:full-12-0")
-    done = repeat(folder, key)
+    done = repeat(folder, key, trust=trust)
     then, now = done.recorded, done.now
     for metric in sorted({*then.metrics, *now.metrics}):
         click.echo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pprint
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,21 @@ _IN_ROI_HEAD = {
     "GridRoIHead": dict.fromkeys(BRANCHES, "its box head regresses no boxes"),
     "DynamicRoIHead": {"reg": "it changes the beta of SmoothL1Loss while it trains"},
 }
+
+
+def config_text(config: Config) -> str:
+    """A config as Python in which every value is written as what it is: text from a data set or a
+    path stays text, whatever stands in it.
+
+    Raises:
+        ConfigError: for a key that is no name.
+    """
+    lines = []
+    for key, value in config._cfg_dict.to_dict().items():
+        if not key.isidentifier():
+            raise ConfigError(f"the config's key {key!r} is no Python name")
+        lines.append(f"{key} = {pprint.pformat(value, width=100, sort_dicts=False)}\n")
+    return "".join(lines)
 
 
 def config_names() -> list[str]:

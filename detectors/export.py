@@ -8,6 +8,8 @@ from typing import Any
 
 from mmcv import Config
 
+from cse_autoloss.space import load_space
+from cse_autoloss.text import printable
 from cse_autoloss.trial import Found
 from detectors import configure
 from detectors.datasets import DataSet
@@ -44,7 +46,7 @@ def proxy_config(config: Config, data: DataSet, found: Found) -> str:
     config.checkpoint_config = dict(interval=steps, by_epoch=False)
     config.load_from = found.prepared
     config.custom_imports = dict(imports=["detectors"], allow_failed_imports=False)
-    return header(found) + config.pretty_text
+    return header(found) + configure.config_text(config)
 
 
 def user_config(config: Config, found: Found) -> str:
@@ -58,7 +60,19 @@ def user_config(config: Config, found: Found) -> str:
     """
     configure.set_losses(config.model, searched_losses(found))
     configure.add_import(config, "detectors")
-    return header(found) + config.pretty_text
+    return header(found) + configure.config_text(config)
+
+
+def snippet(expression: str, space: str, loss_weight: float) -> str:
+    """The lines of a config that use a loss."""
+    language = load_space(space)
+    sigmoid = ", use_sigmoid=True" if language.inputs == "one_stage" else ""
+    return (
+        f"custom_imports = dict(imports=['detectors'], allow_failed_imports=False)\n\n"
+        f"{configure.LOSS_KEYS[language.branch]}=dict(\n    type='SearchedLoss',\n"
+        f"    expression={expression!r},\n"
+        f"    space={language.origin!r}{sigmoid}, loss_weight={loss_weight})"
+    )
 
 
 def header(found: Found) -> str:
@@ -70,7 +84,7 @@ def header(found: Found) -> str:
         "",
         *(f"{key}: {json.dumps(value)}" for key, value in _flat(found.provenance)),
     ]
-    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    return "".join(f"# {printable(line)}".rstrip() + "\n" for line in lines)
 
 
 def _flat(provenance: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -78,7 +78,9 @@ class Proxy:
     def text(self) -> str:
         """The config's file."""
         lines = [f"{name}: {value}" for name, value in self.rows()]
-        return "".join(f"# {line}\n" for line in [*lines, *self.notes]) + self.config.pretty_text
+        return "".join(f"# {line}\n" for line in [*lines, *self.notes]) + configure.config_text(
+            self.config
+        )
 
 
 def make(config: Config, options: Mapping[str, Any], seconds: float, say: Say) -> Proxy:

@@ -81,6 +81,33 @@ class HeadOptions(BaseModel):
     cache_bytes: int = Field(2 << 30, gt=0)
 
 
+def absolute(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the paths of the config and the data made absolute; names stay."""
+    resolved, options = dict(options), _options(options)
+    if "config" in resolved and options.config not in configure.config_names():
+        resolved["config"] = _absolute(options.config)
+    if options.data in ("embedded", "config"):
+        pass
+    elif isinstance(options.data, str):
+        kind, colon, path = options.data.rpartition(":")
+        if colon or Path(path).expanduser().exists():
+            resolved["data"] = f"{kind}{colon}{_absolute(path)}"
+    elif "data" in resolved:
+        resolved["data"] = {
+            split: _absolute(entry)
+            if isinstance(entry, str)
+            else {key: _absolute(value) for key, value in entry.items() if isinstance(value, str)}
+            if isinstance(entry, Mapping)
+            else entry
+            for split, entry in options.data.items()
+        }
+    return resolved
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
 class Setup:
     """Options, config and data, read and checked; what one of them leaves open, the next
     decides."""

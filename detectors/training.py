@@ -38,7 +38,7 @@ from detectors.cache import digest, write_atomically
 from detectors.check import check_trains
 from detectors.head_stage import HeadStage
 from detectors.images import average_precision, dataset, quiet
-from detectors.setup import Options, Setup, versions
+from detectors.setup import Options, Setup, absolute, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
@@ -57,6 +57,26 @@ _SILENT.propagate = False
 
 class DetectorTrainer:
     """Trains mmdet detectors for a search; see :class:`cse_autoloss.trial.Trainer`."""
+
+    targets = ("mmdet2", "mmdet3")
+
+    @staticmethod
+    def resolve(options: Mapping[str, Any]) -> dict[str, Any]:
+        return absolute(options)
+
+    @staticmethod
+    def describe(options: Mapping[str, Any]) -> str:
+        known = Options.model_validate(dict(options))
+        return f"{known.config} on {known.data}"
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        used = versions()
+        return {name: used[name] for name in ("mmdet", "mmcv-full", "pycocotools")}
+
+    @staticmethod
+    def snippet(expression: str, space: str, loss_weight: float = 1.0) -> str:
+        return export.snippet(expression, space, loss_weight)
 
     @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:

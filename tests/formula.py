@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+from plain_trainer import PlainTrainer
+
 from cse_autoloss.trial import TrialResult
 
 
@@ -30,7 +32,7 @@ def result(trial, score):
     return TrialResult(trial.key, metrics[f"{splits[0]}/mAP"], metrics, (), weights, 0.01, 1)
 
 
-class FormulaTrainer:
+class FormulaTrainer(PlainTrainer):
     """Options: ``log``, a file that gets a line for each training; ``seconds`` of each;
     ``version``, which stands for what a run's numbers depend on."""
 
@@ -42,10 +44,6 @@ class FormulaTrainer:
             "images": {"train": 1, "val": 1},
             "digests": {"data": os.environ.get("FORMULA_DATA", "one")},
         }
-
-    @staticmethod
-    def prepare(options):
-        return b"weights"
 
     @staticmethod
     def export(options, found, *args):

@@ -1,14 +1,21 @@
 """Trials on a real local Ray cluster: what a trial does wrong becomes a failed result, and the
 others go on."""
 
+import contextlib
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import ray
 from misbehaving import MisbehavingTrainer as M
 
 from cse_autoloss import cluster as cluster_module
+from cse_autoloss import ray_session, worker_pool
 from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.config import ClusterSection
 from cse_autoloss.trial import Trial
@@ -23,54 +30,145 @@ def results_of(cluster, trials, limit=90.0):
     return results
 
 
+def train_one(cluster, key="good", seed=0):
+    return results_of(cluster, [Trial(key, seed=seed)])[key]
+
+
+def test_a_worker_sees_the_gpus_that_it_was_given_and_no_others(tmp_path, monkeypatch):
+    options = {"trainer": "misbehaving:MisbehavingTrainer", "folder": str(tmp_path)}
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # two by name, as a user's node has them
+    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(cluster_module, "open_ray", lambda section: False)
+            patched.setattr(ray, "shutdown", lambda: None)
+            seen = {}
+            for share in (0, 0.5, 1):
+                with Cluster(ClusterSection(workers=1, num_gpus=share), options) as cluster:
+                    cluster.prepare()
+                    seen[share] = train_one(cluster).provenance["gpus"]
+    finally:
+        ray.shutdown()
+    assert seen[0] == "" and seen[0.5] in ("0", "1") and seen[1] in ("0", "1")
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """One local Ray for the tests that do not look at how it starts."""
+    ray_session.open_ray(ClusterSection(workers=4))
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
+def make(ray_here, tmp_path, monkeypatch):
+    """Clusters of misbehaving trainers on it."""
+    monkeypatch.setattr(cluster_module, "open_ray", lambda section: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(cluster_module, "GRACE", 0.5)
-    section = ClusterSection(workers=2, num_cpus=0.5, retries=2)
-    with Cluster(
-        section, {"trainer": "misbehaving:MisbehavingTrainer", "folder": str(tmp_path)}
-    ) as cluster:
+
+    def make(trainer="MisbehavingTrainer", workers=2, num_cpus=0.5, **settings):
+        section = ClusterSection(workers=workers, num_cpus=num_cpus, **settings)
+        return Cluster(section, {"trainer": f"misbehaving:{trainer}", "folder": str(tmp_path)})
+
+    return make
+
+
+def test_what_goes_wrong_in_one_trial_stays_in_that_trial(make, tmp_path):
+    with make(retries=1) as cluster:
         cluster.prepare()
-        yield cluster
-
-
-def test_what_goes_wrong_in_one_trial_stays_in_that_trial(cluster, tmp_path):
-    results = results_of(
-        cluster,
-        [
-            Trial("raises", seed=M.RAISES),
-            Trial("good-1"),
-            Trial("dies", seed=M.DIES),
-            Trial("dies-once", seed=M.DIES_ONCE),
-            Trial("hangs", seed=M.HANGS, time_limit=1.0),
-            *(Trial(f"good-{i}") for i in range(2, 6)),
-        ],
-    )
-    assert len(results) == 9
+        results = results_of(
+            cluster,
+            [
+                Trial("raises", seed=M.RAISES),
+                Trial("good-1"),
+                Trial("dies", seed=M.DIES),
+                Trial("dies-once", seed=M.DIES_ONCE),
+                Trial("crashes", seed=M.CRASHES),
+                Trial("memory-once", seed=M.MEMORY_ONCE),
+                Trial("hangs", seed=M.HANGS, time_limit=1.0),
+                Trial("not-a-number", seed=M.NOT_A_NUMBER),
+                Trial("text", seed=M.NO_TEXT),
+                Trial("others", seed=M.OTHERS_RESULT),
+                *(Trial(f"good-{i}") for i in range(2, 6)),
+            ],
+        )
+    assert len(results) == 14
     assert results["raises"].failure == "RuntimeError: the loss is no loss"
-    assert results["dies"].failure.startswith("its worker died 3 times")
+    assert results["dies"].failure.startswith("the machine failed it 2 times: ActorDiedError")
+    assert results["crashes"].failure.startswith("the machine failed it 2 times: ActorDiedError")
     assert results["hangs"].failure == "outlived its time limit of 1 s"
-    assert results["dies-once"].mAP == 0.5
+    assert results["dies-once"].mAP == results["memory-once"].mAP == 0.5
+    assert "mAP nan, which is no finite number" in results["not-a-number"].failure
+    assert "mAP '0.3', which is no finite number" in results["text"].failure
+    assert "the result of another trial, 'good-1'" in results["others"].failure
     assert all(results[f"good-{i}"].mAP == 0.5 for i in range(1, 6))
-    assert (tmp_path / "dies").read_text() == "xxx", "once, and twice again"
-    assert (tmp_path / "dies-once").read_text() == "xx"
+    assert (tmp_path / "dies").read_text() == "xx", "once, and once again"
+    assert (tmp_path / "raises").read_text() == "x", "a loss's own fault is not tried again"
     assert (tmp_path / "good-1").read_text() == "x"
 
 
-def test_workers_live_on_from_trial_to_trial(cluster):
-    results = results_of(cluster, [Trial(f"good-{i}") for i in range(6)])
-    processes = {result.provenance["process"] for result in results.values()}
-    assert 1 <= len(processes) <= 2 and os.getpid() not in processes
+def test_workers_live_on_from_trial_to_trial_until_their_gpu_fails(make):
+    with make(workers=1) as cluster:
+        cluster.prepare()
+        before = {train_one(cluster, f"good-{i}").provenance["process"] for i in range(3)}
+        broken = train_one(cluster, "broken", M.GPU_BREAKS_ONCE)
+        after = train_one(cluster, "good-3").provenance["process"]
+    assert len(before) == 1 and os.getpid() not in before
+    assert broken.mAP == 0.5 and broken.provenance["process"] == after not in before
 
 
-def test_a_worker_of_two_processes_is_replaced_as_a_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_module, "GRACE", 0.5)
-    section = ClusterSection(
-        workers=1, num_cpus=os.cpu_count() / 2, processes=2, retries=2
-    )  # room for no other beside it
-    with Cluster(
-        section, {"trainer": "misbehaving:MisbehavingTrainer", "folder": str(tmp_path)}
-    ) as cluster:
+def test_a_worker_that_dies_idle_costs_no_trial_an_attempt(make):
+    with make(workers=1, retries=0) as cluster:
+        cluster.prepare()
+        for i in range(3):
+            os.kill(train_one(cluster, f"good-{i}").provenance["process"], signal.SIGKILL)
+            time.sleep(0.5)
+        assert train_one(cluster, "good-3").mAP == 0.5
+
+
+def test_workers_that_cannot_start_end_the_run_with_their_reason(make):
+    with make("BrokenTrainer", retries=0) as cluster:
+        cluster.prepare()
+        with pytest.raises(ClusterError, match="do not start: .*no annotations at /data/coco"):
+            results_of(cluster, [Trial("good")], limit=60)
+
+
+def test_a_worker_that_never_gets_done_with_starting_is_replaced(make):
+    with make("SlowTrainer", start_limit=5) as cluster:
+        cluster.prepare()
+        results = results_of(cluster, [Trial(f"t{i}", seed=M.SLEEPS, lr_scale=9) for i in range(4)])
+    assert len({result.provenance["process"] for result in results.values()}) == 2
+    assert all(result.mAP == 0.5 for result in results.values())
+
+
+def test_a_preparation_has_a_time_limit_and_survives_the_death_of_its_worker(make):
+    with make("EndlessPreparation", prepare_limit=1) as cluster:
+        with pytest.raises(ClusterError, match="longer than cluster.prepare_limit=1 s"):
+            cluster.prepare()
+    with make("DyingPreparation", workers=1, retries=1) as cluster:
+        assert cluster.prepare() == b"weights"
+        assert train_one(cluster).mAP == 0.5
+
+
+def test_a_trial_goes_to_another_node_than_the_one_that_failed_it(make):
+    with make(workers=2, retries=3) as cluster:
+        cluster.prepare()
+        assert train_one(cluster, "warm-up").mAP == 0.5
+        while len(cluster._pool.idle) < 2:
+            cluster.wait()
+        sick, healthy = cluster._pool.idle
+        sick.node, healthy.node = "sick", "healthy"
+        cluster._waiting.append(cluster_module._Task(Trial("again"), 1, frozenset({"sick"})))
+        cluster._dispatch()
+        assert [running.worker for running in cluster.running] == [healthy]
+        cluster.submit(Trial("other"))
+        assert [running.worker for running in cluster.running] == [healthy, sick]
+
+
+def test_a_worker_of_two_processes_is_replaced_as_a_whole(make, tmp_path):
+    with make(workers=1, num_cpus=1.5, processes=2) as cluster:  # room for no other beside it
         cluster.prepare()
         results = results_of(
             cluster,
@@ -93,51 +191,47 @@ def test_a_worker_of_two_processes_is_replaced_as_a_whole(tmp_path, monkeypatch)
     )
 
 
-def test_workers_of_several_processes_that_do_not_fit_are_refused(monkeypatch):
-    monkeypatch.setenv(
-        "CUDA_VISIBLE_DEVICES", ""
-    )  # a cluster without a GPU, also where there is one
-    section = ClusterSection(workers=1, processes=2, num_gpus=1)
-    with pytest.raises(ClusterError, match="no worker fits: each needs 2 CPUs and 2 GPUs"):
-        Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer"})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_gpus": 1}, "no worker fits: each needs 0.5 CPUs and 1 GPUs; the cluster has .*0 G"),
+        ({"num_gpus": 1, "processes": 2}, "each needs 1 CPUs and 2 GPUs for 2 processes"),
+        ({"workers": 9, "num_cpus": 1}, "9 workers of 1 CPUs and 0 GPUs do not fit; 4 would"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused_at_once(make, settings, message):
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=message):
+        make(**settings)
+    assert time.monotonic() - started < 5
 
 
-def test_workers_that_cannot_start_end_the_run_with_their_reason(tmp_path):
-    section = ClusterSection(workers=1, retries=0)
-    with Cluster(
-        section, {"trainer": "misbehaving:BrokenTrainer", "folder": str(tmp_path)}
-    ) as cluster:
+def test_shares_of_a_gpu_are_counted_by_gpu(make, monkeypatch):
+    node = {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 4.0}}
+    monkeypatch.setattr(worker_pool.ray, "nodes", lambda: [node, node, {"Alive": False}])
+
+    def fits(**settings):
+        with make(workers=None, **settings) as cluster:
+            return cluster.size
+
+    assert fits(num_cpus=0.1, num_gpus=0.4) == 16, "two on each of eight GPUs, not ten on four"
+    assert fits(num_cpus=2) == 2, "one a node: a process has its CPUs on one"
+    assert fits(num_cpus=0.3) == 20, "0.3 goes ten times into 3"
+
+
+def test_a_local_cluster_listens_on_this_machine_alone_and_its_workers_do_not_give_way(make):
+    listening = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            listening |= {
+                connection.laddr.ip.removeprefix("::ffff:")
+                for connection in process.net_connections(kind="inet")
+                if connection.status == psutil.CONN_LISTEN
+            }
+    assert listening == {"127.0.0.1"}
+    with make(workers=1) as cluster:
         cluster.prepare()
-        with pytest.raises(ClusterError, match="no annotations at /data/coco"):
-            results_of(cluster, [Trial("good")], limit=60)
-
-
-def test_a_cluster_that_holds_no_worker_is_refused(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(
-        ClusterError, match="no worker fits: each needs 1 CPUs and 1 GPUs; the cluster has .* and 0"
-    ):
-        Cluster(ClusterSection(num_gpus=1), {"trainer": "misbehaving:MisbehavingTrainer"})
-
-
-def test_a_worker_sees_the_gpus_that_it_was_given_and_no_others(tmp_path, monkeypatch):
-    options = {"trainer": "misbehaving:MisbehavingTrainer", "folder": str(tmp_path)}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        seen = {}
-        monkeypatch.setattr(
-            cluster_module.ray, "init", lambda **_: None
-        )  # two GPUs by name, as a user's node has them
-        monkeypatch.setattr(cluster_module.ray, "shutdown", lambda: None)
-        for share in (0, 0.5, 1):
-            with Cluster(ClusterSection(workers=1, num_gpus=share), options) as cluster:
-                cluster.prepare()
-                seen[share] = results_of(cluster, [Trial("good")])["good"].provenance["gpus"]
-    finally:
-        monkeypatch.undo()
-        ray.shutdown()
-    assert seen[0] == "" and seen[0.5] in ("0", "1") and seen[1] in ("0", "1")
+        assert train_one(cluster).provenance["nice"] == os.nice(0)
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once():
@@ -145,3 +239,87 @@ def test_an_address_where_nobody_listens_is_refused_at_once():
         Cluster(
             ClusterSection(address="127.0.0.1:1"), {"trainer": "misbehaving:MisbehavingTrainer"}
         )
+
+
+def test_a_cluster_that_asks_for_another_token_says_so_in_one_line(monkeypatch):
+    def refuse(**_):
+        try:
+            raise ray.exceptions.AuthenticationError("InvalidAuthToken")
+        except ray.exceptions.AuthenticationError as error:
+            raise ConnectionError("Failed to connect to Ray cluster") from error
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray_session, "_check_reachable", lambda address: None)
+    with pytest.raises(ClusterError, match="asks for a token .* ~/.ray/auth_token") as caught:
+        ray_session.open_ray(ClusterSection(address="head:6379"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_local_ray_that_does_not_start_is_one_line(monkeypatch):
+    def time_out(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ClusterError, match="Ray cannot be started on this machine") as caught:
+        ray_session.open_ray(ClusterSection())
+    assert "\n" not in str(caught.value) and signal.getsignal(signal.SIGTERM) is before
+
+
+TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1)
+processes = [info.process.pid for infos in second.all_processes.values() for info in infos]
+print(cluster.address, *processes, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def test_trials_go_on_when_a_node_is_killed(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    with subprocess.Popen(
+        [sys.executable, "-c", TWO_NODES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as head:
+        address, *processes = head.stdout.readline().split()
+        driver = subprocess.run(
+            [sys.executable, "-c", DRIVER, address, str(tmp_path), *processes],
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        head.stdin.close()
+    assert driver.returncode == 0, driver.stderr[-3000:]
+    results = json.loads(driver.stdout.splitlines()[-1])
+    assert results == {f"t{i}": 0.5 for i in range(16)}
+
+
+DRIVER = """
+import json, os, signal, sys, time
+from misbehaving import MisbehavingTrainer as M
+from cse_autoloss.cluster import Cluster
+from cse_autoloss.config import ClusterSection
+from cse_autoloss.trial import Trial
+
+address, folder, *processes = sys.argv[1:]
+section = ClusterSection(address=address, workers=2)
+with Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer", "folder": folder}) as cluster:
+    cluster.prepare()
+    trials, results = [Trial(f"t{i}", seed=M.SLEEPS, lr_scale=0.5) for i in range(16)], {}
+    while len(results) < 16:
+        while cluster.free and trials:
+            cluster.submit(trials.pop())
+        results |= {result.key: result.mAP for result in cluster.wait()}
+        if processes and len(cluster.running) == 2 and len(results) >= 4:
+            for process in processes:
+                os.kill(int(process), signal.SIGKILL)
+            processes = []
+    assert not processes, "the node was killed while both worked"
+print(json.dumps(results))
+"""

@@ -7,6 +7,7 @@ from test_search_decisions import CONFIG, SPACES, detector
 
 from cse_autoloss.breeder import InlineBreeder
 from cse_autoloss.config import parse_config
+from cse_autoloss.errors import UserError
 from cse_autoloss.journal import Journal
 from cse_autoloss.loggers import load_logger, logging
 from cse_autoloss.search import Search
@@ -103,5 +104,5 @@ def test_mlflow_holds_what_was_told(tmp_path, monkeypatch):
 def test_what_cannot_be_loaded_is_refused_before_a_run():
     with pytest.raises(ConfigError, match="log: 'wandb' is neither tensorboard nor mlflow nor"):
         load_logger("wandb")
-    with pytest.raises(ConfigError, match="log: cannot load 'nowhere:Logger'"):
+    with pytest.raises(UserError, match="log: cannot import 'nowhere'"):
         load_logger("nowhere:Logger")

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from cse_autoloss.cli import main
 from cse_autoloss.journal import Journal
+from cse_autoloss.run import Stopped, stopping
 from cse_autoloss.trial import ConfigError
 
 COMMAND = [sys.executable, "-m", "cse_autoloss.cli"]
@@ -113,3 +115,55 @@ def test_a_run_is_not_resumed_when_what_its_numbers_depend_on_has_changed(finish
     journal = Journal.read(run)
     assert journal.counts()["full"] == (13, 0)
     assert journal["accepted changes"] == ["data (one, now two)"]
+
+
+def test_a_signal_stops_a_run_with_the_line_that_says_how_to_go_on(tmp_path):
+    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path))
+    driver = subprocess.Popen(
+        [*COMMAND, "run", "run.yaml", "--out", "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    end = time.monotonic() + 200
+    while not (tmp_path / "log").exists():
+        assert driver.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGTERM)
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signal.SIGTERM
+    assert "stopped; nothing finished is lost: cse-search resume run" in out
+    assert "***" not in err and "Traceback" not in err, err
+
+
+def test_sighup_stops_a_run_too_unless_it_is_ignored(monkeypatch):
+    with pytest.raises(Stopped), stopping():
+        os.kill(os.getpid(), signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stopping():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "--out"),
+        ("/proc/nowhere/run", "/proc/nowhere"),
+        ("x" * 300, "File name too long"),
+        ("a file", "is not empty"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys, out, message):
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cse-search", "run", "run.yaml", "--out", out])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    error = capsys.readouterr().err.strip()
+    assert caught.value.code in (1, 2) and message in error
+    assert "Traceback" not in error and len(error.splitlines()[-1]) < 700

@@ -151,9 +151,9 @@ class _Searched:
         place = self._get_source_permutation_idx(indices)  # type: ignore[attr-defined]
         labels = torch.full(
             logits.shape[:2],
-            self.num_classes,
+            self.num_classes,  # type: ignore[attr-defined]
             dtype=torch.int64,
-            device=logits.device,  # type: ignore[attr-defined]
+            device=logits.device,
         )
         labels[place] = torch.cat(
             [target["class_labels"][j] for target, (_, j) in zip(targets, indices, strict=True)]

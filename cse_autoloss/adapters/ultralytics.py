@@ -74,8 +74,10 @@ def criterion(
         )
     for part in parts:
         if cls is not None:
-            options = {"loss_weight": cls_weight, "alpha": alpha, "reduction": "none"}
-            part.bce = _SoftLabels(build_loss(cls, cls_space, **options))
+            made_of = build_loss(
+                cls, cls_space, loss_weight=cls_weight, alpha=alpha, reduction="none"
+            )
+            part.bce = _SoftLabels(made_of)
         if reg is not None:
             loss = build_loss(reg, reg_space, loss_weight=reg_weight)
             part.bbox_loss = _BoxLoss(part.reg_max, loss).to(part.device)

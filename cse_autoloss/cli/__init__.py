@@ -13,6 +13,7 @@ import sys
 import click
 
 from cse_autoloss.errors import UserError
+from cse_autoloss.text import printable
 
 COMMANDS = {
     "run": ("cse_autoloss.cli.running:run", "Search a loss."),
@@ -67,5 +68,9 @@ def main() -> None:
     try:
         cli(prog_name="cse-search")
     except UserError as error:
-        click.echo(f"cse-search: {error}", err=True)
+        click.echo(f"cse-search: {printable(error, 2000)}", err=True)
         sys.exit(2)
+    except OSError as error:  # a disk that is full, a folder that may not be read
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"cse-search: {printable(f'{where}{error.strerror or error}', 2000)}", err=True)
+        sys.exit(1)

@@ -12,6 +12,7 @@ from rich.table import Table
 from cse_autoloss.canonical import canonical, known_name
 from cse_autoloss.expression import Expression
 from cse_autoloss.space import KnownLoss, SearchSpace, load_space, space_names
+from cse_autoloss.trial import DEFAULT_TRAINER, load_trainer
 
 FORMATS = ("text", "sympy", "latex", "torch", "mmdet")
 
@@ -96,19 +97,8 @@ def _form(form: str, loss: Expression, space: SearchSpace) -> str:
 
             return standalone_module(loss, space)
         case "mmdet":
-            return mmdet_snippet(formula, space)
+            return load_trainer(DEFAULT_TRAINER).snippet(str(formula), space.origin)
     return str(formula)
-
-
-def mmdet_snippet(loss: Expression, space: SearchSpace, loss_weight: float = 1.0) -> str:
-    """The lines of an MMDetection config that use a loss."""
-    sigmoid = ", use_sigmoid=True" if space.inputs == "one_stage" else ""
-    return (
-        f"custom_imports = dict(imports=['detectors'], allow_failed_imports=False)\n\n"
-        f"loss_{'bbox' if space.branch == 'reg' else 'cls'}=dict(\n    type='SearchedLoss',\n"
-        f"    expression={str(loss)!r},\n"
-        f"    space={space.origin!r}{sigmoid}, loss_weight={loss_weight})"
-    )
 
 
 @click.command()

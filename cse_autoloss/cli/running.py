@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -12,8 +13,24 @@ from rich.console import Console
 
 from cse_autoloss.config import RESUMABLE, preset_names, read_config
 from cse_autoloss.journal import Journal
+from cse_autoloss.text import printable
+from cse_autoloss.trust import ADVICE, reading
 
 RUN = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+TRUST = click.option(
+    "--trust", is_flag=True, help="Import what RUN names although it was not made here."
+)
+
+
+@contextmanager
+def opened(folder: Path, trust: bool = False) -> Iterator[tuple[Journal, bool]]:
+    """A run's journal, to look at, and whether code that it names may be imported."""
+    journal = Journal.read(folder)
+    try:
+        with reading(journal, trust) as own:
+            yield journal, own
+    finally:
+        journal.close()
 
 
 @click.command()
@@ -65,7 +82,10 @@ def run(
         f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None
     )
     parsed = read_config(config, preset, settings)
-    folder = out or Path("runs") / f"{preset or config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = preset or (config.stem if config else "run")
+    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if out is None else out
+    if folder == Path():
+        raise click.BadParameter("an empty path", param_hint="--out")
     from cse_autoloss.run import start
 
     _drive(lambda: start(parsed, folder, Console()))
@@ -85,21 +105,28 @@ def run(
     is_flag=True,
     help="Go on although a space, the data, the detector or a package has changed since.",
 )
-def resume(folder: Path, settings: tuple[str, ...], accept_changes: bool) -> None:
+@TRUST
+def resume(folder: Path, settings: tuple[str, ...], accept_changes: bool, trust: bool) -> None:
     """Go on with RUN after it was stopped or killed; or after it finished, with more to do."""
     from cse_autoloss.run import resume as resume_run
 
-    _drive(lambda: resume_run(folder, Console(), settings, accept_changes))
+    _drive(lambda: resume_run(folder, Console(), settings, accept_changes, trust))
 
 
 def _drive(action: Callable[[], None]) -> None:
     from cse_autoloss.cluster import ClusterError
+    from cse_autoloss.run import Stopped, stopping
     from cse_autoloss.search import SearchError
 
     try:
-        action()
+        with stopping():
+            action()
     except (ClusterError, SearchError) as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(printable(error)) from None
+    except Stopped as stopped:
+        raise SystemExit(128 + stopped.signal) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 @click.command()
@@ -111,7 +138,8 @@ def status(folder: Path, as_json: bool) -> None:
     from cse_autoloss.display import comparison_table, panel
     from cse_autoloss.status import read_status
 
-    now = read_status(Journal.read(folder))
+    with opened(folder) as (journal, _):
+        now = read_status(journal)
     if as_json:
         click.echo(json.dumps(now.to_dict()))
         return
@@ -126,12 +154,16 @@ def status(folder: Path, as_json: bool) -> None:
 @click.command()
 @RUN
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; RUN itself where absent.")
-def report(folder: Path, out: Path | None) -> None:
+@TRUST
+def report(folder: Path, out: Path | None, trust: bool) -> None:
     """Write RUN's report: a page with its tables, the found formulas, and pictures."""
     from cse_autoloss.report import write_report
 
-    for path in write_report(Journal.read(folder), out):
-        click.echo(f"wrote {path}")
+    with opened(folder, trust) as (journal, own):
+        for path in write_report(journal, own, out):
+            click.echo(f"wrote {path}")
+        if not own:
+            click.echo(f"not best.py: {folder} was not made here; {ADVICE}", err=True)
 
 
 @click.command()
@@ -144,9 +176,9 @@ def watch(folders: tuple[Path, ...], port: int, opens: bool) -> None:
     """Serve the pages of RUNs on this machine, side by side, while the runs go on."""
     from cse_autoloss.page.watch import WatchServer
 
-    for folder in folders:
-        Journal.read(folder).close()  # refuses what is no run
-    with WatchServer(folders, port) as server:
+    with ExitStack() as runs, WatchServer(folders, port) as server:
+        for folder in folders:
+            runs.enter_context(opened(folder))  # refuses what is no run
         click.echo(
             f"{server.url}\n(on another machine: ssh -L {server.server_address[1]}:"
             f"127.0.0.1:{server.server_address[1]} HOST; Ctrl-C ends it)"
@@ -179,16 +211,25 @@ def watch(folders: tuple[Path, ...], port: int, opens: bool) -> None:
     help="Your own MMDetection config to put the loss into.",
 )
 @click.option(
-    "--target", type=click.Choice(["mmdet2", "mmdet3"]), default="mmdet2", show_default=True
+    "--target",
+    help="What to write for: mmdet2 (the default) or mmdet3, or torch: the PyTorch modules alone.",
 )
+@TRUST
 @click.option(
     "--no-check", is_flag=True, help="Write the config without a forward pass that tries it."
 )
 def export(
-    folder: Path, rank: int, output: Path, base: str | None, target: str, no_check: bool
+    folder: Path,
+    rank: int,
+    output: Path,
+    base: str | None,
+    target: str | None,
+    trust: bool,
+    no_check: bool,
 ) -> None:
     """Write a found loss as an MMDetection config, and as a plain PyTorch module beside it."""
     from cse_autoloss.export import export_run
 
-    for path in export_run(Journal.read(folder), output, rank, base, target, not no_check):
-        click.echo(f"wrote {path}")
+    with opened(folder, trust) as (journal, _):
+        for path in export_run(journal, output, rank, base, target, not no_check):
+            click.echo(f"wrote {path}")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cse_autoloss.config import parse_config
-from cse_autoloss.export import ranking, write_text
+from cse_autoloss.export import ranking
+from cse_autoloss.files import write_whole
 from cse_autoloss.intervals import mean_interval
 from cse_autoloss.journal import FUNNEL, Candidate, Journal, found_label
 from cse_autoloss.page.pictures import curves, examples, formula
@@ -32,7 +33,7 @@ CANDIDATES = 5000  # in the page's table: the fittest
 def write_page(journal: Journal, folder: Path) -> Path:
     """Write ``report.html`` into a folder."""
     path = folder / "report.html"
-    write_text(path, page(journal))
+    write_whole(path, page(journal))
     return path
 
 

@@ -6,7 +6,6 @@ expressions nor detectors, so it can be tested, and replayed on tables, without 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cse_autoloss.intervals import pooled_deviation, seed_effects
+from cse_autoloss.named import load_class
 from cse_autoloss.trial import ConfigError
 
 #: The rankers that come with the package: a run's ``search.ranker`` is one of these names, or
@@ -137,16 +137,12 @@ def load_ranker(name: str, settings: Mapping[str, Any] | None = None) -> Ranker:
     Raises:
         ConfigError: if there is no such ranker, or it does not take these settings.
     """
-    module, colon, attribute = RANKERS.get(name, name).partition(":")
-    if not colon:
+    if ":" not in RANKERS.get(name, name):
         raise ConfigError(
             f"search.ranker: no ranker {name!r}; rankers are {', '.join(RANKERS)}, or one of your "
             "own as 'package.module:Class'"
         )
-    try:
-        ranker = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"search.ranker: cannot load {name!r}: {error}") from error
+    ranker = load_class(RANKERS.get(name, name), "search.ranker")
     try:
         return ranker(**(settings or {}))
     except (TypeError, ValueError) as error:

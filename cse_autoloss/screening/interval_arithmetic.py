@@ -108,7 +108,7 @@ class Interval:
         same = (self.lo == self.hi) & (other.lo == other.hi) & (self.lo == other.lo)
         return _truth(same, (self.lo <= other.hi) & (self.hi >= other.lo))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 def interval(x: Any) -> Interval:

@@ -131,7 +131,8 @@ class _Section:
     """The raw mapping; each key is asked for once, with the values that it may have."""
 
     def __init__(self, space: SearchSpace) -> None:
-        self._origin, self._data, self._asked = space.origin or space.name, space.probes, set()
+        self._origin, self._data = space.origin or space.name, space.probes
+        self._asked: set[str] = set()
 
     def _fail(self, key: str, message: str) -> SpaceError:
         return SpaceError(f"{self._origin}: probes.{key}: {message}")

@@ -6,7 +6,6 @@ keeps nothing, so a resumed run repeats itself.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from cse_autoloss.config import SearchSection
+from cse_autoloss.named import load_class
 from cse_autoloss.space import SearchSpace
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.variation import Population
@@ -89,13 +89,13 @@ def load_strategy(name: str, settings: SearchSection) -> Strategy:
     Raises:
         ConfigError: if there is no such strategy.
     """
-    module, colon, attribute = STRATEGIES.get(name, name).partition(":")
-    if not colon:
+    if ":" not in STRATEGIES.get(name, name):
         raise ConfigError(
             f"search.strategy: no strategy {name!r}; strategies are {', '.join(STRATEGIES)}, or "
             "one of your own as 'package.module:Class'"
         )
+    strategy = load_class(STRATEGIES.get(name, name), "search.strategy")
     try:
-        return getattr(importlib.import_module(module), attribute)(settings)
-    except (ImportError, AttributeError, TypeError) as error:
+        return strategy(settings)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"search.strategy: cannot load {name!r}: {error}") from error

@@ -1,0 +1,124 @@
+"""Ray, started here or joined, and left again."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Show a cluster this user's token, if there is one. For a cluster that is joined by its address Ray
+# does so only where this variable says it, and reads it when it is imported.
+if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+    _TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if os.environ.get("RAY_AUTH_TOKEN") or _TOKEN.is_file():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+import ray
+from ray._private import ray_constants
+
+from cse_autoloss.config import ClusterSection
+
+_JOIN_SECONDS = "10"
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot do what is asked: no resources, or workers that do not start."""
+
+
+def open_ray(section: ClusterSection) -> bool:
+    """Join the cluster at ``section.address`` or ``$RAY_ADDRESS``, or start one on this machine.
+
+    Returns:
+        Whether it was joined.
+
+    Raises:
+        ClusterError: one line: why not.
+    """
+    address = section.address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    _stay_on_this_machine(address is None)
+    with _signals_kept():
+        try:
+            if address is not None:
+                os.environ.setdefault("RAY_gcs_server_port_wait_time_s", _JOIN_SECONDS)
+                _check_reachable(address)
+                ray.init(address=address, **quiet)
+                return True
+            cores = max(
+                os.cpu_count() or 1,
+                math.ceil((section.workers or 1) * section.processes * section.num_cpus),
+            )
+            # Ray lets its workers give way to all else, by 15; trainings are what this is for.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+            return False
+        except Exception as error:  # Ray raises plain Exception, too
+            ray.shutdown()
+            if address is None:
+                raise ClusterError(
+                    f"Ray cannot be started on this machine (a busy one may take longer than Ray "
+                    f"waits; then try again): {_last_line(error)}"
+                ) from error
+            raise ClusterError(
+                f"cluster.address: cannot reach a Ray cluster at {address}: {_why(error)}"
+            ) from error
+
+
+def _stay_on_this_machine(local: bool) -> None:
+    """Let a local cluster listen on the loopback interface alone.
+
+    By Ray's own switch for Windows and macOS, which it reads when it is imported, and its processes
+    read when they start.
+    """
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    if local:
+        os.environ[name] = "0"
+    else:
+        os.environ.pop(name, None)
+    ray_constants.ENABLE_RAY_CLUSTER = not local
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and prints a stack when it comes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError at once where nobody listens; Ray itself would go on asking for many
+    minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _why(error: BaseException) -> str:
+    """The reason, looked for in what the error came from, too."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ == "AuthenticationError":
+            return (
+                "it asks for a token that this driver does not have or that is another: put the "
+                "cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return _last_line(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -1,0 +1,32 @@
+"""What an exported config says of where its losses come from, and of names that stand in a data set,
+is text and nothing else."""
+
+from mmcv import Config
+
+from cse_autoloss.trial import Found
+from detectors.configure import config_text
+from detectors.export import header
+
+HOSTILE = "jack-o'-lantern' + open('RAN', 'w').close() + '\nimport os"
+
+
+def test_class_names_and_paths_stay_text(tmp_path, monkeypatch):
+    config = Config(
+        {
+            "classes": [HOSTILE, 'a "quoted" one'],
+            "data": {"train": {"ann_file": HOSTILE, "pair": (1, 2.5), "off": None}},
+            "model": {HOSTILE: [{"type": "X"}], "scale": 1e-7},
+        }
+    )
+    path = tmp_path / "best.py"
+    path.write_text(config_text(config))
+    monkeypatch.chdir(tmp_path)
+    read = Config.fromfile(str(path))
+    assert read._cfg_dict.to_dict() == config._cfg_dict.to_dict()
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_a_provenance_is_comments_alone():
+    found = Found({"reg": f"U\n{HOSTILE}"}, {"reg": "reg"}, {}, {f"run\n{HOSTILE}": HOSTILE})
+    lines = header(found).splitlines()
+    assert len(lines) == 5 and all(line.startswith("#") for line in lines)
