@@ -8,6 +8,7 @@ from pathlib import Path
 from cse_autoloss.config import parse_config
 from cse_autoloss.files import write_whole
 from cse_autoloss.journal import Candidate, Journal, TrialRow, found_label
+from cse_autoloss.notes import notes
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.standalone import CLASS_NAMES, standalone_module
@@ -64,6 +65,8 @@ def found(journal: Journal, rank: int = 1) -> Found:
         provenance,
         str(journal.prepared_path.resolve()) if journal.prepared else None,
         row.trial.lr_scale,
+        row.result.steps if row.trial.task == "full" else None,
+        {branch: row.trial.scale.get(branch, 1.0) for branch in candidate.losses},
     )
 
 
@@ -117,7 +120,11 @@ def export_run(
     for branch, expression in loss.losses.items():
         space = load_space(loss.spaces[branch])
         files[output.with_name(f"{output.stem}_{branch}.py")] = standalone_module(
-            space.expression(expression), space, CLASS_NAMES[branch], loss.loss_weights[branch]
+            space.expression(expression),
+            space,
+            CLASS_NAMES[branch],
+            loss.loss_weights[branch],
+            notes=notes(loss, branch),
         )
     for path, content in files.items():
         write_whole(path, content)

@@ -11,6 +11,7 @@ The order of arguments, reduction, sample weights and ``avg_factor`` are those o
 from __future__ import annotations
 
 import difflib
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,7 @@ from cse_autoloss.variables import (
     two_stage_loss,
 )
 
-__all__ = ["ExpressionLoss", "build_loss", "standalone_module"]
+__all__ = ["ExpressionLoss", "build_loss", "needs", "standalone_module"]
 REDUCTIONS = ("none", "mean", "sum")
 _FLOAT_EPSILON = torch.finfo(torch.float32).eps  # what MMDetection adds to avg_factor
 
@@ -67,6 +68,13 @@ def build_loss(
     if isinstance(expression, str):
         expression = space.expression(expression)
     return _LOSSES[space.inputs](expression, space, loss_weight, **options)
+
+
+def needs(loss: nn.Module, name: str) -> bool:
+    """Whether a loss's value depends on what a head may hand over by that name: one of its ``needs``
+    or else, of a loss that somebody wrote by hand, an argument of its ``forward``."""
+    declared = getattr(loss, "needs", None)
+    return name in (inspect.signature(loss.forward).parameters if declared is None else declared)
 
 
 class ExpressionLoss(nn.Module):
@@ -422,14 +430,19 @@ class OneStageLoss(ExpressionLoss):
 
 class BoxLoss(ExpressionLoss):
     """Regression on boxes: U union, I intersection, E smallest enclosing box (areas in squared
-    pixels)."""
+    pixels).
+
+    Attributes:
+        scale_free: whether the value is the same for boxes of another size, or in another unit.
+    """
 
     _build_kernel = staticmethod(kernels.BoxKernel.build)
     _weighted = staticmethod(box_loss)
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._check_unit = not self._is_scale_free()
+        self.scale_free = self._is_scale_free()
+        self._check_unit = not self.scale_free
 
     def _is_scale_free(self) -> bool:
         """Whether the value is the same for boxes of twice the size, tried on four pairs of them."""

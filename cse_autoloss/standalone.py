@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,13 +59,14 @@ def standalone_module(
     loss_weight: float = 1.0,
     alpha: float | None = ALPHA,
     stable: bool | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """The source text of a Python file with the loss as a ``torch.nn.Module`` called
     ``class_name``.
 
     Its ``forward`` is that of :func:`cse_autoloss.losses.build_loss`'s modules, its values are
     theirs, computed in torch's own graph. ``alpha`` and ``stable`` are their options; ``alpha``
-    counts for one-stage classification only.
+    counts for one-stage classification only. ``notes`` are lines of the file's docstring.
 
     Raises:
         ValueError: if ``class_name`` is no identifier, or an operator's torch function has no
@@ -90,11 +91,12 @@ def standalone_module(
     extras = "".join(f"\n        {extra.name}: Tensor | None = None," for extra in needs)
     meanings = "".join(f"\n    {extra.name}: {extra.meaning}" for extra in needs)
     alpha_line = "        self.alpha = alpha\n" if one_stage else ""
+    known = "".join(f"* {note}\n" for note in notes)
     text = f'''\
 """{class_name}: a loss for object detectors that was found by search. Needs PyTorch alone.
 
     {textwrap.fill(str(canonical(expression, space)), 110, subsequent_indent="    ", break_long_words=True)}
-"""
+{chr(10) + known if known else ""}"""
 import math  # noqa: F401
 
 import torch

@@ -165,6 +165,9 @@ class Found:
         loss_weights: branch to the loss weight that it was trained with, that of a default loss
             beside it too.
         lr_scale: multiple of the configured learning rate that it was trained with.
+        steps: of that training, if it was of the full task.
+        strength: branch to the mean gradient norm that it started with, as a multiple of the
+            default loss's.
         provenance: run, candidate, mAP with its seeds and budget, versions.
         prepared: path of what its trials started from (:meth:`Trainer.prepare`), or None.
     """
@@ -175,6 +178,8 @@ class Found:
     provenance: Mapping[str, Any]
     prepared: str | None = None
     lr_scale: float = 1.0
+    steps: int | None = None
+    strength: Mapping[str, float] = field(default_factory=dict)
 
 
 class Trainer(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmcv import Config
 
+from cse_autoloss.notes import notes
 from cse_autoloss.space import load_space
 from cse_autoloss.text import printable
 from cse_autoloss.trial import Found
@@ -41,7 +42,7 @@ def proxy_config(config: Config, data: DataSet, found: Found) -> str:
     configure.set_loss_weights(config.model, found.loss_weights)
     configure.scale_learning_rate(config, found.lr_scale)
     configure.set_data(config, data)
-    steps = config.runner.max_iters
+    steps = config.runner.max_iters = found.steps or config.runner.max_iters
     config.evaluation = dict(interval=steps, metric="bbox")
     config.checkpoint_config = dict(interval=steps, by_epoch=False)
     config.load_from = found.prepared
@@ -80,7 +81,11 @@ def header(found: Found) -> str:
     lines = [
         "Written by cse-search export. Trains with mmdet's tools/train.py or with: cse-search train THIS_FILE",
         "",
-        *(f"{branch}: {text}" for branch, text in found.losses.items()),
+        *(
+            line
+            for branch, text in found.losses.items()
+            for line in (f"{branch}: {text}", *(f"    {note}" for note in notes(found, branch)))
+        ),
         "",
         *(f"{key}: {json.dumps(value)}" for key, value in _flat(found.provenance)),
     ]

@@ -18,15 +18,11 @@ from typing import Any
 from mmdet.models import LOSSES
 from torch import Tensor, nn
 
-from cse_autoloss.losses import build_loss
+from cse_autoloss.losses import build_loss, needs
+
+__all__ = ["handing_over", "needs", "wants_pos_ious"]
 
 LOSSES.register_module(name="SearchedLoss", module=build_loss)
-
-
-def needs(loss: nn.Module, name: str) -> bool:
-    """Whether a loss's value depends on what a head may hand over by that name."""
-    declared = getattr(loss, "needs", None)
-    return name in (inspect.signature(loss.forward).parameters if declared is None else declared)
 
 
 def wants_pos_ious(loss: nn.Module) -> bool:

@@ -1,8 +1,8 @@
-"""Found losses for MMDetection 3.x: a config that inherits the user's, and a module with the losses
-and the heads they need.
+"""Found losses for MMDetection 3.x: a config that inherits the user's, or MMDetection's own.
 
-MMDetection 3 need not be installed to write them; to train with them nothing of this package need
-be.
+It holds the losses as text and imports :mod:`cse_autoloss.adapters.mmdet3`, which makes modules of
+them, and nothing else: copied, inherited or dumped by mmengine, it is the same config. MMDetection 3
+need not be installed to write it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from typing import Any
 
 from mmcv import Config
 
-from cse_autoloss.standalone import CLASS_NAMES
 from cse_autoloss.trial import ConfigError, Found
 from detectors import configure
-from detectors.export import header
+from detectors.export import header, searched_losses
 
+_ADAPTER = "cse_autoloss.adapters.mmdet3"
+_HEADS = (  # that the adapter has
+    "IoUAwareConvFCBBoxHead",
+    "IoUAwareShared2FCBBoxHead",
+    "IoUAwareShared4Conv1FCBBoxHead",
+    "IoUAwareFCOSHead",
+    "IoUAwareATSSHead",
+)
 # A detector's type to its config here, whose heads are those of MMDetection 3's, and to MMDetection
 # 3's own config.
 _OWN = {
@@ -32,24 +39,18 @@ _OWN = {
 }
 
 
-def files(base: str | None, run: Config, found: Found, name: str) -> dict[str, str]:
-    """``NAME.py``, the config, and ``NAME_mmdet3.py``, which it imports and which imports
-    ``NAME_cls.py``, ``NAME_reg.py``.
+def config_text(base: str | None, run: Config, found: Found) -> str:
+    """The config's file.
 
     Args:
         base: path of an MMDetection 3.x config that the new one inherits; where None, MMDetection's
             own R50 one, on COCO, for the kind of detector that the run trained.
         run: the config that the run trained.
-        name: of the config's file, without ``.py``.
 
     Raises:
         ConfigError: the base does not read, or its heads cannot take the losses; names those that
             can.
     """
-    if not name.isidentifier():
-        raise ConfigError(
-            f"-o {name}.py: the config imports a module of this name: letters, digits and _ only"
-        )
     if base is None:
         kind = run.model.type
         if kind not in _OWN:
@@ -63,18 +64,14 @@ def files(base: str | None, run: Config, found: Found, name: str) -> dict[str, s
         inherited = str(Path(base).absolute())
         model, imports = config.model, (config.get("custom_imports") or {}).get("imports") or []
         imports = [imports] if isinstance(imports, str) else list(imports)
-    configure.check_losses(model, {branch: found.spaces[branch] for branch in found.losses})
-    configure.set_losses(
-        model,
-        {
-            branch: dict(type=f"Found{CLASS_NAMES[branch]}", loss_weight=found.loss_weights[branch])
-            for branch in found.losses
-        },
-    )
-    return {
-        f"{name}.py": _config(inherited, model, [*imports, f"{name}_mmdet3"], found),
-        f"{name}_mmdet3.py": _module(name, found),
-    }
+    for head in configure.heads(model):
+        if configure.kind(head).aware not in _HEADS:
+            raise ConfigError(
+                f"--target mmdet3: {head['type']} has no IoU-aware form for MMDetection 3; heads that "
+                f"work: {', '.join(name.removeprefix('IoUAware') for name in _HEADS)}"
+            )
+    configure.set_losses(model, searched_losses(found))
+    return _config(inherited, model, [*imports, _ADAPTER], found)
 
 
 def _read(path: str) -> Config:
@@ -105,28 +102,6 @@ def _config(inherited: str, model: Mapping[str, Any], imports: list[str], found:
     ).pretty_text
     comment = header(found).replace(
         "Trains with mmdet's tools/train.py or with: cse-search train THIS_FILE",
-        "Trains with the tools/train.py of MMDetection 3.",
+        "Trains with the tools/train.py of MMDetection 3, where cse-autoloss is installed.",
     )
-    return (
-        f"{comment}import sys\n\nsys.path.insert(0, r'{{{{ fileDirname }}}}')  # custom_imports lie beside this file\n"
-        f"_base_ = {inherited!r}\n{body}"
-    )
-
-
-def _module(name: str, found: Found) -> str:
-    """The heads, which MMDetection 3 alone can import, and the losses of NAME_cls.py and
-    NAME_reg.py in its registry."""
-    last_import = "from mmdet.utils import reduce_mean\n"
-    imports = "".join(
-        f"from {name}_{branch} import {CLASS_NAMES[branch]}\n" for branch in found.losses
-    )
-    return _heads_source().replace(last_import, f"{last_import}{imports}") + "".join(
-        f"\n\n@MODELS.register_module()\nclass Found{CLASS_NAMES[branch]}({CLASS_NAMES[branch]}):\n"
-        "    def __init__(self, use_sigmoid=None, **options):  # what heads say of the logits, the loss knows\n"
-        "        super().__init__(**options)\n"
-        for branch in found.losses
-    )
-
-
-def _heads_source() -> str:
-    return Path(__file__).with_name("mmdet3_heads.py").read_text(encoding="utf-8")
+    return f"{comment}_base_ = {inherited!r}\n{body}"

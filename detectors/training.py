@@ -137,9 +137,8 @@ class DetectorTrainer:
         check: bool = True,
     ) -> dict[str, str]:
         if target == "mmdet3":
-            return mmdet3.files(
-                base, configure.read_config(options.get("config", Options().config)), found, name
-            )
+            run = configure.read_config(options.get("config", Options().config))
+            return {f"{name}.py": mmdet3.config_text(base, run, found)}
         if base is not None:
             text = export.user_config(configure.read_config(base, "--config"), found)
         else:

@@ -14,7 +14,8 @@ from mmcv import Config
 from cse_autoloss.config import parse_config
 from cse_autoloss.export import export_run
 from cse_autoloss.journal import Journal
-from cse_autoloss.trial import Trial
+from cse_autoloss.notes import notes
+from cse_autoloss.trial import Found, Trial
 from detectors import training
 from detectors.commands import train as train_command
 from detectors.datasets import shapes
@@ -86,6 +87,19 @@ def test_what_cannot_be_repeated_is_said_in_one_line(run, arguments, message):
     arguments = [argument.replace("RUN", str(run)) for argument in arguments]
     done = CliRunner().invoke(train_command, arguments)
     assert done.exit_code and message in done.output + str(done.exception)
+
+
+def test_every_exported_file_says_what_its_formula_expects_and_how_strong_it_was(run, tmp_path):
+    files = {
+        path.name: path.read_text() for path in export_run(Journal.read(run), tmp_path / "best.py")
+    }
+    weight = Journal.read(run).trials("full")[0].result.loss_weights["reg"]
+    for text in (files["best.py"], files["best_reg.py"]):
+        assert "free of scale: boxes in pixels, in shares of the image" in text
+        assert f"loss weight {weight:g} and a gradient 0.5 times as strong as the default" in text
+    spaces = {"reg": "reg"}
+    sized = Found({"reg": "CSE-Autoloss-B"}, spaces, {"reg": 1.0}, {})
+    assert notes(sized, "reg")[0].startswith("not free of scale: boxes in pixels")
 
 
 def test_an_exported_config_is_the_one_that_was_measured(run, tmp_path, monkeypatch):

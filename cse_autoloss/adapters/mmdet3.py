@@ -1,12 +1,14 @@
-"""Heads for MMDetection 3.x that tell the classification loss the IoU of each positive's predicted
-box with its target.
+"""Searched losses in MMDetection 3.x, and heads that tell the classification loss the IoU of each
+positive's predicted box with its target.
+
+    custom_imports = dict(imports=["cse_autoloss.adapters.mmdet3"], allow_failed_imports=False)
+    loss_cls = dict(type="SearchedLoss", expression="CSE-Autoloss-A", space="two_stage_cls")
 
 In FCOS and ATSS that IoU, without gradient, also is the centerness target, the weight of the
-regression loss and, summed, its avg_factor. As in CSE-Autoloss (ICLR 2021); needs MMDetection 3.x
-alone.
+regression loss and, summed, its avg_factor. As in CSE-Autoloss (ICLR 2021).
 """
 
-import inspect
+from __future__ import annotations
 
 import torch
 from mmdet.models.dense_heads import ATSSHead, FCOSHead
@@ -20,10 +22,9 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmdet.utils import reduce_mean
 
+from cse_autoloss.losses import build_loss, needs
 
-def wants_pos_ious(loss):
-    """Whether the loss has a ``pos_ious`` argument."""
-    return "pos_ious" in inspect.signature(loss.forward).parameters
+MODELS.register_module(name="SearchedLoss", module=build_loss)
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ class IoUAware:
             cls_score is None
             or cls_score.numel() == 0
             or bbox_pred is None
-            or not wants_pos_ious(self.loss_cls)
+            or not needs(self.loss_cls, "pos_ious")
         ):
             return super().loss(cls_score, bbox_pred, rois, *targets)
         losses = dict(
@@ -140,7 +141,7 @@ class IoUAwareFCOSHead(FCOSHead):
         ious = aligned_ious(boxes, target_boxes)
         count = max(reduce_mean(scores.new_tensor(float(len(positive)))), 1.0)
         total_iou = max(reduce_mean(ious.sum()), 1e-6)
-        extra = dict(pos_ious=ious) if wants_pos_ious(self.loss_cls) else {}
+        extra = dict(pos_ious=ious) if needs(self.loss_cls, "pos_ious") else {}
         losses = dict(loss_cls=self.loss_cls(scores, labels, avg_factor=count, **extra))
         if len(positive):
             losses["loss_bbox"] = self.loss_bbox(
@@ -176,7 +177,7 @@ class IoUAwareATSSHead(ATSSHead):
         boxes = self.bbox_coder.decode(anchors.reshape(-1, 4)[positive], deltas[positive])
         targets = bbox_targets.reshape(-1, 4)[positive]
         ious = aligned_ious(boxes, targets)
-        extra = dict(pos_ious=ious) if wants_pos_ious(self.loss_cls) else {}
+        extra = dict(pos_ious=ious) if needs(self.loss_cls, "pos_ious") else {}
         loss_cls = self.loss_cls(
             scores, labels, weight=label_weights.reshape(-1), avg_factor=avg_factor, **extra
         )
