@@ -119,7 +119,7 @@ def _lines(found: datasets.DataSet | None, findings: Findings) -> list[str]:
             f"{name}: {split.images:,} images, {split.objects:,} objects"
             for name, split in found.splits.items()
         ]
-    lines += [f"{finding.severity}: {finding}" for finding in findings]
+    lines += [finding.line for finding in findings]
     errors = len(findings.errors)
     return [*lines, f"{errors} to mend" if errors else "nothing to mend"]
 

@@ -148,7 +148,7 @@ def read(training: Training) -> Config:
         found = datasets.find(data, config=config, masks=masks, open_images=first)
         if first:
             for finding in found.findings:
-                print(finding, file=sys.stderr)
+                print(finding.line, file=sys.stderr)
         configure.set_data(config, found)
     elif "train" not in (config.get("data") or {}):
         raise ConfigError(f"{training.config} has no data.train to train on")

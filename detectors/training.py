@@ -86,7 +86,7 @@ class DetectorTrainer:
             "refused": configure.refused(setup.config.model),
             "classes": list(setup.data.classes),
             "images": {name: split.images for name, split in setup.data.splits.items()},
-            "notes": [str(finding) for finding in setup.data.findings],
+            "notes": [finding.line for finding in setup.data.findings],
             "digests": {"data": setup.data.digest, "detector": setup.config_digest},
         }
 

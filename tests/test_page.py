@@ -12,10 +12,12 @@ from html.parser import HTMLParser
 import pytest
 from test_search_decisions import search
 
+from cse_autoloss.caveats import caveats
 from cse_autoloss.journal import Journal
 from cse_autoloss.page import page, write_page
 from cse_autoloss.page.page import gather
 from cse_autoloss.page.watch import WatchServer
+from cse_autoloss.status import read_status
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 
@@ -91,6 +93,7 @@ def test_it_holds_what_the_journal_holds(run):
         assert by_id[one.id]["fitness"] == one.fitness and by_id[one.id]["cls"] == one.losses["cls"]
     default = next(row for row in data["comparison"] if row["label"] == "default")
     assert default["val"]["values"] == pytest.approx([0.27, 0.27, 0.27], abs=0.1)
+    assert data["caveats"] == caveats(read_status(run).comparison)
     for branch, rows in data["examples"].items():
         assert rows and all(row["detail"] for row in rows), branch
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cse_autoloss.caveats import caveats
 from cse_autoloss.config import parse_config
 from cse_autoloss.export import ranking
 from cse_autoloss.files import write_whole
@@ -79,6 +80,7 @@ def gather(journal: Journal) -> dict[str, Any]:
         "stages": [[name, *counts] for name, counts in status.stages.items()],
         "fitness_stage": ladder.fitness,
         "comparison": [_compared(row, spaces) for row in status.comparison],
+        "caveats": caveats(status.comparison),
         "best": [
             {"label": found_label(one), "id": one.id, "losses": _losses(one.losses, spaces)}
             for one in best

@@ -34,6 +34,11 @@ class Finding:
         more = f" (and {self.count - 1:,} more like it)" if self.count > 1 else ""
         return f"{self.file}: {self.text}{more}" if self.file else f"{self.text}{more}"
 
+    @property
+    def line(self) -> str:
+        """For a list of all."""
+        return f"{self.severity}: {self}"
+
 
 @dataclass
 class Findings:
