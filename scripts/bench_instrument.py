@@ -74,15 +74,22 @@ def _instrument(row: Row) -> tuple[str, int, str, str]:
 
 def _line(rows: Sequence[Row], trained: Table, split: str) -> list[str]:
     scores = getattr(trained, split)
-    whole = ~np.isnan(scores).any(axis=1)
-    default = np.nanmean(scores[trained.names.index("default")])
-    sound = scores[whole & (np.nanmean(scores, axis=1) > default - SOUND)]
+    there = ~np.isnan(scores)
+    scores = scores[:, there.sum(axis=0) > len(scores) / 2]  # not a seed that few have
+    default = np.nanmean(getattr(trained, split)[trained.names.index("default")])
+    scores = scores[~np.isnan(scores).any(axis=1)]
+    sound = scores[scores.mean(axis=1) > default - SOUND]
     seconds = float(np.median([row.cpu_seconds for row in rows if not row.failure]))
+    line = [
+        *(rows[0].detector, f"{rows[0].task}, {rows[0].steps}", rows[0].weights[:6]),
+        *(f"{seconds:.1f}", f"{default:.3f}", str(len(sound))),
+    ]
+    if min(sound.shape) < 2:
+        return [*line, *[""] * 4]
     found = reliability(sound)
     low, high = _interval(sound)
     return [
-        *(rows[0].detector, f"{rows[0].task}, {rows[0].steps}", rows[0].weights[:6]),
-        *(f"{seconds:.1f}", f"{default:.3f}", str(len(sound))),
+        *line,
         f"{np.corrcoef(sound[:, 0], sound[:, 1])[0, 1]:.2f}",
         f"{found.between:.4f} / {found.within:.4f}",
         f"{found.reliability:.2f} ({low:.2f} to {high:.2f})",
@@ -104,11 +111,12 @@ def _agreements(tables: Sequence[tuple[list[Row], Table]], split: str) -> Iterat
     for rows, full in tables:
         for head_rows, head in heads:
             both = [name for name in full.names if name in head.names]
-            if rows[0].task == "full" and head_rows[0].weights == rows[0].weights and len(both) > 2:
-                cheap, dear = (
-                    np.array([getattr(of, split)[of.names.index(name)] for name in both])
-                    for of in (head, full)
-                )
+            cheap, dear = (
+                np.array([getattr(of, split)[of.names.index(name)] for name in both])
+                for of in (head, full)
+            )
+            same = rows[0].task == "full" and head_rows[0].weights == rows[0].weights
+            if same and len(both) > 2 and (~np.isnan(dear)).sum(axis=1).max() > 1:
                 found = agreement(cheap, dear)
                 yield [
                     *(rows[0].detector, str(found.losses)),

@@ -37,7 +37,7 @@ from cse_autoloss.trial import Trial
 OFFSPRING, ROUNDS = 8000, 2
 # Gradient norm of each branch as a multiple of the default's configured loss: what tuning on val
 # chose for the default.
-SCALE = {"faster_rcnn_proxy": {"cls": 2.0, "reg": 2.0}}
+SCALE = {name: {"cls": 2.0, "reg": 2.0} for name in ("faster_rcnn_proxy", "atss_proxy")}
 
 
 def main() -> None:
