@@ -65,7 +65,7 @@ def found(journal: Journal, rank: int = 1) -> Found:
         provenance,
         str(journal.prepared_path.resolve()) if journal.prepared else None,
         row.trial.lr_scale,
-        row.result.steps if row.trial.task == "full" else None,
+        result.steps if row.trial.task == "full" else None,
         {branch: row.trial.scale.get(branch, 1.0) for branch in candidate.losses},
     )
 

@@ -10,10 +10,13 @@ regression loss and, summed, its avg_factor. As in CSE-Autoloss (ICLR 2021).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmdet.models.dense_heads import ATSSHead, FCOSHead
 from mmdet.models.losses import accuracy
 from mmdet.models.roi_heads.bbox_heads import (
+    BBoxHead,
     ConvFCBBoxHead,
     Shared2FCBBoxHead,
     Shared4Conv1FCBBoxHead,
@@ -21,6 +24,7 @@ from mmdet.models.roi_heads.bbox_heads import (
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmdet.utils import reduce_mean
+from torch import Tensor
 
 from cse_autoloss.losses import build_loss, needs
 
@@ -28,28 +32,28 @@ MODELS.register_module(name="SearchedLoss", module=build_loss)
 
 
 @torch.no_grad()
-def aligned_ious(boxes, targets):
+def aligned_ious(boxes: Any, targets: Any) -> Tensor:
     """(P,) IoU of (P, 4) boxes with their targets, in [1e-7, 1], without gradient."""
     return bbox_overlaps(get_box_tensor(boxes), get_box_tensor(targets), is_aligned=True).clamp(
         min=1e-7
     )
 
 
-class IoUAware:
+class IoUAware(BBoxHead):
     """Mixed into a BBoxHead: hands ``loss_cls`` the IoU of each positive's predicted box with its
     target."""
 
     def loss(
         self,
-        cls_score,
-        bbox_pred,
-        rois,
-        labels,
-        label_weights,
-        bbox_targets,
-        bbox_weights,
-        reduction_override=None,
-    ):
+        cls_score: Tensor | None,
+        bbox_pred: Tensor | None,
+        rois: Any,
+        labels: Any,
+        label_weights: Any,
+        bbox_targets: Any,
+        bbox_weights: Any,
+        reduction_override: Any = None,
+    ) -> dict[str, Tensor]:
         """As ``BBoxHead.loss``, with the same arguments."""
         targets = (labels, label_weights, bbox_targets, bbox_weights, reduction_override)
         if (
@@ -74,7 +78,9 @@ class IoUAware:
         return losses
 
     @torch.no_grad()
-    def pos_ious(self, bbox_pred, rois, labels, bbox_targets):
+    def pos_ious(
+        self, bbox_pred: Tensor, rois: Tensor, labels: Tensor, bbox_targets: Tensor
+    ) -> Tensor:
         """(positives,) IoUs of predicted boxes, each of its own class, with their targets."""
         positive = (labels >= 0) & (labels < self.num_classes)
         boxes, deltas, targets = rois[positive, 1:], bbox_pred[positive], bbox_targets[positive]
@@ -102,7 +108,7 @@ class IoUAwareShared4Conv1FCBBoxHead(IoUAware, Shared4Conv1FCBBoxHead):
     pass
 
 
-def rows(level, width):
+def rows(level: Tensor, width: int) -> Tensor:
     """(images, anchors * width, H, W) to (images * H * W * anchors, width)."""
     return level.permute(0, 2, 3, 1).reshape(-1, width)
 
@@ -111,13 +117,13 @@ def rows(level, width):
 class IoUAwareFCOSHead(FCOSHead):
     def loss_by_feat(
         self,
-        cls_scores,
-        bbox_preds,
-        centernesses,
-        batch_gt_instances,
-        batch_img_metas,
-        batch_gt_instances_ignore=None,
-    ):
+        cls_scores: Any,
+        bbox_preds: Any,
+        centernesses: Any,
+        batch_gt_instances: Any,
+        batch_img_metas: Any,
+        batch_gt_instances_ignore: Any = None,
+    ) -> dict[str, Tensor]:
         """As ``FCOSHead.loss_by_feat``, with the same arguments."""
         sizes = [scores.shape[-2:] for scores in cls_scores]
         points = self.prior_generator.grid_priors(
@@ -160,15 +166,15 @@ class IoUAwareFCOSHead(FCOSHead):
 class IoUAwareATSSHead(ATSSHead):
     def loss_by_feat_single(
         self,
-        anchors,
-        cls_score,
-        bbox_pred,
-        centerness,
-        labels,
-        label_weights,
-        bbox_targets,
-        avg_factor,
-    ):
+        anchors: Any,
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        centerness: Any,
+        labels: Any,
+        label_weights: Any,
+        bbox_targets: Any,
+        avg_factor: Any,
+    ) -> tuple[Tensor, ...]:
         """As ``ATSSHead.loss_by_feat_single``, with the same arguments, of one level."""
         scores, deltas = rows(cls_score, self.cls_out_channels), rows(bbox_pred, 4)
         centerness = rows(centerness, 1)
