@@ -48,6 +48,11 @@ class Formula:
         self._bounds: list[Interval] = []
         self._places: dict[_Node, int] = {}
 
+    @property
+    def nodes(self) -> list[_Node]:
+        """All nodes, each after its arguments."""
+        return self._nodes
+
     def leaf(self, name: str, low: float, high: float) -> Term:
         """A variable whose values are finite and lie in [low, high]."""
         return self._place(_Node(None, (name,)), (low, high))

@@ -5,7 +5,8 @@ Each kernel computes the reduced loss and its gradient by the prediction in one 
 the formula lets it:
 
 * two-stage: a formula that the one-hot label cuts down to the label's column is computed on that
-  column; of the class axis it takes one softmax, which the gradient is made of in place.
+  column; of the class axis it takes one softmax, which the gradient is made of in place. Of others
+  the label's column and the rest are computed apart (``columns``).
 * one-stage: the formula is specialised to elements that are nobody's label (PY = 0, Q = 0, NY = 1)
   and runs over all of them block by block, in cache; the few labels are computed apart.
 * boxes: overlaps and their gradient are written out.
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cse_autoloss.columns import ColumnsKernel
 from cse_autoloss.elementwise import Formula, Program, Term
 from cse_autoloss.expression import Expression
 from cse_autoloss.inputs import AREA, AREA_EPSILON, IOU_EPSILON, LOGIT, MIN_IOU
@@ -213,6 +215,11 @@ class TwoStageKernel:
         )
         result = torch.zeros_like(logits) if rising is None else dense.mul_(-rising.unsqueeze(1))
         return loss, result.scatter_add_(1, index, at_label.unsqueeze(1))
+
+
+def two_stage_kernel(expression: Expression) -> TwoStageKernel | ColumnsKernel | None:
+    """The quickest kernel for a two-stage formula, or None."""
+    return TwoStageKernel.build(expression) or ColumnsKernel.build(expression)
 
 
 # --- one-stage classification

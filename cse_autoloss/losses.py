@@ -265,7 +265,7 @@ def _check_weight(weight: Tensor | None, *shapes: tuple[int, ...]) -> None:
 class TwoStageLoss(ExpressionLoss):
     """Classification in R-CNNs: X logits, Y one-hot label, Z IoU."""
 
-    _build_kernel = staticmethod(kernels.TwoStageKernel.build)
+    _build_kernel = staticmethod(kernels.two_stage_kernel)
     _weighted = staticmethod(two_stage_loss)
     _options = {**ExpressionLoss._options, "use_sigmoid": False}
 

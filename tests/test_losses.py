@@ -180,6 +180,31 @@ def test_any_box_expression_equals_the_reference(text: str, seed: int) -> None:
     check_random_expression("reg", text, seed)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dot(Sub(Y,Softmax(X)),Sub(Y,Softmax(X)))",  # every column counts
+        "Neg(Add(Mul(Y,Log(Sig(X))),Mul(Sub(1,Y),Log(Sub(1,Sig(X))))))",
+        "Serfc(Mul(X,Y))",  # one number in the others
+        "Log(Dot(Softmax(Mul(X,Y)),Add(2,Y)))",  # a softmax of one number and the label's
+        "Dot(Softmax(Add(Softmax(Mul(2,X)),Y)),Add(Y,Z))",
+        "Sub(Mul(Z,Log(Softmax(Sub(X,Y)))),Dot(1,Tanh(X)))",
+        "Mul(Y,Log(Softmax(Mul(Y,X))))",
+        "Add(Dot(Y,X),Dot(Sig(X),Dot(Y,Serf(X))))",
+    ],
+)
+@pytest.mark.parametrize("stable", [False, True])
+def test_two_stage_formulas_in_which_every_class_counts_have_a_kernel(
+    text: str, stable: bool
+) -> None:
+    for seed in range(3):
+        arguments = batch("two_stage_cls", seed, spread=1.5)
+        loss = build_loss(text, "two_stage_cls", stable=stable)
+        assert loss._kernel is not None
+        value, gradient = both(loss, "two_stage_cls", text, torch.rand(40), **{**arguments})
+        assert value < 1e-5 and gradient < 1e-5
+
+
 # --- MMDetection's way with weights, reductions and factors
 # ------------------------------------------------------------
 
