@@ -81,6 +81,8 @@ def create_folder(folder: Path, fill: Callable[[sqlite3.Connection], None]) -> I
 def connect(path: Path) -> sqlite3.Connection:
     """Open a journal to write to it. SQLite's write-ahead log needs memory that processes share,
     which a network file system has not: there the journal has a rollback log."""
+    if path.is_symlink():
+        raise ConfigError(f"{path}: is a link; nothing is written through it")
     database = sqlite3.connect(path, timeout=30, isolation_level=None)
     network = network_file_system(path.parent)
     database.execute(f"PRAGMA journal_mode = {'TRUNCATE' if network else 'WAL'}")
@@ -139,7 +141,8 @@ def lock_folder(folder: Path) -> IO[str]:
     Raises:
         ConfigError: if another driver holds it.
     """
-    handle = open(folder / LOCK, "a+")
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # nothing through a link
+    handle = os.fdopen(os.open(folder / LOCK, flags, 0o666), "a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -117,8 +117,10 @@ def test_a_run_is_not_resumed_when_what_its_numbers_depend_on_has_changed(finish
     assert journal["accepted changes"] == ["data (one, now two)"]
 
 
-def test_a_signal_stops_a_run_with_the_line_that_says_how_to_go_on(tmp_path):
-    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path))
+def test_a_signal_stops_a_run_which_goes_on_from_another_folder(tmp_path):
+    config = CONFIG.format(folder=tmp_path).replace("formula:FormulaTrainer", "here:Trainer")
+    (tmp_path / "run.yaml").write_text(config)
+    (tmp_path / "here.py").write_text("from formula import FormulaTrainer as Trainer\n")
     driver = subprocess.Popen(
         [*COMMAND, "run", "run.yaml", "--out", "run"],
         stdout=subprocess.PIPE,
@@ -135,6 +137,12 @@ def test_a_signal_stops_a_run_with_the_line_that_says_how_to_go_on(tmp_path):
     assert driver.returncode == 128 + signal.SIGTERM
     assert "stopped; nothing finished is lost: cse-search resume run" in out
     assert "***" not in err and "Traceback" not in err, err
+    resumed = cse_search("resume", tmp_path / "run", "--set", "budget.trials=0")
+    assert resumed.returncode == 0 and "CSE-Autoloss-A" in resumed.stdout, resumed.stderr
+    stranger = str(tmp_path / "no keys here")
+    refused = cse_search("resume", tmp_path / "run", XDG_CONFIG_HOME=stranger)
+    assert refused.returncode == 2 and "detector.trainer here:Trainer" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1 and "--trust" in refused.stderr
 
 
 def test_sighup_stops_a_run_too_unless_it_is_ignored(monkeypatch):

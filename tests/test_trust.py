@@ -80,6 +80,18 @@ def test_a_run_that_was_sent_is_reported_without_its_code(sent):
     assert "\x1b" not in page and "<script>" not in page and "torch\\\\nimport os" in page
 
 
+@pytest.mark.parametrize("name", ["driver.lock", "journal.sqlite"])
+def test_a_driver_writes_through_no_link(sent, name):
+    mine = sent.parent / "mine"
+    mine.write_bytes((sent / name).read_bytes() if (sent / name).exists() else b"mine")
+    before = mine.read_bytes()
+    (sent / name).unlink(missing_ok=True)
+    (sent / name).symlink_to(mine)
+    with pytest.raises(ConfigError, match="link|cannot be written to"):
+        Journal.resume(sent)
+    assert mine.read_bytes() == before
+
+
 def test_its_code_is_named_and_not_run_until_it_is_trusted(sent):
     journal = Journal.read(sent)
     with (

@@ -6,6 +6,7 @@ from mmcv import Config
 from cse_autoloss.trial import Found
 from detectors.configure import config_text
 from detectors.export import header
+from detectors.training import DetectorTrainer
 
 HOSTILE = "jack-o'-lantern' + open('RAN', 'w').close() + '\nimport os"
 
@@ -24,6 +25,31 @@ def test_class_names_and_paths_stay_text(tmp_path, monkeypatch):
     read = Config.fromfile(str(path))
     assert read._cfg_dict.to_dict() == config._cfg_dict.to_dict()
     assert not (tmp_path / "RAN").exists()
+
+
+def test_paths_mean_the_same_from_any_folder_and_names_stay(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    trainer = "detectors.training:DetectorTrainer"
+    for given, resolved in (
+        ({"config": "faster_rcnn_proxy", "data": "embedded"}, {}),
+        ({"config": "mine.py", "data": "config"}, {"config": f"{tmp_path}/mine.py"}),
+        ({"data": "coco:photos"}, {"data": f"coco:{tmp_path}/photos"}),
+        ({"data": "photos"}, {"data": f"{tmp_path}/photos"}),
+        (
+            {"data": {"train": "a.json", "val": {"ann_file": "b.json", "img_prefix": "/c"}}},
+            {
+                "data": {
+                    "train": f"{tmp_path}/a.json",
+                    "val": {"ann_file": f"{tmp_path}/b.json", "img_prefix": "/c"},
+                }
+            },
+        ),
+    ):
+        options = {"trainer": trainer, **given}
+        assert DetectorTrainer.resolve(options) == {**options, **resolved}
+        assert DetectorTrainer.resolve(DetectorTrainer.resolve(options)) == {**options, **resolved}
 
 
 def test_a_provenance_is_comments_alone():
