@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -307,5 +307,7 @@ def cause_of(error: BaseException) -> str:
     """The one line of a Ray error that says what happened: the innermost exception's."""
     while isinstance(error, RayTaskError) and error.cause is not None:
         error = error.cause
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    # Ray says what happened and then what to do about it; of an actor's death it says why at last.
+    advises = isinstance(error, RayError) and not isinstance(error, RayActorError)
+    return f"{type(error).__name__}: {lines[0 if advises else -1]}"[:300]

@@ -234,6 +234,14 @@ def test_a_local_cluster_listens_on_this_machine_alone_and_its_workers_do_not_gi
         assert train_one(cluster).provenance["nice"] == os.nice(0)
 
 
+def test_the_reason_of_a_fault_is_the_line_that_says_what_happened():
+    killed = ray.exceptions.OutOfMemoryError("Task was killed: low on memory.\n\nRefer to docs.")
+    assert worker_pool.cause_of(killed) == "OutOfMemoryError: Task was killed: low on memory."
+    died = ray.exceptions.RayActorError(error_msg="The actor died.\n\tpid: 1\nIts node has died.")
+    assert worker_pool.cause_of(died) == "RayActorError: Its node has died."
+    assert worker_pool.cause_of(TimeoutError()) == "TimeoutError: no message"
+
+
 def test_an_address_where_nobody_listens_is_refused_at_once():
     with pytest.raises(ClusterError, match="cannot reach a Ray cluster at 127.0.0.1:1"):
         Cluster(
