@@ -54,6 +54,8 @@ def build_loss(
             default True but for the losses that the space calls released: those keep their numbers.
             ``alpha``, one-stage: weight of a label, 1 - alpha that of a non-label; default 0.25;
             None for no weighting.
+            ``class_frequency``, classification: (C,) numbers for formulas with F, where calls do
+            not give them.
             ``use_sigmoid``, classification: MMDetection's heads read it from a config. It must be,
             and by default is, True in one-stage spaces and False in two-stage ones.
 
@@ -184,6 +186,12 @@ class ExpressionLoss(nn.Module):
         given = {"pred": pred.to(_dtype(pred)), "target": target, **given}
         return inputs.variables(self.space.inputs, self._computed.variables, given)
 
+    def _with_own(self, extras: dict[str, Tensor], pred: Tensor) -> dict[str, Tensor]:
+        """Extras, and the class frequencies that the loss was made with where none are given."""
+        if self.class_frequency is None or "class_frequency" not in self.needs:
+            return extras
+        return {"class_frequency": pred.new_tensor(self.class_frequency), **extras}
+
     def _evaluate(self, variables: Mapping[str, Tensor], pred: Tensor) -> Tensor:
         values: list[Tensor] = []
         for name, places in self._computed.steps:
@@ -267,7 +275,7 @@ class TwoStageLoss(ExpressionLoss):
 
     _build_kernel = staticmethod(kernels.two_stage_kernel)
     _weighted = staticmethod(two_stage_loss)
-    _options = {**ExpressionLoss._options, "use_sigmoid": False}
+    _options = {**ExpressionLoss._options, "use_sigmoid": False, "class_frequency": None}
 
     def __init__(
         self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any
@@ -321,6 +329,7 @@ class TwoStageLoss(ExpressionLoss):
 
         classes = pred.shape[1] - 1
         positive = (target >= 0) & (target < classes)
+        extras = self._with_own(extras, pred)
         given = {"pos_ious": pos_ious, **extras}
         _check_extras(given, positive=positive, sample=(count,), category=(classes,))
         if not self._by_kernel(reduction, count, weight, avg_factor):
@@ -346,7 +355,12 @@ class OneStageLoss(ExpressionLoss):
 
     _build_kernel = staticmethod(kernels.OneStageKernel.build)
     _weighted = staticmethod(one_stage_loss)
-    _options = {**ExpressionLoss._options, "use_sigmoid": True, "alpha": ALPHA}
+    _options = {
+        **ExpressionLoss._options,
+        "use_sigmoid": True,
+        "alpha": ALPHA,
+        "class_frequency": None,
+    }
 
     def __init__(
         self, expression: Expression, space: SearchSpace, loss_weight: float = 1.0, **options: Any
@@ -400,6 +414,7 @@ class OneStageLoss(ExpressionLoss):
             return self._plain(variables, pred, target, weight, avg_factor, reduction)
 
         positive = (target >= 0) & (target < classes)
+        extras = self._with_own(extras, pred)
         given = {"pos_ious": pos_ious, **extras}
         _check_extras(given, positive=positive, sample=(count,), category=(classes,))
         if not self._by_kernel(reduction, elements, weight, avg_factor):

@@ -13,6 +13,7 @@ from typing import Any
 from mmcv import Config
 from mmdet.models import HEADS as MMDET_HEADS
 
+from cse_autoloss import inputs
 from cse_autoloss.space import load_space
 from cse_autoloss.trial import BRANCHES, ConfigError
 from detectors.datasets import DataSet, Split
@@ -34,24 +35,27 @@ class HeadKind:
         refused: branch to the reason why its loss cannot be another.
         boxes_are_decoded: its regression loss is on boxes whatever the config says.
         loss_options: of a searched loss in it, beside formula and weight.
+        hands: what it hands over to a classification loss that needs it (``inputs.EXTRAS``).
     """
 
     aware: str
     refused: Mapping[str, str] = field(default_factory=dict)
     boxes_are_decoded: bool = False
     loss_options: Mapping[str, Any] = field(default_factory=dict)
+    hands: frozenset[str] = frozenset({"pos_ious"})
 
 
 _DENSE = dict(boxes_are_decoded=True)
+_RANKED = dict(hands=frozenset({"pos_ious", "image_ids"}))
 _SUMMED = dict(reduction="sum")  # as YOLOX's own losses, which it divides itself
 HEADS = {
-    "ConvFCBBoxHead": HeadKind("IoUAwareConvFCBBoxHead"),
-    "Shared2FCBBoxHead": HeadKind("IoUAwareShared2FCBBoxHead"),
-    "Shared4Conv1FCBBoxHead": HeadKind("IoUAwareShared4Conv1FCBBoxHead"),
+    "ConvFCBBoxHead": HeadKind("IoUAwareConvFCBBoxHead", **_RANKED),
+    "Shared2FCBBoxHead": HeadKind("IoUAwareShared2FCBBoxHead", **_RANKED),
+    "Shared4Conv1FCBBoxHead": HeadKind("IoUAwareShared4Conv1FCBBoxHead", **_RANKED),
     "DoubleConvFCBBoxHead": HeadKind("IoUAwareDoubleConvFCBBoxHead"),
     "SABLHead": HeadKind("IoUAwareSABLHead", {"reg": "it regresses by buckets, not by boxes"}),
-    "FCOSHead": HeadKind("IoUAwareFCOSHead", **_DENSE),
-    "ATSSHead": HeadKind("IoUAwareATSSHead", **_DENSE),
+    "FCOSHead": HeadKind("IoUAwareFCOSHead", **_DENSE, **_RANKED),
+    "ATSSHead": HeadKind("IoUAwareATSSHead", **_DENSE, **_RANKED),
     "PAAHead": HeadKind("IoUAwarePAAHead", **_DENSE),
     "GFLHead": HeadKind("IoUAwareGFLHead", **_DENSE),
     "RetinaHead": HeadKind("IoUAwareRetinaHead"),
@@ -269,6 +273,8 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
     )
     for head in heads(model):
         of = kind(head)
+        for branch, loss in losses.items():
+            _check_needs(branch, loss, head["type"], of)
         for branch in BRANCHES:
             if branch not in of.refused:
                 head.setdefault(LOSS_KEYS[branch], _usual_loss(of.aware, LOSS_KEYS[branch]))
@@ -283,6 +289,23 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
             head["reg_decoded_bbox"] = (
                 True  # mmdet's default, L1, is on encoded deltas; searched ones are on boxes
             )
+
+
+def needs(loss: Mapping[str, Any]) -> frozenset[str]:
+    """What the formula of a searched loss's config needs beside predictions and targets."""
+    written = load_space(loss["space"])
+    return inputs.needs(written.inputs, written.expression(loss["expression"]).variables)
+
+
+def _check_needs(branch: str, loss: Mapping[str, Any], name: str, of: HeadKind) -> None:
+    if not {"space", "expression"} <= loss.keys():
+        return
+    handed = (of.hands if branch == "cls" else frozenset()) | loss.keys()
+    for missing in sorted(needs(loss) - handed):
+        raise ConfigError(
+            f"the {branch} loss needs {missing}, {inputs.EXTRAS[missing].meaning}, which the config's "
+            f"head {name!r} does not hand over"
+        )
 
 
 def set_loss_weights(model: Mapping[str, Any], weights: Mapping[str, float]) -> None:

@@ -232,10 +232,16 @@ class DetectorTrainer:
             branch: {"type": "SearchedLoss", "expression": expression, "space": spaces[branch]}
             for branch, expression in trial.losses.items()
         }
+        for branch, loss in searched.items():
+            if "class_frequency" in configure.needs(loss):
+                loss["class_frequency"] = self._setup.data.class_frequency
         if searched:
             if self._default_norms is None:
                 self._default_norms = self._gradient_norms(config)
-            configure.set_losses(config.model, searched)
+            try:
+                configure.set_losses(config.model, searched)
+            except ConfigError as error:  # of one formula: others may do
+                raise _GivenUp(str(error)) from None
             norms = self._gradient_norms(config)
             for branch in searched:
                 if not 0 < norms[branch] < math.inf:

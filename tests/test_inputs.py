@@ -173,6 +173,9 @@ def test_a_loss_says_what_it_needs_and_is_refused_without_it() -> None:
         loss(given["pred"], given["target"], class_frequency=torch.ones(5))
     with pytest.raises(TypeError, match="unexpected argument 'frequency'; extras are pos_ious"):
         loss(given["pred"], given["target"], frequency=torch.ones(4))
+    owned = build_loss("Neg(Dot(Mul(Y,F),Log(Softmax(X))))", TWO, class_frequency=[0.5, 1, 2, 0.1])
+    called = loss(given["pred"], given["target"], class_frequency=given["class_frequency"])
+    torch.testing.assert_close(owned(given["pred"], given["target"]), called)
     assert build_loss("CSE-Autoloss-A", TWO).needs == {"pos_ious"}
     assert build_loss("GIoU", REG).needs == set()
 

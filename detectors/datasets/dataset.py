@@ -10,7 +10,9 @@ written to.
 
 from __future__ import annotations
 
+import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,19 @@ class DataSet:
     splits: Mapping[str, Split]
     digest: str
     findings: Findings
+
+    @functools.cached_property
+    def class_frequency(self) -> list[float]:
+        """Objects of each class in the train split, crowds left out, over their mean."""
+        content = json.loads(Path(self.splits["train"].ann_file).read_text(encoding="utf-8"))
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        counts = Counter(
+            names[object_["category_id"]]
+            for object_ in content["annotations"]
+            if not object_.get("iscrowd")
+        )
+        mean = max(sum(counts[name] for name in self.classes), 1) / len(self.classes)
+        return [counts[name] / mean for name in self.classes]
 
 
 def find(

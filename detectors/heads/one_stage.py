@@ -68,6 +68,8 @@ class IoUAwareFCOSHead(FCOSHead):
             reduce_mean(ious.sum()), 1e-6
         )  # asked of every process, also of one without positives
         extra = {"pos_ious": ious} if needs(self.loss_cls, "pos_ious") else {}
+        if needs(self.loss_cls, "image_ids"):
+            extra["image_ids"] = torch.cat([images_of(level) for level in cls_scores])
         losses = {"loss_cls": self.loss_cls(scores, labels, avg_factor=count, **extra)}
         if len(rows):
             losses["loss_bbox"] = self.loss_bbox(
@@ -111,6 +113,8 @@ class IoUAwareATSSHead(ATSSHead):
         targets = bbox_targets.reshape(-1, 4)[rows]
         ious = aligned_ious(boxes, targets)
         extra = {"pos_ious": ious} if needs(self.loss_cls, "pos_ious") else {}
+        if needs(self.loss_cls, "image_ids"):
+            extra["image_ids"] = images_of(cls_score, self.num_base_priors)
         loss_cls = self.loss_cls(
             scores, labels, weight=label_weights.reshape(-1), avg_factor=num_total_samples, **extra
         )
@@ -127,6 +131,12 @@ class IoUAwareATSSHead(ATSSHead):
 def rows_of(level: Tensor, width: int) -> Tensor:
     """(images, anchors * width, H, W) to (images * H * W * anchors, width)."""
     return level.permute(0, 2, 3, 1).reshape(-1, width)
+
+
+def images_of(level: Tensor, priors: int = 1) -> Tensor:
+    """The image of each row of :func:`rows_of`, with so many priors at a place."""
+    places = level.shape[-2] * level.shape[-1] * priors
+    return torch.arange(len(level), device=level.device).repeat_interleave(places)
 
 
 def positives(labels: Tensor, classes: int) -> Tensor:

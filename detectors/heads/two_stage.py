@@ -20,7 +20,7 @@ from mmdet.models.roi_heads.bbox_heads import (
 from torch import Tensor
 
 from cse_autoloss.inputs import MIN_IOU
-from detectors.losses import needs
+from detectors.losses import handing_over, needs
 
 
 class IoUAware:
@@ -40,6 +40,23 @@ class IoUAware:
         reduction_override: str | None = None,
     ) -> dict[str, Tensor]:
         """As ``mmdet.models.roi_heads.BBoxHead.loss``, with the same arguments."""
+        with handing_over(self.loss_cls, image_ids=lambda *_: rois[:, 0]):
+            return self._loss(
+                *(cls_score, bbox_pred, rois, labels, label_weights, bbox_targets, bbox_weights),
+                reduction_override,
+            )
+
+    def _loss(
+        self,
+        cls_score: Tensor | None,
+        bbox_pred: Tensor | None,
+        rois: Tensor,
+        labels: Tensor,
+        label_weights: Tensor,
+        bbox_targets: Tensor,
+        bbox_weights: Tensor,
+        reduction_override: str | None,
+    ) -> dict[str, Tensor]:
         targets = (labels, label_weights, bbox_targets, bbox_weights, reduction_override)
         if (
             cls_score is None

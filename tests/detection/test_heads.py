@@ -12,6 +12,7 @@ from mmdet.core import bbox_overlaps
 from mmdet.models import HEADS, LOSSES, build_head, build_loss
 from torch import nn
 
+from cse_autoloss.trial import ConfigError
 from detectors import configure
 
 A_CLS = dict(type="SearchedLoss", expression="CSE-Autoloss-A", space="two_stage_cls")
@@ -154,3 +155,28 @@ def test_mmdets_own_scripts_run_under_the_patches():
         [sys.executable, "-m", "detectors", str(script), "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "train config file path" in done.stdout, done.stderr
+
+
+def test_a_rank_is_counted_within_the_image() -> None:
+    loss = dict(
+        type="SearchedLoss",
+        expression="Neg(Dot(Mul(Y,K),Log(Softmax(X))))",
+        space="two_stage_cls_plus",
+    )
+    arguments, _ = batch(decoded=True)
+    arguments[2][:, 0] = torch.tensor([0.0, 0, 1, 1, 1])
+    made = head(loss_cls=loss, reg_decoded_bbox=True, loss_bbox=A_REG)
+    found = made.loss(*arguments)["loss_cls"]
+    right = made.loss_cls(arguments[0], arguments[3], image_ids=arguments[2][:, 0], avg_factor=5.0)
+    assert torch.allclose(found, right)
+
+
+@pytest.mark.parametrize(
+    "expression, missing",
+    [("Neg(Dot(Mul(Y,R),Log(Softmax(X))))", "roi_ious"), ("Neg(Dot(Mul(Y,A),X))", "pos_areas")],
+)
+def test_a_loss_that_needs_what_the_head_has_not_is_refused(expression, missing) -> None:
+    model = configure.read_config("faster_rcnn_proxy").model
+    loss = dict(type="SearchedLoss", expression=expression, space="two_stage_cls_plus")
+    with pytest.raises(ConfigError, match=f"the cls loss needs {missing}, .* does not hand over"):
+        configure.set_losses(model, {"cls": loss})
