@@ -139,6 +139,20 @@ def test_the_fittest_are_confirmed_and_the_best_confirmed_compared(done):
     assert {row.label for row in done.trials("final")} > {"default", "CSE-Autoloss-A"}
 
 
+def test_the_comparison_goes_by_the_confirmation_not_by_the_search(tmp_path):
+    """Here the fitter a loss was in the search, the worse it is when it is confirmed."""
+
+    def mAP(trial):
+        score = 0.2 * formula.luck(sorted(trial.losses.items()))
+        return 0.5 - score if trial.key.startswith("confirm") else 0.2 + score
+
+    changes = {"stages": {**CONFIG["stages"], "final": {"best": 1, "seeds": 1}}}
+    journal = search(tmp_path / "run", changes, mAP=mAP)
+    least = min(journal.best()[:3], key=lambda candidate: candidate.fitness)
+    assert {row.candidate for row in journal.trials("final")} == {None, least.id}
+    assert ranking(journal)[0].id == least.id
+
+
 def test_a_ladder_may_have_one_stage_and_shares_of_a_task(tmp_path):
     stages = {"head": {"task": "head", "share": 0.5}, "final": {"best": 1, "seeds": 1}}
     journal = search(tmp_path / "run", {"stages": stages, "budget": {"trials": 4}})
