@@ -128,6 +128,8 @@ class TrialRunner:
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Write trainings down and hand them to workers."""
+        if not jobs:
+            return
         with self._journal.step():
             for job in jobs:
                 self._journal.start_trial(job.stage, job.trial, job.candidate, job.label)

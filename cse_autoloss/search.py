@@ -10,32 +10,20 @@ to it before the next one begins. So a run that was killed goes on where it stoo
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from cse_autoloss.breeder import Breeder
-from cse_autoloss.comparison import compared, known_candidates
+from cse_autoloss.candidates import Candidates
+from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config
-from cse_autoloss.journal import DEFAULT, KNOWN, CandidateState, Journal, found_label
-from cse_autoloss.proposals import Round
+from cse_autoloss.errors import SearchError
+from cse_autoloss.journal import DEFAULT, CandidateState, Journal, found_label
 from cse_autoloss.runner import ClusterLike, Job, Outcome, TrialRunner
-from cse_autoloss.screening.equivalence import fingerprint
-from cse_autoloss.space import load_space
-from cse_autoloss.stages import REFERENCE, TUNE, Ladder, places_in_batches
-from cse_autoloss.trial import Trial, TrialResult
+from cse_autoloss.stages import REFERENCE, TUNE, Ladder
+from cse_autoloss.trial import Trial
 
 REFERENCE_SEEDS = 2  # trainings of the default losses at the search's last stage, at most
-MAX_EMPTY_ROUNDS = 50
-MAX_FAILURES = 50  # trainings one after the other at a stage: it is not the losses that fail
 SOON = 0.1  # seconds to wait for trainings while a worker waits for proposals
-
-WAITING = CandidateState.WAITING
-SCORED, DROPPED, FAILED = CandidateState.SCORED, CandidateState.DROPPED, CandidateState.FAILED
-
-
-class SearchError(RuntimeError):
-    """The search cannot go on: what happened, and what to change."""
 
 
 class Search:
@@ -55,15 +43,11 @@ class Search:
         breeder: Breeder,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self._config, self._spaces, self._journal = config, spaces, journal
+        self._config, self._journal = config, journal
         self._runner = TrialRunner(config, spaces, journal, cluster, on_progress)
+        self._candidates = Candidates(config, spaces, journal)
         self._ladder, self._breeder = Ladder.of(config.stages), breeder
         self._compared = compared(config, spaces)
-        self._trials = journal.count_trials(self._ladder.fitness)
-        self._failures: Counter[str] = Counter()  # stage to its failures since its last success
-        self._reason = ""  # of the last failure
-        self._stopped = journal["stopped"] is not None  # no loss can still win
-        self._empty_rounds = 0
 
     def run(self) -> None:
         """Do all that is still to be done.
@@ -116,11 +100,11 @@ class Search:
         return good[max(good)]
 
     def _search(self) -> None:
-        self._add_known_losses()
+        self._candidates.add_known_losses()
         while True:
-            self._promote()
-            if self._runner.free > 0 and not self._spent() and (jobs := self._next()):
-                self._runner.start(jobs)
+            self._candidates.promote()
+            if self._runner.free > 0 and not self._spent():
+                self._runner.start(self._candidates.next(self._runner))
             if not self._spent():
                 if self._propose():
                     continue
@@ -130,13 +114,27 @@ class Search:
             self._record(self._runner.collect(SOON if hurry else 1.0))
         while self._breeder.busy:
             if made := self._breeder.take(1.0):
-                self._enter(made)
+                self._candidates.enter(made)
         self._breeder.begin((self._journal["round"] or 0) + 1, 0)  # what is believed in the end
         while (last := self._breeder.take(1.0)) is None:
             pass
         with self._journal.step():
             self._journal.set_estimates(last.estimates)
             self._journal["searched"] = True
+
+    def _propose(self) -> bool:
+        """Have the next round made in time, and take it in when it is there."""
+        number = self._journal["round"] or 0
+        if not self._breeder.busy:
+            # The first round waits for parents: the first known loss that has trained.
+            alone = not number and self._runner.running and not self._journal.measured()
+            if not alone and self._journal.count(CandidateState.WAITING) < self._runner.size:
+                count = max(self._config.search.candidates, self._runner.size)
+                self._breeder.begin(number + 1, count)
+        made = self._breeder.take(0.0 if self._runner.running else 1.0)
+        if made:
+            self._candidates.enter(made)
+        return made is not None
 
     def _close(self, stage: str) -> None:
         """A stage after the search: the best so far train on seeds of their own; beside them, in
@@ -160,146 +158,23 @@ class Search:
             least=len(entries) if stage == self._ladder.comparison else 0,
         )
 
-    # --- candidates on their way ---
-
-    def _add_known_losses(self) -> None:
-        """The first candidates: known losses, straight to the search's last stage."""
-        spaces = {
-            branch: load_space(self._spaces[branch]) for branch in self._config.search.branches
-        }
-        if self._journal["known"] or self._config.search.from_scratch:
-            return
-        with self._journal.step():
-            self._journal["known"] = True
-            for name, losses in known_candidates(spaces)[: self._config.search.known]:
-                prints = {
-                    branch: fingerprint([spaces[branch].expression(text)], spaces[branch])[0]
-                    for branch, text in losses.items()
-                }
-                self._journal.add_candidate(losses, prints, f"{KNOWN}{name}", self._ladder.fitness)
-
-    def _next(self) -> list[Job]:
-        """The next trainings, for all free workers, of the candidates that have come furthest."""
-        jobs: list[Job] = []
-        for stage in reversed(self._ladder.search):
-            last, room = stage == self._ladder.fitness, self._runner.free - len(jobs)
-            room = min(room, self._config.budget.trials - self._trials) if last else room
-            for candidate in self._journal.waiting(stage, room):
-                seed = candidate.trainings if last else 0
-                key = f"{candidate.id}-{seed}"
-                trial = self._runner.trial(stage, key, candidate.losses, seed)
-                jobs.append(Job(stage, trial, candidate.id))
-            self._trials += len(jobs) if last else 0
-        return jobs
-
-    def _promote(self) -> None:
-        """Once a batch has a score at a stage, its best go on to the next."""
-        for stage in self._ladder.search[:-1]:
-            settings = self._ladder.stages[stage]
-            if self._journal.count(SCORED, stage=stage) < (settings.batch or 1):
-                continue
-            candidates = self._journal.candidates(SCORED, stage=stage)
-            scores = {c.id: self._journal.scores(c.id, stage)[0] or 0.0 for c in candidates}
-            with self._journal.step():
-                for candidate, place in places_in_batches(scores, settings).items():
-                    if place <= (settings.keep or 0):
-                        self._journal.move(candidate, WAITING, self._ladder.following(stage))
-                    else:
-                        self._journal.move(
-                            *(candidate, DROPPED, stage),
-                            f"mAP {scores[candidate]:.3f} at {stage}, place {place} of "
-                            f"{settings.batch}; the first {settings.keep} go on",
-                        )
-
-    def _propose(self) -> bool:
-        """Have the next round made in time, and take it in when it is there."""
-        number = self._journal["round"] or 0
-        if not self._breeder.busy:
-            # The first round waits for parents: the first known loss that has trained.
-            alone = not number and self._runner.running and not self._journal.measured()
-            if not alone and self._journal.count(WAITING) < self._runner.size:
-                count = max(self._config.search.candidates, self._runner.size)
-                self._breeder.begin(number + 1, count)
-        made = self._breeder.take(0.0 if self._runner.running else 1.0)
-        if made:
-            self._enter(made)
-        return made is not None
-
-    def _enter(self, made: Round) -> None:
-        """Write a round down."""
-        funnel: dict[str, Any] = self._journal["funnel"] or {}
-        for branch, counts in made.counts.items():
-            before = funnel.get(branch, {})
-            reasons = Counter(before.get("reasons", {})) + Counter(made.reasons[branch])
-            totals = {name: before.get(name, 0) + count for name, count in counts.items()}
-            funnel[branch] = {**totals, "reasons": reasons}
-        with self._journal.step():
-            self._journal["round"], self._journal["funnel"] = made.number, funnel
-            self._journal["stopped"] = made.stopped
-            self._journal.set_estimates(made.estimates)
-            for candidate in made.repeats:
-                self._journal.move(candidate, WAITING)
-            for branch, hashes in made.seen.items():
-                self._journal.add_seen(branch, made.number, hashes)
-                self._journal.add_rejected(branch, made.number, made.rejected[branch])
-            self._journal.add_survivors(made.survivors)
-            for proposal in made.proposals:
-                self._journal.choose_survivors(proposal.survivors)
-                self._journal.add_candidate(
-                    *(proposal.losses, proposal.fingerprint, proposal.origin),
-                    *(self._ladder.search[0], made.number, proposal.parents),
-                    *(proposal.predicted, proposal.deviation),
-                )
-        self._stopped = made.stopped is not None
-        self._empty_rounds = 0 if made.proposals or made.repeats else self._empty_rounds + 1
-        if self._empty_rounds == MAX_EMPTY_ROUNDS:
-            raise SearchError(
-                f"{MAX_EMPTY_ROUNDS} rounds of {self._config.search.offspring} offspring left no "
-                "survivor: raise search.offspring, or widen the space's tolerances"
-            )
-
     def _record(self, outcomes: list[Outcome]) -> None:
         """Write down what trainings came to, and where their candidates stand now."""
-        if not outcomes:
-            return
-        with self._journal.step():
-            for outcome in outcomes:
-                self._runner.finish(outcome)
-                if outcome.job.candidate is not None and outcome.job.stage in self._ladder.search:
-                    self._judge(outcome.job.stage, outcome.job.candidate, outcome.result)
-        for stage, failures in self._failures.items():
-            if failures >= max(MAX_FAILURES, 2 * self._runner.size):
-                raise SearchError(
-                    f"{failures} trainings one after the other came to nothing at stage {stage}; "
-                    f"the last one: {self._reason}"
-                )
-
-    def _judge(self, stage: str, number: int, result: TrialResult) -> None:
-        last = stage == self._ladder.fitness
-        scores = self._journal.scores(number, stage)
-        sound = [score for score in scores if score is not None and (last or score)]
-        self._failures[stage] = 0 if result.mAP else self._failures[stage] + 1
-        self._reason = result.failure or "mAP 0"
-        if not sound:
-            self._journal.move(
-                number, FAILED if last else DROPPED, None, f"{stage}: {self._reason}"
-            )
-            return
-        self._journal.move(number, SCORED)
-        if last:
-            self._journal.set_fitness(number, sum(sound) / len(scores), len(scores))
-
-    # --- the budget ---
+        if outcomes:
+            with self._journal.step():
+                for outcome in outcomes:
+                    self._runner.finish(outcome)
+                    self._candidates.judge(outcome)
+            self._candidates.check(outcomes, self._runner.size)
 
     def _spent(self) -> bool:
-        if self._trials >= self._config.budget.trials or self._stopped:
+        if self._candidates.trials >= self._config.budget.trials or self._candidates.stopped:
             return True
-        # However slow the machine, a run ends with a loss of its own.
         left = self._left_after(-1)
-        late = (
-            left is not None
-            and self._runner.elapsed + self._runner.expected(self._ladder.fitness) > left
-        )
+        if left is None:
+            return False
+        late = self._runner.elapsed + self._runner.expected(self._ladder.fitness) > left
+        # However slow the machine, a run ends with a loss of its own.
         return late and bool(self._journal.best(count=1))
 
     def _left_after(self, place: int) -> float | None:
