@@ -15,13 +15,24 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from cse_autoloss.files import write_whole
+from cse_autoloss.records import (
+    DEFAULT,
+    FOUND,
+    FUNNEL,
+    KNOWN,
+    Candidate,
+    CandidateState,
+    Survivor,
+    TrialRow,
+    found_label,
+)
 from cse_autoloss.run_folder import (
     FILE,
     LOCK,
@@ -34,10 +45,18 @@ from cse_autoloss.run_folder import (
 )
 from cse_autoloss.trial import ConfigError, Trial, TrialResult
 
-DEFAULT = "default"  # label of the trials of the detector's own losses
-FOUND = "found"  # how the label begins of a candidate that the search did find
-KNOWN = "known: "  # how the origin of a candidate begins that the search did not find itself
-FUNNEL = ("generated", "unique", "verified", "optimised", "distinct")  # counted for each branch
+__all__ = [
+    "DEFAULT",
+    "FOUND",
+    "FUNNEL",
+    "KNOWN",
+    "Candidate",
+    "CandidateState",
+    "Journal",
+    "Survivor",
+    "TrialRow",
+    "found_label",
+]
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -87,87 +106,6 @@ CREATE INDEX trials_by_candidate ON trials (candidate, stage);
 CREATE INDEX trials_by_stage ON trials (stage, at, mAP);
 CREATE INDEX trials_running ON trials (stage) WHERE result IS NULL;
 """
-
-
-class CandidateState:
-    """Where a candidate stands at its stage."""
-
-    WAITING = "waiting"
-    TRAINING = "training"
-    SCORED = "scored"
-    DROPPED = "dropped"  # others of its batch were better, or it failed before the last stage
-    FAILED = "failed"  # at the search's last stage
-
-
-@dataclass(frozen=True, eq=False)
-class Survivor:
-    """A loss of one branch that passed the screening and is like none before.
-
-    Attributes:
-        parents: ids of the candidates that it was made from.
-        features: (d,) float16, of its gradient field (``screening.features``).
-    """
-
-    id: int
-    branch: str
-    text: str
-    fingerprint: str
-    round: int
-    operator: str
-    parents: tuple[int, ...]
-    features: np.ndarray
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A choice of losses on its way through the search.
-
-    Attributes:
-        parents: branch to the ids of the candidates that its loss comes from.
-        predicted, deviation: mAP as the ranker saw it when it chose the candidate, or None.
-        fitness: mean mAP on val at the search's last stage, over ``trainings`` of them in which a
-            failure counts as 0.
-        estimate: what the ranker believes of that, by all that is known; None before it was asked.
-        closing: mean mAP at the last stage after the search that it took part in, or None.
-    """
-
-    id: int
-    losses: Mapping[str, str]
-    fingerprint: Mapping[str, str]
-    origin: str
-    parents: Mapping[str, Sequence[int]]
-    round: int
-    predicted: float | None
-    deviation: float | None
-    stage: str
-    state: str
-    reason: str | None
-    fitness: float | None
-    trainings: int
-    estimate: float | None
-    closing: float | None = None
-
-    @property
-    def known(self) -> bool:
-        return self.origin.startswith(KNOWN)
-
-
-def found_label(candidate: Candidate) -> str:
-    """What a found candidate is called in tables."""
-    return f"{FOUND} #{candidate.id}"
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """A trial as it stands in the journal; ``result`` and ``seconds`` are None while it runs."""
-
-    stage: str
-    candidate: int | None
-    label: str | None
-    trial: Trial
-    result: TrialResult | None
-    started: float
-    seconds: float | None
 
 
 _CANDIDATE = "id, losses, fingerprint, origin, parents, round, predicted, deviation, stage, state, reason, fitness, trainings, estimate"
@@ -499,10 +437,9 @@ class Journal:
             -1 if count < 0 else count + len(means),
         )
         measured.sort(key=lambda candidate: means[candidate.id], reverse=True)
-        ranked = [
-            Candidate(**{**candidate.__dict__, "closing": means[candidate.id][1]})
-            for candidate in measured
-        ] + [candidate for candidate in fittest if candidate.id not in means]
+        ranked = [replace(candidate, closing=means[candidate.id][1]) for candidate in measured] + [
+            candidate for candidate in fittest if candidate.id not in means
+        ]
         return ranked if count < 0 else ranked[:count]
 
     def means(self, stage: str) -> dict[int, float]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -118,6 +119,8 @@ class Proposals:
         self._config, self._journal = config, journal
         self._spaces = {branch: load_space(spaces[branch]) for branch in config.search.branches}
         self._ladder = Ladder.of(config.stages)
+        rules: dict[str, Any] = dict(config.search.race)
+        self._race_rules = Race(**rules)
         self._strategy = load_strategy(config.search.strategy, config.search)
         self._ranker = load_ranker(config.search.ranker, config.search.ranker_settings)
         self._screeners = {
@@ -193,15 +196,17 @@ class Proposals:
         most = self._ladder.stages[self._ladder.fitness].seeds
         if most == 1 or not racing:
             return [], None
-        race = Race(most=most, **self._config.search.race)
+        race = replace(self._race_rules, most=most)
         belief = Belief(known.belief.mean[racing], known.belief.covariance[np.ix_(racing, racing)])
         busy = [known.candidates[place].state != CandidateState.SCORED for place in racing]
         running = np.array(busy, float)
-        trainings, chosen, over = known.measured.trainings[racing], [], None
+        trainings = known.measured.trainings[racing].tolist()
+        chosen: list[int] = []
+        over = None
         for _ in range(count):
             if rng.random() >= race.share:
                 continue
-            decision = race.decide(belief, trainings, known.measured.noise, rng, running)
+            decision = race.decide(belief, trainings, known.measured.noise, rng, running.tolist())
             over = decision.reason or over
             if decision.loss is not None and not running[decision.loss]:
                 running[decision.loss] = 1
@@ -215,7 +220,7 @@ class Proposals:
             return None
         if len(known.candidates) < EVIDENCE:
             return None
-        race = Race(**self._config.search.race)  # type: ignore[arg-type]
+        race = self._race_rules
         # However sure the ranker is: of a loss that has not trained, no more is known than of one
         # that has trained once.
         deviation = np.maximum(ranking.deviation, known.measured.noise)
