@@ -3,6 +3,7 @@ files."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
