@@ -16,6 +16,7 @@ from cse_autoloss.journal import CandidateState, Journal, TrialRow
 from cse_autoloss.stages import REFERENCE, TUNE, Ladder
 from cse_autoloss.trial import Trial, TrialResult
 
+ANOTHER_SPLIT = 0.25  # of a training's time, to measure on one more split
 RECENT = 5  # trainings at least, whose mean duration is what the next one is expected to take
 
 
@@ -184,10 +185,11 @@ class TrialRunner:
         """Seconds that a training at a stage takes, by those of its kind that ended last and those
         that already run for longer than these did; 0 before the first."""
         alike = self._ladder.same_measure(stage)
-        last = max(RECENT, self.size)
+        last, longer = max(RECENT, self.size), 1.0
         known = self._journal.durations(*alike, last=last)
-        if not known:  # of another number of splits, or of the tuning
+        if not known:  # of the tuning, or others that measure one split alone
             task = self._ladder.stages[stage].task
+            longer += ANOTHER_SPLIT * (len(self._ladder.splits(stage)) - 1)
             alike = tuple(n for n, s in self._ladder.stages.items() if s.task == task)
             known = self._journal.durations(*alike, TUNE, last=last)
         if not known:
@@ -198,7 +200,7 @@ class TrialRunner:
             for job, started in self._running.values()
             if job.stage in alike and now - started > mean
         ]
-        return statistics.mean([*known, *slow])
+        return longer * statistics.mean([*known, *slow])
 
     def _submit(self, job: Job) -> None:
         self._running[job.trial.key] = job, self._cluster.clock()
