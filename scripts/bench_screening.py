@@ -114,6 +114,8 @@ class Deap:
         if self.weights[index] is not None:
             loss = loss * self.weights[index]
         loss = loss.sum(-1).expand(len(self.probes.blocks[index].positions))
+        if not loss.requires_grad:  # all of it is detached
+            return loss.numpy()[:, None], np.zeros((len(loss), 1), np.float32)
         gradients = torch.autograd.grad(
             loss.sum(), [inputs[name] for name in tangents], allow_unused=True
         )
