@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ import torch
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss
 
 from cse_autoloss.losses import build_loss
+from cse_autoloss.screening.sampling import sample
+from cse_autoloss.space import load_space
 
 Step = Callable[[], None]
 
@@ -140,6 +143,45 @@ def compare(ours: Step, theirs: Step, budget: float, device: str) -> tuple[float
     return *medians, statistics.median(a / b for a, b in pairs)
 
 
+def survivors(count: int, seed: int = 0) -> None:
+    """CPU time of a step of random two-stage survivors of the screening, as multiples of
+    CrossEntropyLoss's, by their kernels and by torch's graph."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(512, 81, generator=generator).requires_grad_()
+    labels = torch.full((512,), 80)
+    labels[:128] = torch.randint(80, (128,), generator=generator)
+    ious, weight = torch.rand(128, generator=generator), torch.ones(512)
+    found = sample(load_space("two_stage_cls"), 400_000, seed).survivors
+    by_kernel, by_graph = [], []
+    for text in random.Random(seed).sample(found, min(count, len(found))):
+        ours, plain = (build_loss(text, "two_stage_cls") for _ in range(2))
+        plain._kernel = None
+        steps = [
+            step(CrossEntropyLoss(), logits, labels, weight, avg_factor=512),
+            *(
+                step(loss, logits, labels, weight, avg_factor=512, pos_ious=ious)
+                for loss in (ours, plain)
+            ),
+        ]
+        for run in steps:
+            run()
+        rounds = [[cpu_seconds(run, 4) for run in steps] for _ in range(5)]
+        by_kernel.append(statistics.median(mine / hand for hand, mine, _ in rounds))
+        by_graph.append(statistics.median(graph / hand for hand, _, graph in rounds))
+    for name, ratios in (("kernel", by_kernel), ("graph", by_graph)):
+        print(
+            f"{name}: median {statistics.median(ratios):.2f}, most {max(ratios):.2f} of {len(ratios)}"
+        )
+
+
+def cpu_seconds(run: Step, repeats: int) -> float:
+    """CPU seconds of one step."""
+    start = time.process_time()
+    for _ in range(repeats):
+        run()
+    return (time.process_time() - start) / repeats
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -153,9 +195,14 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="compile the searched losses with torch.compile"
     )
+    parser.add_argument(
+        "--survivors", type=int, metavar="N", help="time N random two-stage survivors instead"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.survivors:
+        return survivors(args.survivors)
     results = []
     for device in args.device or ["cpu"] + ["cuda"] * torch.cuda.is_available():
         where = (

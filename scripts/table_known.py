@@ -1,0 +1,194 @@
+"""Every known loss on the heads of the proxies, with intervals: docs/known_losses.md.
+
+    python scripts/table_known.py faster_rcnn_proxy atss_proxy                        the table, of what is trained
+    python scripts/table_known.py faster_rcnn_proxy --measure --seeds 0 1 2           trains what is missing first
+
+Trainings that docs/lossbench has are not done again. Others are appended to docs/known_losses.jsonl as
+they are done, in the benchmark's form; stop it when you like, start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from make_lossbench import SCALE
+
+from cse_autoloss.canonical import canonical
+from cse_autoloss.errors import UserError
+from cse_autoloss.intervals import mean_interval, paired_interval
+from cse_autoloss.lossbench import Row, load, read_rows
+from cse_autoloss.space import load_space
+from cse_autoloss.trial import Trial
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROWS, PAGE = DOCS / "known_losses.jsonl", DOCS / "known_losses.md"
+DETECTORS = {
+    f"{name}_proxy": f"{stage}_stage_cls"
+    for stage, names in (
+        ("two", ("faster_rcnn", "faster_rcnn_r101", "cascade_rcnn", "mask_rcnn")),
+        ("one", ("fcos", "atss")),
+    )
+    for name in names
+}
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A known loss in one branch, the other branch's the detector's default; or both defaults."""
+
+    name: str
+    branch: str | None = None
+    space: str = ""
+    expression: str = ""
+
+    def is_of(self, row: Row) -> bool:
+        """Whether a training is of this loss, under whatever name."""
+        if self.branch is None or set(row.losses) != {self.branch}:
+            return self.branch is None and not row.losses
+        space = load_space(self.space)
+        try:
+            found = space.expression(row.losses[self.branch])
+        except UserError:
+            return False
+        return canonical(found, space) == canonical(space.expression(self.expression), space)
+
+
+def known_losses(detector: str) -> Iterator[Known]:
+    """The default, and every known loss that the detector's heads can compute."""
+    yield Known(DEFAULT)
+    for branch, base in (("cls", DETECTORS[detector]), ("reg", "reg")):
+        space = load_space(f"{base}_plus")
+        for loss in space.losses.values():
+            yield Known(loss.name, branch, space.origin, str(loss.expression))
+
+
+def measure(detector: str, seeds: Sequence[int]) -> None:
+    """Append a row for each known loss and seed that has none."""
+    import torch
+
+    import detectors  # noqa: F401 - patches mmcv, before anything imports it
+    from detectors.training import DetectorTrainer
+
+    torch.set_num_threads(1)
+    config = {"config": detector, "data_seed": 0, "device": "cpu"}
+    trainer = DetectorTrainer(config, DetectorTrainer.prepare(config))
+    for loss in known_losses(detector):
+        for seed in seeds:
+            trial = Trial(
+                loss.name,
+                {loss.branch: loss.expression} if loss.branch else {},
+                {loss.branch: loss.space} if loss.branch else {},
+                task="head",
+                evaluate=("val", "test"),
+                seed=seed,
+                scale=SCALE.get(detector, {}),
+            )
+            made_from = trainer._provenance(trial)
+            origin = made_from["weights_digest"], made_from["config_digest"]
+            if any(
+                row.seed == seed and (row.weights, row.config) == origin and loss.is_of(row)
+                for row in trainings(detector)
+            ):
+                continue
+            started = time.process_time()
+            result = trainer.train(trial)
+            row = Row(
+                loss=loss.name,
+                losses=trial.losses,
+                detector=detector,
+                task="head",
+                seed=seed,
+                steps=trainer._setup.steps_of("head"),
+                val=result.metrics.get("val/mAP"),
+                test=result.metrics.get("test/mAP"),
+                failure=result.failure,
+                cpu_seconds=round(time.process_time() - started, 2),
+                scale=trial.scale,
+                weights=origin[0],
+                config=origin[1],
+                data=made_from["data_digest"],
+            )
+            with ROWS.open("a") as file:
+                file.write(row.to_json() + "\n")
+            print(f"{detector} {loss.name} seed {seed}: {row.val} {row.failure or ''}", flush=True)
+
+
+def trainings(detector: str) -> list[Row]:
+    """Of heads, the benchmark's and our own."""
+    try:
+        rows = load(detector)
+    except UserError:
+        rows = []
+    return rows + [row for row in read_rows(ROWS) if row.detector == detector]
+
+
+def section(detector: str) -> list[str]:
+    """The table of a detector, of the warm-up and config that most of its trainings have."""
+    rows = trainings(detector)
+    if not rows:
+        return [f"## {detector}", "", "Not measured yet.", ""]
+    origins = [(row.weights, row.config) for row in rows]
+    origin = max(set(origins), key=origins.count)
+    rows = [row for row, one in zip(rows, origins, strict=True) if one == origin]
+    columns = {}
+    for loss in known_losses(detector):
+        own = [row for row in rows if loss.is_of(row)]
+        columns[loss] = {row.seed: (row.val or 0.0, row.test or 0.0) for row in own}
+    base = columns[Known(DEFAULT)]
+    lines = [
+        f"## {detector}",
+        "",
+        f"{rows[0].steps} steps of the head, gradient norms as multiples of the default's: {dict(rows[0].scale)}.",
+        "",
+        "| branch | loss | seeds | val mAP | test mAP | over the default, same seeds, val |",
+        "|---|---|---|---|---|---|",
+    ]
+    measured = [(loss, found) for loss, found in columns.items() if found]
+    measured.sort(key=lambda entry: -mean_interval([v for v, _ in entry[1].values()]).mean)
+    for loss, found in measured:
+        val, test = (mean_interval([pair[i] for pair in found.values()]) for i in (0, 1))
+        gain = paired_interval(*({seed: v for seed, (v, _) in s.items()} for s in (found, base)))
+        over = gain.text(4, sign=True) if loss.branch and gain.n else ""
+        lines.append(
+            f"| {loss.branch or ''} | {loss.name} | {len(found)} | {val.text(4)} | {test.text(4)} | {over} |"
+        )
+    missing = [f"{loss.name} ({loss.branch})" for loss, found in columns.items() if not found]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    return [*lines, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("detectors", nargs="*", default=list(DETECTORS), metavar="DETECTOR")
+    parser.add_argument("--measure", action="store_true", help="train what is missing")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    for name in options.detectors:
+        if name not in DETECTORS:
+            parser.error(f"no detector {name!r}: expected some of {', '.join(DETECTORS)}")
+    if options.measure:
+        for detector in options.detectors:
+            measure(detector, options.seeds)
+    text = [
+        "# Known losses, measured",
+        "",
+        "Each known loss ([losses.md](losses.md)) in one branch, the other branch's loss the detector's default. Heads alone are",
+        "trained, on cached features of one frozen warm trunk ([instrument.md](instrument.md)), on the embedded data set; with a",
+        "seed all see the same images in the same order. Means with their 95% intervals (Student's t) over seeds; one seed has none.",
+        "Written by `python scripts/table_known.py`.",
+        "",
+    ]
+    for detector in options.detectors:
+        text += section(detector)
+    PAGE.write_text("\n".join(text), encoding="utf-8")
+    print(f"{PAGE} written")
+
+
+if __name__ == "__main__":
+    main()
