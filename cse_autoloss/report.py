@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cse_autoloss.calibration import calibration_lines, draw_calibration, predicted_candidates
 from cse_autoloss.caveats import caveats
 from cse_autoloss.config import parse_config
 from cse_autoloss.display import GAIN, SPREAD, comparison_cells, duration, stage_counts
@@ -27,8 +28,8 @@ SHOWN = 10  # candidates in the report's table
 
 
 def write_report(journal: Journal, own: bool, folder: Path | None = None) -> list[Path]:
-    """Write ``report.html``, ``report.md``, ``progress.png`` and, where something was found,
-    ``best.py`` with its losses and their curves.
+    """Write ``report.html``, ``report.md``, ``progress.png``, ``predicted.png`` where the ranker
+    predicts, and, where something was found, ``best.py`` with its losses and their curves.
 
     Args:
         own: whether code that the run names may be imported. ``best.py`` needs it; without, the
@@ -62,9 +63,13 @@ def _write(journal: Journal, folder: Path, own: bool) -> list[Path]:
         space = load_space(journal["spaces"][branch])
         curves[branch] = folder / f"best_{branch}.png"
         plot(space.expression(text), space, curves[branch])
+    predicted = calibration_lines(predicted_candidates(journal))
+    pictures = [picture, *curves.values()]
+    if predicted:
+        pictures.append(draw_calibration(predicted_candidates(journal), folder / "predicted.png"))
     page = folder / "report.md"
-    write_whole(page, "\n".join(_page(journal, status, exported, curves)) + "\n")
-    return [write_page(journal, folder), page, picture, *curves.values(), *exported]
+    write_whole(page, "\n".join(_page(journal, status, exported, curves, predicted)) + "\n")
+    return [write_page(journal, folder), page, *pictures, *exported]
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
@@ -87,7 +92,11 @@ def formula(losses: Mapping[str, str]) -> str:
 
 
 def _page(
-    journal: Journal, status: Status, exported: list[Path], curves: Mapping[str, Path]
+    journal: Journal,
+    status: Status,
+    exported: list[Path],
+    curves: Mapping[str, Path],
+    predicted: list[str],
 ) -> list[str]:
     config, spaces = parse_config(journal["config"]), journal["spaces"]
     lines = [
@@ -144,6 +153,7 @@ def _page(
     return [
         *lines,
         *(_searched(journal, status) if status.trials[0] else []),
+        *predicted,
         "## Provenance",
         "",
         *(f"* {markdown(name)}: {markdown(value)}" for name, value in _provenance(journal)),
