@@ -23,6 +23,7 @@ from cse_autoloss.rankers.shuffled import Shuffled
 LEAST = 3  # trained losses without which there is nothing to learn from
 CONTENDERS = 1000  # candidates with the highest bounds; only they are drawn from together
 FEW = 250  # losses that hyperparameters are fitted to
+RESTARTS = 2  # of the fit, from other hyperparameters
 PLACES = 100  # at the front of the order that are drawn; the others stand by their mean
 
 
@@ -79,12 +80,16 @@ class Model:
         # Few rows tell how smooth the process is as well as all do, in a fraction of the time.
         few = np.random.default_rng(0).permutation(len(rows))[:FEW]
         length = np.median(pdist(rows[few])) or 1.0
-        kernel = ConstantKernel(1.0, (1e-2, 1e4)) * Matern(
-            length, (0.05 * length, 100 * length), 1.5
+        kernel = ConstantKernel(10.0, (1e-2, 1e4)) * Matern(
+            4 * length, (0.05 * length, 100 * length), 1.5
         )
         targets = (scores - centre) / scale
         error = (measured.noise / scale) ** 2 / measured.trainings[usable]
-        process = GaussianProcessRegressor(kernel, alpha=error[few])
+        # The likelihood has more than one peak: a steep one of short lengths, where few are near
+        # each other, and a broad one of long lengths, which is often the higher.
+        process = GaussianProcessRegressor(
+            kernel, alpha=error[few], n_restarts_optimizer=RESTARTS, random_state=0
+        )
         with warnings.catch_warnings():  # a hyperparameter at its bound is a fit all the same
             warnings.simplefilter("ignore", ConvergenceWarning)
             process.fit(rows[few], targets[few])
