@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from cse_autoloss.drawing import save
 from cse_autoloss.journal import Candidate, Journal
 from cse_autoloss.rankers.base import FLOOR
 
@@ -81,7 +82,7 @@ def draw_calibration(candidates: Sequence[Candidate], path: Path) -> Path:
     ends = [min(predicted.min(), fitness.min()), max(predicted.max(), fitness.max())]
     axes.plot(ends, ends, linestyle="--", color="tab:gray", linewidth=0.8)
     axes.set(xlabel="mAP as predicted (bar: one standard deviation)", ylabel="mAP as measured")
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
     pyplot.close(figure)
     return path
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from cse_autoloss.errors import UserError
 from cse_autoloss.rankers import Belief, Measured, Ranking, load_ranker
-from cse_autoloss.trial import ConfigError
 
 NOTHING = Measured(np.zeros((0, 3)), np.zeros(0), np.zeros(0, int))
 
@@ -42,13 +42,13 @@ def test_a_ranker_of_ones_own_is_loaded_by_its_path_with_its_settings():
     ("name", "settings", "message"),
     [
         ("shufled", {}, "no ranker 'shufled'; rankers are "),
-        ("no_such_module:Thing", {}, "cannot load 'no_such_module:Thing'"),
+        ("no_such_module:Thing", {}, "cannot import 'no_such_module'"),
         ("test_rankers:Backwards", {"skipp": 1}, "skipp"),
         ("model", {"explore": 1.5}, r"explore should be in \[0, 1\], found 1.5"),
     ],
 )
 def test_a_wrong_ranker_or_setting_is_refused_in_one_line(name, settings, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_ranker(name, settings)
     assert "\n" not in str(caught.value)
 

@@ -135,7 +135,7 @@ def load_ranker(name: str, settings: Mapping[str, Any] | None = None) -> Ranker:
     """The ranker of that name (one of ``RANKERS``, or ``"package.module:Class"``), with settings.
 
     Raises:
-        ConfigError: if there is no such ranker, or it does not take these settings.
+        UserError: if there is no such ranker, or it does not take these settings.
     """
     if ":" not in RANKERS.get(name, name):
         raise ConfigError(
