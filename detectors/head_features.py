@@ -98,16 +98,18 @@ class RoIFeatures:
 
     def losses(self, model: nn.Module, images: Sequence[int]) -> dict[str, Tensor]:
         """Losses of the box head, as mmdet's ``forward_train`` names them."""
-        sampled, head = self._sample(images), model.roi_head.bbox_head
+        sampled, places = self._sample(images)
+        head = model.roi_head.bbox_head
         features = self._features[torch.cat([sampled.pos_inds, sampled.neg_inds])]
         with _in_precision(self._precision, features.device):
             outputs = head(features.float())
         targets = head.get_targets([sampled], None, None, model.roi_head.train_cfg)
-        rois = bbox2roi([sampled.bboxes])
+        rois = torch.cat([places[:, None].to(sampled.bboxes), sampled.bboxes], dim=1)
         return head.loss(*(output.float() for output in outputs), rois, *targets)
 
-    def _sample(self, images: Sequence[int]) -> SamplingResult:
-        """RoIs of each image as mmdet's RandomSampler draws them."""
+    def _sample(self, images: Sequence[int]) -> tuple[SamplingResult, Tensor]:
+        """RoIs of each image as mmdet's RandomSampler draws them; and of each RoI, positives first,
+        the place of its image in the batch."""
         sampler, positives, negatives = self._sampler, [], []
         for image in images:
             positive = _draw(
@@ -116,11 +118,14 @@ class RoIFeatures:
             negative = _draw(sampler, self._negatives[image], sampler.num - len(positive))
             positives.append(positive)
             negatives.append(negative)
-        return SamplingResult(
+        drawn = [*positives, *negatives]
+        places = torch.cat([torch.full_like(of, i % len(images)) for i, of in enumerate(drawn)])
+        sampled = SamplingResult(
             torch.cat(positives),
             torch.cat(negatives),
             *(self._boxes, self._gt_bboxes, self._assigned, self._no_flags),
         )
+        return sampled, places
 
     def detect(self, model: nn.Module, images: Sequence[int]) -> list[list[np.ndarray]]:
         """For each image, for each class, (boxes, 5): x1 y1 x2 y2 in the original image, score."""

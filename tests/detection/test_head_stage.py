@@ -100,7 +100,10 @@ def test_rois_are_drawn_as_mmdets_sampler_draws_them(trainers):
     trainer = trainers("faster_rcnn_proxy")
     features = trainer._head_stage()._features("train")
     torch.manual_seed(0)
-    drawn = [features._sample([number]) for number in range(len(features.metas))]
+    drawn = [features._sample([number])[0] for number in range(len(features.metas))]
+    both, places = features._sample([0, 3])
+    of_first = torch.cat([both.pos_inds, both.neg_inds]) < features._starts[1]
+    assert torch.equal(places == 0, of_first) and set(places.tolist()) == {0, 1}
     for sampled in drawn:
         assert 0 < len(sampled.pos_inds) <= int(48 * 0.4)
         assert len(sampled.pos_inds) + len(sampled.neg_inds) <= 48
