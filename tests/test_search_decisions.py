@@ -15,6 +15,7 @@ from cse_autoloss.rankers import Belief, Ranking
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.search import Search, SearchError
 from cse_autoloss.simulated import SimulatedCluster
+from cse_autoloss.simulation import Outcome
 from cse_autoloss.status import read_comparison, read_status
 from cse_autoloss.trial import TrialResult
 
@@ -320,6 +321,30 @@ def test_parents_and_operators_are_written_down(done):
             if candidate.origin == "pairing":
                 (parent,) = parents
                 assert candidate.losses[branch] == by_id[parent].losses[branch]
+
+
+def test_what_is_new_in_one_branch_stands_beside_a_parent_s_loss_in_the_other(done):
+    by_id = {c.id: c for c in done.candidates()}
+    assert any(
+        len(parents) == 1 and by_id[parents[0]].losses.get(branch) == candidate.losses[branch]
+        for candidate in found(done)
+        for branch, parents in candidate.parents.items()
+    )
+
+
+def test_what_does_not_optimise_predictions_is_no_candidate(grown, tmp_path, monkeypatch):
+    def nothing_does(expressions, space, seed):
+        return [Outcome(False, 0.0, "accuracy 0", True) for _ in expressions]
+
+    monkeypatch.setattr("cse_autoloss.proposals.simulate_predictions", nothing_does)
+    meta = {"config": grown["config"], "spaces": SPACES}
+    journal = Journal.create(tmp_path / "run", meta)
+    breeder = InlineBreeder.of(parse_config(grown["config"]), SPACES, journal)
+    breeder.begin(1, 4)
+    made = breeder.take()
+    assert not made.survivors and not made.proposals
+    for branch, counts in made.counts.items():
+        assert counts["optimised"] == 0 < counts["verified"] == made.reasons[branch]["simulation"]
 
 
 # --- stopping and going on ---
