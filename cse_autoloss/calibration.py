@@ -54,7 +54,7 @@ def calibration_lines(candidates: Sequence[Candidate]) -> list[str]:
         *lines,
         "",
         "The rank correlation is of those that the search chose to train, which were predicted to "
-        f"be good. A candidate {FLOOR:g} below the best, or more, is predicted as that far below.",
+        "be good. How far a poor candidate is below the others is not predicted.",
         "",
         "![predicted against measured](predicted.png)",
         "",

@@ -17,12 +17,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-from cse_autoloss.rankers.base import FLOOR, Belief, Measured, Ranking
+from cse_autoloss.rankers.base import Belief, Measured, Ranking
 from cse_autoloss.rankers.shuffled import Shuffled
 
 LEAST = 3  # trained losses without which there is nothing to learn from
 CONTENDERS = 1000  # candidates with the highest bounds; only they are drawn from together
 FEW = 250  # losses that hyperparameters are fitted to
+REACH = 8  # deviations of one training: a loss further below the best counts as that far below
 RESTARTS = 2  # of the fit, from other hyperparameters
 PLACES = 100  # at the front of the order that are drawn; the others stand by their mean
 
@@ -75,13 +76,14 @@ class Model:
             return None
         rows = np.asarray(measured.features[usable], float)
         # How bad a bad loss is says nothing about which good one is better, and would drown it.
-        scores = np.maximum(measured.scores[usable], measured.scores[usable].max() - FLOOR)
+        scores = measured.scores[usable]
+        scores = np.maximum(scores, scores.max() - REACH * measured.noise)
         centre, scale = scores.mean(), max(scores.std(), measured.noise / 10)
         # Few rows tell how smooth the process is as well as all do, in a fraction of the time.
         few = np.random.default_rng(0).permutation(len(rows))[:FEW]
         length = np.median(pdist(rows[few])) or 1.0
-        kernel = ConstantKernel(10.0, (1e-2, 1e4)) * Matern(
-            4 * length, (0.05 * length, 100 * length), 1.5
+        kernel = ConstantKernel(3.0, (1e-2, 1e3)) * Matern(
+            length, (0.05 * length, 30 * length), 1.5
         )
         targets = (scores - centre) / scale
         error = (measured.noise / scale) ** 2 / measured.trainings[usable]
