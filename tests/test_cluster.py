@@ -305,7 +305,7 @@ def test_trials_go_on_when_a_node_is_killed(tmp_path, monkeypatch):
         head.stdin.close()
     assert driver.returncode == 0, driver.stderr[-3000:]
     results = json.loads(driver.stdout.splitlines()[-1])
-    assert results == {f"t{i}": 0.5 for i in range(16)}
+    assert len(results) >= 12 and results == {f"t{i}": 0.5 for i in range(len(results))}
 
 
 DRIVER = """
@@ -319,15 +319,15 @@ address, folder, *processes = sys.argv[1:]
 section = ClusterSection(address=address, workers=2)
 with Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer", "folder": folder}) as cluster:
     cluster.prepare()
-    trials, results = [Trial(f"t{i}", seed=M.SLEEPS, lr_scale=0.5) for i in range(16)], {}
-    while len(results) < 16:
-        while cluster.free and trials:
-            cluster.submit(trials.pop())
+    results, submitted, last = {}, 0, None
+    while last is None or len(results) < last:
+        while cluster.free and submitted != last:
+            cluster.submit(Trial(f"t{submitted}", seed=M.SLEEPS, lr_scale=0.5))
+            submitted += 1
         results |= {result.key: result.mAP for result in cluster.wait()}
-        if processes and len(cluster.running) == 2 and len(results) >= 4:
+        if last is None and len(cluster.running) == 2 and len(results) >= 2:  # both have started
             for process in processes:
                 os.kill(int(process), signal.SIGKILL)
-            processes = []
-    assert not processes, "the node was killed while both worked"
+            last = submitted + 8
 print(json.dumps(results))
 """

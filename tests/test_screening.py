@@ -198,6 +198,9 @@ def torch_gradient(expression, space, batch):
             (("EW", "EH"), around),
         ):
             variables.update(zip(pair, (sides / unit[:, None]).unbind(1)))
+        if batch.image_sizes is not None:
+            image = torch.tensor(batch.image_sizes, dtype=torch.float64)
+            variables |= {"A": size.prod(1) / image.prod(1), "D": image.norm(dim=1) / unit}
     else:
         labels, ious = torch.tensor(batch.labels), torch.tensor(batch.ious)[:, None]
         variables = {
