@@ -122,8 +122,9 @@ class Setup:
             self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
         self.config = config = configure.read_config(self.options.config)
-        proxy = config.get("proxy", {})
-        own = proxy.get("data") or ("config" if configure.own_data(config) else "embedded")
+        own = config.get("proxy", {}).get("data") or (
+            "config" if configure.own_data(config) else "embedded"
+        )
         self.data = datasets.find(
             own if self.options.data is None else self.options.data,
             self.options.data_seed,
@@ -150,6 +151,7 @@ class Setup:
         if self.options.batch_size:
             config.data.samples_per_gpu = self.options.batch_size
         self.steps = config.runner.max_iters
+        proxy = config.get("proxy", {})
         self.tiny_steps = (
             self.options.tiny_steps or proxy.get("tiny_steps") or max(_FEWEST, self.steps // 4)
         )
