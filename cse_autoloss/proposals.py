@@ -119,7 +119,7 @@ class Proposals:
         self._config, self._journal = config, journal
         self._spaces = {branch: load_space(spaces[branch]) for branch in config.search.branches}
         self._ladder = Ladder.of(config.stages)
-        rules: dict[str, Any] = dict(config.search.race)
+        rules: dict[str, Any] = {str(key): value for key, value in config.search.race.items()}
         self._race_rules = Race(**rules)
         self._strategy = load_strategy(config.search.strategy, config.search)
         self._ranker = load_ranker(config.search.ranker, config.search.ranker_settings)

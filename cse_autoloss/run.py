@@ -21,13 +21,14 @@ from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
+from cse_autoloss.errors import SearchError
 from cse_autoloss.journal import Journal
 from cse_autoloss.loggers import load_logger, logging
 from cse_autoloss.pins import changes, pins
 from cse_autoloss.rankers import load_ranker
 from cse_autoloss.report import write_report
 from cse_autoloss.run_folder import network_file_system
-from cse_autoloss.search import Search, SearchError
+from cse_autoloss.search import Search
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.status import read_status

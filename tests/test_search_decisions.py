@@ -9,11 +9,12 @@ import pytest
 from cse_autoloss import load_space
 from cse_autoloss.breeder import InlineBreeder
 from cse_autoloss.config import parse_config
+from cse_autoloss.errors import SearchError
 from cse_autoloss.export import ranking
 from cse_autoloss.journal import CandidateState, Journal, found_label
 from cse_autoloss.rankers import Belief, Ranking
 from cse_autoloss.screening.equivalence import fingerprint
-from cse_autoloss.search import Search, SearchError
+from cse_autoloss.search import Search
 from cse_autoloss.simulated import SimulatedCluster
 from cse_autoloss.simulation import Outcome
 from cse_autoloss.status import read_comparison, read_status

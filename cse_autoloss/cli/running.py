@@ -115,8 +115,8 @@ def resume(folder: Path, settings: tuple[str, ...], accept_changes: bool, trust:
 
 def _drive(action: Callable[[], None]) -> None:
     from cse_autoloss.cluster import ClusterError
+    from cse_autoloss.errors import SearchError
     from cse_autoloss.run import Stopped, stopping
-    from cse_autoloss.search import SearchError
 
     try:
         with stopping():
