@@ -16,6 +16,7 @@ from cse_autoloss.export import export_run
 from cse_autoloss.journal import Journal
 from cse_autoloss.notes import notes
 from cse_autoloss.trial import Found, Trial
+from cse_autoloss.trust import sign
 from detectors import training
 from detectors.commands import train as train_command
 from detectors.datasets import shapes
@@ -24,7 +25,7 @@ from detectors.training import DetectorTrainer
 SPACES = {"cls": "two_stage_cls", "reg": "reg"}
 TRIAL = Trial(
     "full-1",
-    {"reg": "GIoU"},
+    {"reg": "Add(Sub(1,Div(I,U)),Div(Sub(E,U),E))"},  # GIoU, as a search has it
     {"reg": "reg"},
     seed=3,
     scale={"cls": 2.0, "reg": 0.5},
@@ -60,6 +61,7 @@ def run(tmp_path_factory):
         journal.start_trial("full", TRIAL, candidate)
         journal.finish_trial(result)
         journal.set_fitness(candidate, result.mAP, 1)
+    sign(journal)
     journal.close()
     return folder / "run"
 
