@@ -178,7 +178,7 @@ class TrialRunner:
                 place, job = queue.pop(0)
                 if until is None or place < least or self.elapsed + self.expected(stage) <= until:
                     self.start([job])
-            if self._running:
+            if queue or self._running:  # workers that still start are waited for here, too
                 record(self.collect())
 
     def expected(self, stage: str) -> float:
