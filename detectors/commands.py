@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from cse_autoloss.files import write_whole
 from cse_autoloss.trial import ConfigError
-from detectors.cache import write_atomically
 
 
 class _Options(click.Command):
@@ -201,7 +201,7 @@ def proxy(
     read.merge_from_dict(dict(_change(text) for text in changes))
     options = {"data": data, "device": device}
     made = make(read, options, seconds, lambda line: click.echo(line, err=True))
-    write_atomically(output, made.text().encode())
+    write_whole(output, made.text().encode())
     for name, value in made.rows():
         click.echo(f"{name:20} {value}")
     for note in made.notes:

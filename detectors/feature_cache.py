@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from detectors.cache import cache_dir
+from cse_autoloss.cache import cache_dir
 
 LIMIT_ALL = 8 << 30  # bytes on disk; beyond, what was not used for longest goes
 _INDEX = "index.json"

@@ -16,8 +16,8 @@ import torch
 from mmdet.core.bbox.transforms import bbox_flip
 from torch import nn
 
+from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
-from detectors.cache import digest
 from detectors.feature_cache import Writer, shared
 from detectors.head_features import FeatureMaps, RoIFeatures, Seen
 from detectors.images import dataset

@@ -20,9 +20,10 @@ import torch
 from mmcv import Config
 from mmcv.runner.checkpoint import CheckpointLoader
 
+from cse_autoloss.cache import cache_dir, digest
+from cse_autoloss.files import write_whole
 from cse_autoloss.trial import ConfigError, Trial
 from detectors import configure, shrink
-from detectors.cache import cache_dir, digest, write_atomically
 from detectors.check import without_weights
 from detectors.images import quiet
 from detectors.setup import Options, Setup, versions
@@ -124,7 +125,7 @@ def adopt(options: Mapping[str, Any], say: Say) -> dict[str, Any]:
     if not path.is_file():
         say(f"{options['config']} is a whole training's config: making a proxy of it")
         made = make(config, options, seconds, say)
-        write_atomically(path, made.text().encode())
+        write_whole(path, made.text().encode())
         for key, value in made.rows():
             say(f"{key:20} {value}")
     say(f"the trials are those of {path}")

@@ -16,10 +16,10 @@ import torch
 from mmcv import Config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cse_autoloss.cache import cache_dir, digest
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.version import __version__
 from detectors import configure, datasets
-from detectors.cache import cache_dir, digest
 
 _FEWEST = 10  # steps: fewer are no schedule
 _WARMUP = "3"  # counts the ways in which training.py has made warm weights; a cached one of another way is stale

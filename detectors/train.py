@@ -34,10 +34,10 @@ from mmdet.utils import (
 from torch import distributed
 
 from cse_autoloss.errors import UserError
+from cse_autoloss.files import write_whole
 from cse_autoloss.space import load_space
 from cse_autoloss.trial import ConfigError
 from detectors import configure, datasets
-from detectors.cache import write_atomically
 from detectors.training import DetectorTrainer
 
 DEFAULT = "default"  # names the loss that a detector has without any search
@@ -341,4 +341,4 @@ def _start_as_trials_do(training: Training, config: Config) -> None:
         prepared = DetectorTrainer.prepare(
             {"config": training.config, "data": training.data or "embedded", "cfg_options": shape}
         )
-        write_atomically(Path(config.load_from), prepared)
+        write_whole(Path(config.load_from), prepared)

@@ -32,9 +32,10 @@ from mmdet.datasets import CocoDataset, build_dataloader
 from mmdet.models import build_detector
 from torch import distributed, nn
 
+from cse_autoloss.cache import digest
+from cse_autoloss.files import write_whole
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
 from detectors import configure, export, mmdet3
-from detectors.cache import digest, write_atomically
 from detectors.check import check_trains
 from detectors.head_stage import HeadStage
 from detectors.images import average_precision, dataset, quiet
@@ -124,7 +125,7 @@ class DetectorTrainer:
             }
             buffer = io.BytesIO()
             torch.save(kept, buffer)
-            write_atomically(path, buffer.getvalue())
+            write_whole(path, buffer.getvalue())
         return path.read_bytes()
 
     @staticmethod

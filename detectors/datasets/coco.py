@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
-from detectors.cache import digest
 from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import SPLITS, Listing, Part, one_each, split_word
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cse_autoloss.cache import cache_dir, digest
+from cse_autoloss.files import write_whole
 from cse_autoloss.trial import ConfigError
-from detectors.cache import cache_dir, digest, write_atomically
 from detectors.datasets import check, coco, images, named, shapes, splits, voc, yolo
 from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import SPLITS, Listing, Part
@@ -235,7 +236,7 @@ def _written(part: Part, checksum: str) -> Split:
             "annotations": part.annotations,
             "categories": part.categories,
         }
-        write_atomically(path, json.dumps(content).encode())
+        write_whole(path, json.dumps(content).encode())
     return Split(str(path), "", *counts)
 
 

@@ -16,7 +16,8 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from detectors.cache import cache_dir, digest, write_atomically
+from cse_autoloss.cache import cache_dir, digest
+from cse_autoloss.files import write_whole
 from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import Listing, Part
 
@@ -117,7 +118,7 @@ def look(paths: Iterable[str], root: Path) -> dict[str, Facts]:
     if new:
         facts |= _in_parallel(_decode, new)
         kept = {path: (_stamp(path), astuple(facts[path])) for path in paths}
-        write_atomically(_cache(root), json.dumps(kept).encode())
+        write_whole(_cache(root), json.dumps(kept).encode())
     return facts
 
 

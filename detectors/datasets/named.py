@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
-from detectors.cache import digest
 from detectors.datasets import coco, voc
 from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import SPLITS, Listing, Part

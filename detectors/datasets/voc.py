@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
-from detectors.cache import digest
 from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import IMAGE_SUFFIXES, Listing, Part
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.yaml_io import YamlError, parse_yaml
-from detectors.cache import digest
 from detectors.datasets.findings import Findings
 from detectors.datasets.images import sizes
 from detectors.datasets.layouts import IMAGE_SUFFIXES, SPLITS, Listing, Part

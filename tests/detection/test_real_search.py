@@ -10,10 +10,10 @@ import time
 
 import pytest
 
+from cse_autoloss.cache import digest
 from cse_autoloss.export import found as found_by_rank
 from cse_autoloss.journal import Journal, found_label
 from cse_autoloss.trial import ConfigError
-from detectors.cache import digest
 from detectors.configure import read_config
 
 CSE_SEARCH = [sys.executable, "-m", "cse_autoloss.cli"]
