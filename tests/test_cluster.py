@@ -324,10 +324,10 @@ with Cluster(section, {"trainer": "misbehaving:MisbehavingTrainer", "folder": fo
         while cluster.free and submitted != last:
             cluster.submit(Trial(f"t{submitted}", seed=M.SLEEPS, lr_scale=0.5))
             submitted += 1
-        results |= {result.key: result.mAP for result in cluster.wait()}
-        if last is None and len(cluster.running) == 2 and len(results) >= 2:  # both have started
+        if last is None and len(cluster.running) == 2 and len(results) >= 2:  # both work
             for process in processes:
                 os.kill(int(process), signal.SIGKILL)
             last = submitted + 8
+        results |= {result.key: result.mAP for result in cluster.wait()}
 print(json.dumps(results))
 """
