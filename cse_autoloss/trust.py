@@ -75,6 +75,7 @@ def named_code(journal: Journal) -> str:
     names |= {f"{branch} space": origin for branch, origin in journal["spaces"].items()}
     search = config.get("search", {})
     names |= {f"search.{key}": search.get(key) for key in ("strategy", "ranker")}
+    names |= {"log": ", ".join(map(str, config["log"]))} if config.get("log") else {}
     return "; ".join(f"{key} {printable(value, 120)}" for key, value in names.items())
 
 

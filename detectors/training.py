@@ -292,9 +292,9 @@ class DetectorTrainer:
             rows = sum(
                 prediction.numel() // prediction.shape[1] for prediction in predictions[branch]
             )
-            norms[branch] = _mean_of_processes(
-                sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows
-            )
+            norm = sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows
+            # Where a loss is undefined its gradient may still be finite: the first step would tell.
+            norms[branch] = _mean_of_processes(norm if torch.isfinite(total) else math.nan)
         return norms
 
     def _model(self, config: Config, seed: int, warm_head: bool = False) -> nn.Module:

@@ -5,10 +5,10 @@ import pytest
 
 from cse_autoloss import Expression, load_space
 from cse_autoloss.config import SearchSection
+from cse_autoloss.errors import UserError
 from cse_autoloss.strategies import Member, load_strategy
 from cse_autoloss.strategies.evolution import Evolution, tournament
 from cse_autoloss.strategies.random_search import RandomSearch
-from cse_autoloss.trial import ConfigError
 
 REG = load_space("reg")
 FORMULAS = ("Sub(1,Div(I,U))", "Neg(Log(Div(I,U)))", "Sub(1,Div(I,E))")
@@ -104,10 +104,10 @@ def test_a_tournament_of_many_is_won_by_the_fittest_and_of_one_by_anybody():
     ("name", "message"),
     [
         ("evolutoin", "no strategy 'evolutoin'; strategies are evolution, random, or one of your"),
-        ("nowhere:Thing", "cannot load 'nowhere:Thing'"),
-        ("json:Thing", "cannot load 'json:Thing'"),
+        ("nowhere:Thing", "cannot import 'nowhere'"),
+        ("json:Thing", "'json:Thing' should lead to a class"),
     ],
 )
 def test_a_strategy_that_is_not_there_is_refused(name, message):
-    with pytest.raises(ConfigError, match=f"search.strategy: {message}"):
+    with pytest.raises(UserError, match=f"search.strategy: {message}"):
         load_strategy(name, SearchSection())
