@@ -56,6 +56,7 @@ class Row:
         versions: of the packages that the numbers depend on.
         views: of heads: ``"<split>/mAP <view>"`` to mAP on images as they are, and in each flip;
             ``val`` and ``test`` are the means.
+        device: what it trained on.
     """
 
     loss: str
@@ -74,6 +75,7 @@ class Row:
     data: str
     versions: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, float] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def key(self) -> tuple[str, int, str, str, str]:

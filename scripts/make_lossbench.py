@@ -7,8 +7,8 @@
 
 ``sample`` writes the losses down: the known ones, pairs of these, and what evolution from them and
 screening let through, half of it near the default in gradient, half wherever it came out. ``train``
-trains each with each seed, in this process with one thread, and appends a row as it is done; it goes
-on where it stopped.
+trains each with each seed, on one thread of each process, and appends a row as it is done; it goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from trainings import Instrument, Wanted, measure
 
 from cse_autoloss.canonical import canonical
 from cse_autoloss.config import SearchSection
-from cse_autoloss.lossbench import FOLDER, Loss, Row, read_losses, read_rows
+from cse_autoloss.lossbench import FOLDER, TASKS, Loss, read_losses, read_rows
 from cse_autoloss.screening import Screener
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.screening.features import branch_features
@@ -32,12 +32,8 @@ from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import SearchSpace, load_space
 from cse_autoloss.strategies.base import Member
 from cse_autoloss.strategies.evolution import Evolution
-from cse_autoloss.trial import Trial
 
 OFFSPRING, ROUNDS = 8000, 2
-# Gradient norm of each branch as a multiple of the default's configured loss: what tuning on val
-# chose for the default.
-SCALE = {name: {"cls": 2.0, "reg": 2.0} for name in ("faster_rcnn_proxy", "atss_proxy")}
 
 
 def main() -> None:
@@ -53,6 +49,8 @@ def main() -> None:
     training.add_argument("--batch-size", type=int, help="of full trainings")
     training.add_argument("--losses", nargs="+", help="names; all, known ones first, unless given")
     training.add_argument("--data-seed", type=int, default=0, help="another draws another warm-up")
+    training.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    training.add_argument("--processes", type=int, default=1, help="that train side by side")
     for command in (sampling, training):
         command.add_argument("detector")
         command.add_argument("--folder", type=Path, default=FOLDER)
@@ -154,78 +152,29 @@ def _survivors(
 
 def train(options: argparse.Namespace) -> None:
     """Append a row for each loss and seed that has none."""
-    import torch
-
-    import detectors  # noqa: F401 - patches mmcv, before anything imports it
-    from detectors.training import DetectorTrainer
-
-    torch.set_num_threads(1)
-    config = {"config": options.detector, "data_seed": options.data_seed, "device": "cpu"}
+    config = {"config": options.detector, "data_seed": options.data_seed}
+    config |= {"device": options.device}
     if options.task == "full":
         config |= {"steps": options.steps, "batch_size": options.batch_size}
     elif options.steps:
         config |= {"head_steps": options.steps}
     config = {key: value for key, value in config.items() if value is not None}
-    trainer = DetectorTrainer(config, DetectorTrainer.prepare(config))
-    spaces = DetectorTrainer.check(config)["spaces"]
+    instrument = Instrument.of(config, options.task)
     folder = options.folder / options.detector
-    path = folder / ("heads.jsonl" if options.task == "head" else "full.jsonl")
+    path = folder / TASKS[options.task]
     losses = {loss.name: loss for loss in read_losses(folder / "losses.jsonl")}
-    names = options.losses or list(losses)
-    if options.task == "head":  # the caches are made, or read, before seconds are counted
-        trainer.train(Trial("first", task="head", share=0.01, evaluate=("val", "test")))
-    for loss, seed in _order([losses[name] for name in names], options.seeds):
-        trial = Trial(
-            loss.name,
-            loss.losses,
-            {branch: spaces[branch] for branch in loss.losses},
-            task=options.task,
-            evaluate=("val", "test"),
-            seed=seed,
-            scale=SCALE.get(options.detector, {}),
-        )
-        made_from = trainer._provenance(trial)
-        weights = made_from["weights_digest"]
-        key = (loss.name, seed, options.task, weights, made_from["config_digest"])
-        if key in {row.key for row in read_rows(path)}:
-            continue
-        started = time.process_time()
-        result = trainer.train(trial)
-        metrics = {name: round(value, 5) for name, value in result.metrics.items()}
-        row = Row(
-            loss=loss.name,
-            losses=loss.losses,
-            detector=options.detector,
-            task=options.task,
-            seed=seed,
-            steps=trainer._setup.steps_of(options.task),
-            val=metrics.get("val/mAP"),
-            test=metrics.get("test/mAP"),
-            views={name: value for name, value in metrics.items() if "/mAP " in name},
-            failure=result.failure,
-            cpu_seconds=round(time.process_time() - started, 2),
-            scale=trial.scale,
-            weights=weights,
-            config=made_from["config_digest"],
-            data=made_from["data_digest"],
-            versions={
-                name: made_from[name] for name in ("cse_autoloss", "torch", "mmcv-full", "mmdet")
-            },
-        )
-        with path.open("a") as file:
-            file.write(row.to_json() + "\n")
-        print(
-            f"{row.loss:40} seed {seed}: val {row.val} test {row.test} "
-            f"{row.cpu_seconds:.1f} s {row.failure or ''}",
-            flush=True,
-        )
+    there = {row.key for row in read_rows(path)}
+    origin = options.task, instrument.weights, instrument.digest
+    wanted = _order([losses[name] for name in options.losses or losses], options.seeds)
+    left = (one for one in wanted if (one.loss.name, one.seed, *origin) not in there)
+    measure(instrument, left, path, options.processes)
 
 
-def _order(losses: Sequence[Loss], seeds: Sequence[int]) -> Iterator[tuple[Loss, int]]:
+def _order(losses: Sequence[Loss], seeds: Sequence[int]) -> Iterator[Wanted]:
     """Some losses with every seed before the next, so that a cut anywhere leaves a whole table."""
     for loss in losses:
         for seed in seeds:
-            yield loss, seed
+            yield Wanted(loss, seed)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ they are done, in the benchmark's form; stop it when you like, start it again.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from make_lossbench import SCALE
+from trainings import Instrument, Wanted, measure
 
 from cse_autoloss.canonical import canonical
 from cse_autoloss.errors import UserError
 from cse_autoloss.intervals import mean_interval, paired_interval
-from cse_autoloss.lossbench import Row, load, read_rows
+from cse_autoloss.lossbench import Loss, Row, load, read_rows
 from cse_autoloss.space import load_space
-from cse_autoloss.trial import Trial
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ROWS, PAGE = DOCS / "known_losses.jsonl", DOCS / "known_losses.md"
@@ -67,55 +65,24 @@ def known_losses(detector: str) -> Iterator[Known]:
             yield Known(loss.name, branch, space.origin, str(loss.expression))
 
 
-def measure(detector: str, seeds: Sequence[int]) -> None:
+def train(detector: str, options: argparse.Namespace) -> None:
     """Append a row for each known loss and seed that has none."""
-    import torch
-
-    import detectors  # noqa: F401 - patches mmcv, before anything imports it
-    from detectors.training import DetectorTrainer
-
-    torch.set_num_threads(1)
-    config = {"config": detector, "data_seed": 0, "device": "cpu"}
-    trainer = DetectorTrainer(config, DetectorTrainer.prepare(config))
-    for loss in known_losses(detector):
-        for seed in seeds:
-            trial = Trial(
-                loss.name,
-                {loss.branch: loss.expression} if loss.branch else {},
-                {loss.branch: loss.space} if loss.branch else {},
-                task="head",
-                evaluate=("val", "test"),
-                seed=seed,
-                scale=SCALE.get(detector, {}),
-            )
-            made_from = trainer._provenance(trial)
-            origin = made_from["weights_digest"], made_from["config_digest"]
-            if any(
-                row.seed == seed and (row.weights, row.config) == origin and loss.is_of(row)
-                for row in trainings(detector)
-            ):
-                continue
-            started = time.process_time()
-            result = trainer.train(trial)
-            row = Row(
-                loss=loss.name,
-                losses=trial.losses,
-                detector=detector,
-                task="head",
-                seed=seed,
-                steps=trainer._setup.steps_of("head"),
-                val=result.metrics.get("val/mAP"),
-                test=result.metrics.get("test/mAP"),
-                failure=result.failure,
-                cpu_seconds=round(time.process_time() - started, 2),
-                scale=trial.scale,
-                weights=origin[0],
-                config=origin[1],
-                data=made_from["data_digest"],
-            )
-            with ROWS.open("a") as file:
-                file.write(row.to_json() + "\n")
-            print(f"{detector} {loss.name} seed {seed}: {row.val} {row.failure or ''}", flush=True)
+    instrument = Instrument.of(
+        {"config": detector, "data_seed": 0, "device": options.device}, "head"
+    )
+    origin = instrument.weights, instrument.digest
+    there = [row for row in trainings(detector) if (row.weights, row.config) == origin]
+    wanted = (
+        Wanted(
+            Loss(loss.name, {loss.branch: loss.expression} if loss.branch else {}),
+            seed,
+            {loss.branch: loss.space} if loss.branch else {},
+        )
+        for loss in known_losses(detector)
+        for seed in options.seeds
+        if not any(row.seed == seed and loss.is_of(row) for row in there)
+    )
+    measure(instrument, wanted, ROWS, options.processes)
 
 
 def trainings(detector: str) -> list[Row]:
@@ -168,13 +135,15 @@ def main() -> None:
     parser.add_argument("detectors", nargs="*", default=list(DETECTORS), metavar="DETECTOR")
     parser.add_argument("--measure", action="store_true", help="train what is missing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--processes", type=int, default=1, help="that train side by side")
     options = parser.parse_args()
     for name in options.detectors:
         if name not in DETECTORS:
             parser.error(f"no detector {name!r}: expected some of {', '.join(DETECTORS)}")
     if options.measure:
         for detector in options.detectors:
-            measure(detector, options.seeds)
+            train(detector, options)
     text = [
         "# Known losses, measured",
         "",
