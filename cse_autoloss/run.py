@@ -8,7 +8,7 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.errors import SearchError
+from cse_autoloss.inputs import EXTRAS, needs
 from cse_autoloss.journal import Journal
 from cse_autoloss.loggers import load_logger, logging
 from cse_autoloss.pins import changes, pins
@@ -29,7 +30,7 @@ from cse_autoloss.rankers import load_ranker
 from cse_autoloss.report import write_report
 from cse_autoloss.run_folder import network_file_system
 from cse_autoloss.search import Search
-from cse_autoloss.space import load_space
+from cse_autoloss.space import SearchSpace, load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.status import read_status
 from cse_autoloss.strategies import load_strategy
@@ -40,8 +41,12 @@ from cse_autoloss.trust import check_trust, sign
 PACKAGES = ("cse-autoloss", "torch", "numpy", "ray")
 
 
-def check(config: Config) -> dict[str, Any]:
+def check(config: Config, searched: bool = True) -> dict[str, Any]:
     """Everything that can be wrong before anything starts.
+
+    Args:
+        searched: whether losses with any variable of their spaces will train, so that all of these
+            have to be there.
 
     Returns:
         What the trainer says of its options, with ``spaces`` as the run will use them.
@@ -68,6 +73,8 @@ def check(config: Config) -> dict[str, Any]:
                 f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this detector's "
                 f"losses need {own.inputs}, as {own.name} has"
             )
+        if searched and branch in checked.get("hands", ()):
+            _check_variables(space, checked["hands"][branch])
         spaces[branch] = space.origin
     compared(config, spaces)
     load_strategy(config.search.strategy, config.search)
@@ -75,6 +82,20 @@ def check(config: Config) -> dict[str, Any]:
     for logger in config.log:
         load_logger(logger)
     return {**checked, "spaces": spaces}
+
+
+def _check_variables(space: SearchSpace, hands: Mapping[str, Collection[str]]) -> None:
+    """Whether each head hands over what the space's variables take; ``hands`` says what it does."""
+    for variable in space.variables:
+        for missing in sorted(needs(space.inputs, [variable])):
+            if EXTRAS[missing].optional:
+                continue
+            for head in (head for head, names in hands.items() if missing not in names):
+                raise ConfigError(
+                    f"search.spaces.{space.branch}: {space.origin} has the variable {variable}, which "
+                    f"takes {missing} ({EXTRAS[missing].meaning}), and this detector's head {head} "
+                    f"does not hand that over; a space without {variable} would do"
+                )
 
 
 def _adopted(config: Config, say: Callable[[str], None]) -> Config:

@@ -35,33 +35,48 @@ class HeadKind:
         refused: branch to the reason why its loss cannot be another.
         boxes_are_decoded: its regression loss is on boxes whatever the config says.
         loss_options: of a searched loss in it, beside formula and weight.
-        hands: what it hands over to a classification loss that needs it (``inputs.EXTRAS``).
+        hands: branch to what it hands over to that loss where it is needed (``inputs.EXTRAS``).
     """
 
     aware: str
     refused: Mapping[str, str] = field(default_factory=dict)
     boxes_are_decoded: bool = False
     loss_options: Mapping[str, Any] = field(default_factory=dict)
-    hands: frozenset[str] = frozenset({"pos_ious"})
+    hands: Mapping[str, frozenset[str]] = field(
+        default_factory=lambda: {"cls": frozenset({"pos_ious"}), "reg": frozenset()}
+    )
+
+
+def _hands(*more: str) -> dict[str, Any]:
+    names = {"pos_ious", "image_ids", "pos_areas", *more}
+    return {"hands": {"cls": frozenset(names), "reg": frozenset({"image_sizes"})}}
 
 
 _DENSE = dict(boxes_are_decoded=True)
-_RANKED = dict(hands=frozenset({"pos_ious", "image_ids"}))
+_POINTS, _ANCHORS = _hands(), _hands("roi_ious")
 _SUMMED = dict(reduction="sum")  # as YOLOX's own losses, which it divides itself
 HEADS = {
-    "ConvFCBBoxHead": HeadKind("IoUAwareConvFCBBoxHead", **_RANKED),
-    "Shared2FCBBoxHead": HeadKind("IoUAwareShared2FCBBoxHead", **_RANKED),
-    "Shared4Conv1FCBBoxHead": HeadKind("IoUAwareShared4Conv1FCBBoxHead", **_RANKED),
-    "DoubleConvFCBBoxHead": HeadKind("IoUAwareDoubleConvFCBBoxHead"),
-    "SABLHead": HeadKind("IoUAwareSABLHead", {"reg": "it regresses by buckets, not by boxes"}),
-    "FCOSHead": HeadKind("IoUAwareFCOSHead", **_DENSE, **_RANKED),
-    "ATSSHead": HeadKind("IoUAwareATSSHead", **_DENSE, **_RANKED),
+    "ConvFCBBoxHead": HeadKind("IoUAwareConvFCBBoxHead", **_ANCHORS),
+    "Shared2FCBBoxHead": HeadKind("IoUAwareShared2FCBBoxHead", **_ANCHORS),
+    "Shared4Conv1FCBBoxHead": HeadKind("IoUAwareShared4Conv1FCBBoxHead", **_ANCHORS),
+    "DoubleConvFCBBoxHead": HeadKind("IoUAwareDoubleConvFCBBoxHead", **_ANCHORS),
+    "SABLHead": HeadKind(
+        "IoUAwareSABLHead", {"reg": "it regresses by buckets, not by boxes"}, **_ANCHORS
+    ),
+    "FCOSHead": HeadKind("IoUAwareFCOSHead", **_DENSE, **_POINTS),
+    "ATSSHead": HeadKind("IoUAwareATSSHead", **_DENSE, **_ANCHORS),
     "PAAHead": HeadKind("IoUAwarePAAHead", **_DENSE),
-    "GFLHead": HeadKind("IoUAwareGFLHead", **_DENSE),
-    "RetinaHead": HeadKind("IoUAwareRetinaHead"),
+    "GFLHead": HeadKind("IoUAwareGFLHead", **_DENSE, **_ANCHORS),
+    "RetinaHead": HeadKind("IoUAwareRetinaHead", **_ANCHORS),
     "YOLOXHead": HeadKind("IoUAwareYOLOXHead", loss_options=_SUMMED, **_DENSE),
 }
 _BY_AWARE_NAME = {kind.aware: kind for kind in HEADS.values()}
+
+_OF_IMAGES = frozenset({"roi_ious", "pos_areas", "image_sizes"})
+# RoI heads to the form that shows their box heads the images, which they need for these.
+_IMAGE_AWARE = {
+    name: f"ImageAware{name}" for name in ("StandardRoIHead", "CascadeRoIHead", "DoubleHeadRoIHead")
+}
 
 # RoI heads that use their box head's losses in ways of their own: to branch, to the reason.
 _IN_ROI_HEAD = {
@@ -271,10 +286,13 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
     check_losses(
         model, {branch: loss["space"] for branch, loss in losses.items() if "space" in loss}
     )
+    needed = {branch: needs(loss) - loss.keys() for branch, loss in losses.items()}
+    check_needs(model, needed)
+    if "roi_head" in model and _OF_IMAGES & frozenset().union(*needed.values()):
+        outer = model["roi_head"]
+        outer["type"] = _IMAGE_AWARE.get(outer["type"], outer["type"])
     for head in heads(model):
         of = kind(head)
-        for branch, loss in losses.items():
-            _check_needs(branch, loss, head["type"], of)
         for branch in BRANCHES:
             if branch not in of.refused:
                 head.setdefault(LOSS_KEYS[branch], _usual_loss(of.aware, LOSS_KEYS[branch]))
@@ -292,20 +310,43 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
 
 
 def needs(loss: Mapping[str, Any]) -> frozenset[str]:
-    """What the formula of a searched loss's config needs beside predictions and targets."""
+    """What the formula of a searched loss's config needs beside predictions and targets; nothing
+    for another loss."""
+    if not {"space", "expression"} <= loss.keys():
+        return frozenset()
     written = load_space(loss["space"])
     return inputs.needs(written.inputs, written.expression(loss["expression"]).variables)
 
 
-def _check_needs(branch: str, loss: Mapping[str, Any], name: str, of: HeadKind) -> None:
-    if not {"space", "expression"} <= loss.keys():
-        return
-    handed = (of.hands if branch == "cls" else frozenset()) | loss.keys()
-    for missing in sorted(needs(loss) - handed):
-        raise ConfigError(
-            f"the {branch} loss needs {missing}, {inputs.EXTRAS[missing].meaning}, which the config's "
-            f"head {name!r} does not hand over"
-        )
+def hands(model: Mapping[str, Any]) -> dict[str, dict[str, frozenset[str]]]:
+    """Branch to the heads that hold its loss, by their type, and what each hands over to it."""
+    outer = model.get("roi_head", {}).get("type")
+    hidden = outer and outer not in {*_IMAGE_AWARE, *_IMAGE_AWARE.values()}
+    return {
+        branch: {
+            head["type"]: kind(head).hands[branch] - (_OF_IMAGES if hidden else frozenset())
+            for head in heads(model)
+        }
+        for branch in BRANCHES
+    }
+
+
+def check_needs(model: Mapping[str, Any], needed: Mapping[str, frozenset[str]]) -> None:
+    """Whether a detector's heads hand over what losses need.
+
+    Args:
+        needed: branch to names of ``inputs.EXTRAS``.
+
+    Raises:
+        ConfigError: one line that names what is missing, and the head.
+    """
+    for branch, names in needed.items():
+        for head, handed in hands(model)[branch].items():
+            for missing in sorted(names - handed):
+                raise ConfigError(
+                    f"the {branch} loss needs {missing}, {inputs.EXTRAS[missing].meaning}, which the "
+                    f"config's head {head!r} does not hand over"
+                )
 
 
 def set_loss_weights(model: Mapping[str, Any], weights: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmcv import Config
@@ -16,9 +16,15 @@ from detectors import configure
 from detectors.datasets import DataSet
 
 
-def searched_losses(found: Found) -> dict[str, dict[str, Any]]:
-    """Branch to the config of its found loss."""
-    return {
+def searched_losses(
+    found: Found, class_frequency: Callable[[], list[float]]
+) -> dict[str, dict[str, Any]]:
+    """Branch to the config of its found loss.
+
+    Args:
+        class_frequency: makes what losses of that need have from the run's data; others do not ask.
+    """
+    losses = {
         branch: {
             "type": "SearchedLoss",
             "expression": expression,
@@ -27,6 +33,10 @@ def searched_losses(found: Found) -> dict[str, dict[str, Any]]:
         }
         for branch, expression in found.losses.items()
     }
+    for loss in losses.values():
+        if "class_frequency" in configure.needs(loss):
+            loss["class_frequency"] = class_frequency()
+    return losses
 
 
 def proxy_config(config: Config, data: DataSet, found: Found) -> str:
@@ -38,7 +48,7 @@ def proxy_config(config: Config, data: DataSet, found: Found) -> str:
         data: train, val and test splits are written into the config.
     """
     config.pop("proxy", None)
-    configure.set_losses(config.model, searched_losses(found))
+    configure.set_losses(config.model, searched_losses(found, lambda: data.class_frequency))
     configure.set_loss_weights(config.model, found.loss_weights)
     configure.scale_learning_rate(config, found.lr_scale)
     configure.set_data(config, data)
@@ -50,16 +60,17 @@ def proxy_config(config: Config, data: DataSet, found: Found) -> str:
     return header(found) + configure.config_text(config)
 
 
-def user_config(config: Config, found: Found) -> str:
+def user_config(config: Config, losses: Mapping[str, Mapping[str, Any]], found: Found) -> str:
     """A user's own config with the found losses in its heads, as text; all else is as it was.
 
     Args:
         config: the user's; changed in place.
+        losses: those of :func:`searched_losses`.
 
     Raises:
         ConfigError: its heads cannot take the losses; says why.
     """
-    configure.set_losses(config.model, searched_losses(found))
+    configure.set_losses(config.model, losses)
     configure.add_import(config, "detectors")
     return header(found) + configure.config_text(config)
 

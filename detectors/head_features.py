@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detectors.feature_cache import Arrays, Writer
+from detectors.heads.seeing import ImageAwareStandardRoIHead
 
 _META = ("img_shape", "pad_shape", "ori_shape", "scale_factor")  # of mmdet's, what heads read
 
@@ -49,7 +50,7 @@ class RoIFeatures:
         """Whether the model's RoIs are the same for every head, and sampled as here."""
         head = getattr(model, "roi_head", None)
         return (
-            type(head) is StandardRoIHead
+            type(head) in (StandardRoIHead, ImageAwareStandardRoIHead)
             and not head.with_shared_head
             and type(head.bbox_sampler) is RandomSampler
             and head.bbox_sampler.neg_pos_ub < 0
@@ -93,6 +94,7 @@ class RoIFeatures:
             self._negatives.append(start + (within == 0).nonzero()[:, 0])
             within[within > 0] += first[number]
         self._gt_bboxes = arrays["gt_bboxes"]
+        self._objects = self._gt_bboxes.split(objects)
         self._assigned = AssignResult(len(self._gt_bboxes), gt_inds, None, arrays["labels"])
         self._no_flags = torch.zeros_like(gt_inds, dtype=torch.uint8)
 
@@ -105,7 +107,9 @@ class RoIFeatures:
             outputs = head(features.float())
         targets = head.get_targets([sampled], None, None, model.roi_head.train_cfg)
         rois = torch.cat([places[:, None].to(sampled.bboxes), sampled.bboxes], dim=1)
-        return head.loss(*(output.float() for output in outputs), rois, *targets)
+        shown = ([of[image] for image in images] for of in (self.metas, self._objects))
+        with head.seeing(*shown):
+            return head.loss(*(output.float() for output in outputs), rois, *targets)
 
     def _sample(self, images: Sequence[int]) -> tuple[SamplingResult, Tensor]:
         """RoIs of each image as mmdet's RandomSampler draws them; and of each RoI, positives first,

@@ -13,9 +13,10 @@ from typing import Any
 
 from mmcv import Config
 
+from cse_autoloss.inputs import EXTRAS
 from cse_autoloss.trial import ConfigError, Found
 from detectors import configure
-from detectors.export import header, searched_losses
+from detectors.export import header
 
 _ADAPTER = "cse_autoloss.adapters.mmdet3"
 _HEADS = (  # that the adapter has
@@ -39,13 +40,16 @@ _OWN = {
 }
 
 
-def config_text(base: str | None, run: Config, found: Found) -> str:
+def config_text(
+    base: str | None, run: Config, losses: Mapping[str, Mapping[str, Any]], found: Found
+) -> str:
     """The config's file.
 
     Args:
         base: path of an MMDetection 3.x config that the new one inherits; where None, MMDetection's
             own R50 one, on COCO, for the kind of detector that the run trained.
         run: the config that the run trained.
+        losses: those of :func:`detectors.export.searched_losses`.
 
     Raises:
         ConfigError: the base does not read, or its heads cannot take the losses; names those that
@@ -70,7 +74,13 @@ def config_text(base: str | None, run: Config, found: Found) -> str:
                 f"--target mmdet3: {head['type']} has no IoU-aware form for MMDetection 3; heads that "
                 f"work: {', '.join(name.removeprefix('IoUAware') for name in _HEADS)}"
             )
-    configure.set_losses(model, searched_losses(found))
+    for branch, loss in losses.items():
+        for missing in sorted(configure.needs(loss) - {"pos_ious"} - loss.keys()):
+            raise ConfigError(
+                f"--target mmdet3: the {branch} loss needs {missing}, {EXTRAS[missing].meaning}, "
+                "which the heads for MMDetection 3 do not hand over; --target mmdet2 does"
+            )
+    configure.set_losses(model, losses)
     return _config(inherited, model, [*imports, _ADAPTER], found)
 
 

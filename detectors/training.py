@@ -82,9 +82,14 @@ class DetectorTrainer:
     @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:
         setup = Setup(options, open_images=True)
+        handed = configure.hands(setup.config.model)
         return {
             "spaces": configure.spaces(setup.config.model),
             "refused": configure.refused(setup.config.model),
+            "hands": {
+                branch: {head: sorted({*names, "class_frequency"}) for head, names in heads.items()}
+                for branch, heads in handed.items()
+            },
             "classes": list(setup.data.classes),
             "images": {name: split.images for name, split in setup.data.splits.items()},
             "notes": [finding.line for finding in setup.data.findings],
@@ -137,11 +142,12 @@ class DetectorTrainer:
         name: str = "found",
         check: bool = True,
     ) -> dict[str, str]:
+        losses = export.searched_losses(found, lambda: Setup(options).data.class_frequency)
         if target == "mmdet3":
             run = configure.read_config(options.get("config", Options().config))
-            return {f"{name}.py": mmdet3.config_text(base, run, found)}
+            return {f"{name}.py": mmdet3.config_text(base, run, losses, found)}
         if base is not None:
-            text = export.user_config(configure.read_config(base, "--config"), found)
+            text = export.user_config(configure.read_config(base, "--config"), losses, found)
         else:
             setup = Setup(options)
             text = export.proxy_config(setup.config, setup.data, found)

@@ -82,7 +82,7 @@ def evaluate(
     shorts += [f"search.spaces.{branch}={space}"] if space is not None else []
     preset = None if config_file else preset or "quickstart"
     config = read_config(config_file, preset, [*settings, *shorts])
-    spaces = check(config)["spaces"]
+    spaces = check(config, searched=False)["spaces"]
     other, _, text = (beside or "").partition("=")
     rejected = False
     with Evaluator(

@@ -18,8 +18,9 @@ from mmdet.models import HEADS
 from mmdet.models.dense_heads import ATSSHead, FCOSHead
 from torch import Tensor
 
-from cse_autoloss.inputs import MIN_IOU
-from detectors.losses import needs
+from cse_autoloss.inputs import MIN_IOU, area_of, box_sides
+from detectors.heads.seeing import Images, SeesImages
+from detectors.losses import handing_over
 
 
 @HEADS.register_module()
@@ -27,7 +28,8 @@ class IoUAwareFCOSHead(FCOSHead):
     """mmdet's FCOSHead with the IoU in centerness's place.
 
     With ``norm_on_bbox`` the boxes that the regression loss sees are in units of the level's
-    stride, as they are in mmdet: it matters to a loss whose value depends on the size of boxes.
+    stride, as they are in mmdet, and so are the images' sizes: it matters to a loss whose value
+    depends on the size of boxes.
     """
 
     @force_fp32(apply_to=("cls_scores", "bbox_preds", "centernesses"))
@@ -50,6 +52,12 @@ class IoUAwareFCOSHead(FCOSHead):
         labels, targets = (
             torch.cat(levels) for levels in self.get_targets(points, gt_bboxes, gt_labels)
         )
+        strides = torch.cat(
+            [
+                level.new_full((len(level) * len(gt_bboxes), 1), stride)
+                for level, stride in zip(points, self.strides, strict=True)
+            ]
+        )
         points = torch.cat([level.repeat(len(gt_bboxes), 1) for level in points])
         scores, deltas, centerness = (
             torch.cat([rows_of(level, width) for level in levels])
@@ -67,14 +75,24 @@ class IoUAwareFCOSHead(FCOSHead):
         total_iou = max(
             reduce_mean(ious.sum()), 1e-6
         )  # asked of every process, also of one without positives
-        extra = {"pos_ious": ious} if needs(self.loss_cls, "pos_ious") else {}
-        if needs(self.loss_cls, "image_ids"):
-            extra["image_ids"] = torch.cat([images_of(level) for level in cls_scores])
-        losses = {"loss_cls": self.loss_cls(scores, labels, avg_factor=count, **extra)}
+        images = torch.cat([images_of(level) for level in cls_scores])
+
+        def sizes(*_: Tensor) -> Tensor:
+            of_images = Images.of(img_metas, gt_bboxes).sizes[images[rows]]
+            return of_images / strides[rows] if self.norm_on_bbox else of_images
+
+        with handing_over(
+            self.loss_cls,
+            pos_ious=lambda *_: ious,
+            image_ids=lambda *_: images,
+            pos_areas=lambda *_: area_of(box_sides(target_boxes)) / area_of(sizes()),
+        ):
+            losses = {"loss_cls": self.loss_cls(scores, labels, avg_factor=count)}
         if len(rows):
-            losses["loss_bbox"] = self.loss_bbox(
-                boxes, target_boxes, weight=ious, avg_factor=total_iou
-            )
+            with handing_over(self.loss_bbox, image_sizes=sizes):
+                losses["loss_bbox"] = self.loss_bbox(
+                    boxes, target_boxes, weight=ious, avg_factor=total_iou
+                )
             losses["loss_centerness"] = self.loss_centerness(
                 centerness[rows, 0], ious, avg_factor=count
             )
@@ -85,8 +103,23 @@ class IoUAwareFCOSHead(FCOSHead):
 
 
 @HEADS.register_module()
-class IoUAwareATSSHead(ATSSHead):
+class IoUAwareATSSHead(SeesImages, ATSSHead):
     """mmdet's ATSSHead with the IoU in centerness's place."""
+
+    def loss(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        centernesses: list[Tensor],
+        gt_bboxes: list[Tensor],
+        gt_labels: list[Tensor],
+        img_metas: list[dict[str, Any]],
+        gt_bboxes_ignore: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """As ``mmdet.models.ATSSHead.loss``, with the same arguments."""
+        truth = (gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore)
+        with self.seeing(img_metas, gt_bboxes):
+            return super().loss(cls_scores, bbox_preds, centernesses, *truth)
 
     def loss_single(
         self,
@@ -112,14 +145,14 @@ class IoUAwareATSSHead(ATSSHead):
         boxes = self.bbox_coder.decode(anchors.reshape(-1, 4)[rows], deltas[rows])
         targets = bbox_targets.reshape(-1, 4)[rows]
         ious = aligned_ious(boxes, targets)
-        extra = {"pos_ious": ious} if needs(self.loss_cls, "pos_ious") else {}
-        if needs(self.loss_cls, "image_ids"):
-            extra["image_ids"] = images_of(cls_score, self.num_base_priors)
-        loss_cls = self.loss_cls(
-            scores, labels, weight=label_weights.reshape(-1), avg_factor=num_total_samples, **extra
-        )
+        for_cls, for_reg = of_anchors(self, anchors, rows, targets)
+        with handing_over(self.loss_cls, pos_ious=lambda *_: ious, **for_cls):
+            loss_cls = self.loss_cls(
+                scores, labels, weight=label_weights.reshape(-1), avg_factor=num_total_samples
+            )
         if len(rows):
-            loss_bbox = self.loss_bbox(boxes, targets, weight=ious, avg_factor=1.0)
+            with handing_over(self.loss_bbox, **for_reg):
+                loss_bbox = self.loss_bbox(boxes, targets, weight=ious, avg_factor=1.0)
             loss_centerness = self.loss_centerness(
                 centerness[rows, 0], ious, avg_factor=num_total_samples
             )
@@ -133,10 +166,32 @@ def rows_of(level: Tensor, width: int) -> Tensor:
     return level.permute(0, 2, 3, 1).reshape(-1, width)
 
 
-def images_of(level: Tensor, priors: int = 1) -> Tensor:
-    """The image of each row of :func:`rows_of`, with so many priors at a place."""
-    places = level.shape[-2] * level.shape[-1] * priors
+def images_of(level: Tensor) -> Tensor:
+    """The image of each row of :func:`rows_of` with one prior at a place."""
+    places = level.shape[-2] * level.shape[-1]
     return torch.arange(len(level), device=level.device).repeat_interleave(places)
+
+
+def of_anchors(
+    head: SeesImages, anchors: Tensor, rows: Tensor, targets: Tensor, unit: float = 1.0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a level's losses may need beside IoUs, for :func:`handing_over`: that of classification
+    and that of regression.
+
+    Args:
+        anchors: (images, A, 4) boxes in pixels.
+        rows: (P,) places of the positives among all anchors.
+        targets: (P, 4) their target boxes in pixels.
+        unit: of the boxes that the regression loss gets, in pixels.
+    """
+    boxes = anchors.reshape(-1, 4)
+    images = torch.arange(len(anchors), device=boxes.device).repeat_interleave(anchors.shape[1])
+    for_cls = head.seen(
+        roi_ious=lambda seen: seen.nearest_ious(boxes, images),
+        pos_areas=lambda seen: seen.shares(targets, images[rows]),
+    )
+    for_reg = head.seen(image_sizes=lambda seen: seen.sizes[images[rows]] / unit)
+    return {"image_ids": lambda *_: images, **for_cls}, for_reg
 
 
 def positives(labels: Tensor, classes: int) -> Tensor:

@@ -1,5 +1,5 @@
 """More heads of mmdet that hand the classification loss the IoU of each positive's predicted box
-with its target.
+with its target, and what else :mod:`detectors.configure` says of them.
 
 With mmdet's own losses they are mmdet's heads. GFL and YOLOX teach their own classification loss an
 IoU as the score itself; a loss of ours gets labels there, and that IoU beside them. GFL's
@@ -9,6 +9,7 @@ what they are.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from mmdet.models.dense_heads.paa_head import levels_to_images
 from mmdet.models.roi_heads.bbox_heads import DoubleConvFCBBoxHead, SABLHead
 from torch import Tensor, nn
 
-from detectors.heads.one_stage import aligned_ious, positives, rows_of
+from detectors.heads.one_stage import aligned_ious, of_anchors, positives, rows_of
+from detectors.heads.seeing import SeesImages
 from detectors.heads.two_stage import IoUAware
 from detectors.losses import handing_over, wants_pos_ious
 
@@ -30,7 +32,7 @@ class IoUAwareDoubleConvFCBBoxHead(IoUAware, DoubleConvFCBBoxHead):
 
 
 @HEADS.register_module()
-class IoUAwareSABLHead(SABLHead):
+class IoUAwareSABLHead(SeesImages, SABLHead):
     """SABL's R-CNN head; the IoUs are of the boxes that its buckets and offsets mean."""
 
     def loss(
@@ -46,22 +48,43 @@ class IoUAwareSABLHead(SABLHead):
     ) -> dict[str, Tensor]:
         """As ``mmdet.models.roi_heads.SABLHead.loss``, with the same arguments."""
 
-        def pos_ious(_scores: Tensor, labels: Tensor) -> Tensor:
-            rows = positives(labels, self.num_classes)
-            boxes = rois[rows, 1:]
-            predicted, targets = (
-                self.bbox_coder.decode(boxes, tuple(part.detach()[rows] for part in encoded))[0]
-                for encoded in (bbox_pred, bbox_targets)
-            )
-            return aligned_ious(predicted, targets)
+        rows, images = positives(labels, self.num_classes), rois[:, 0].long()
 
+        def decoded(encoded: tuple[Tensor, Tensor]) -> Tensor:
+            parts = tuple(part.detach()[rows] for part in encoded)
+            return self.bbox_coder.decode(rois[rows, 1:], parts)[0]
+
+        given = self.seen(
+            roi_ious=lambda seen: seen.nearest_ious(rois[:, 1:], images),
+            pos_areas=lambda seen: seen.shares(decoded(bbox_targets), images[rows]),
+        )
+        if bbox_pred is not None:
+            given["pos_ious"] = lambda *_: aligned_ious(decoded(bbox_pred), decoded(bbox_targets))
         targets = (labels, label_weights, bbox_targets, bbox_weights, reduction_override)
-        with handing_over(self.loss_cls, **({} if bbox_pred is None else {"pos_ious": pos_ious})):
+        with handing_over(self.loss_cls, image_ids=lambda *_: images, **given):
             return super().loss(cls_score, bbox_pred, rois, *targets)
 
 
+class SeeingAnchorHead(SeesImages):
+    """Mixed into an AnchorHead: its losses can be told of the images."""
+
+    def loss(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        gt_bboxes: list[Tensor],
+        gt_labels: list[Tensor],
+        img_metas: list[dict[str, Any]],
+        gt_bboxes_ignore: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """As ``mmdet.models.AnchorHead.loss``, with the same arguments."""
+        truth = (gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore)
+        with self.seeing(img_metas, gt_bboxes):
+            return super().loss(cls_scores, bbox_preds, *truth)
+
+
 @HEADS.register_module()
-class IoUAwareRetinaHead(RetinaHead):
+class IoUAwareRetinaHead(SeeingAnchorHead, RetinaHead):
     """RetinaNet's head. A loss on decoded boxes sees those of positives alone: boxes of other
     anchors have no target."""
 
@@ -82,11 +105,13 @@ class IoUAwareRetinaHead(RetinaHead):
         deltas, boxes = rows_of(bbox_pred, 4)[rows], anchors.reshape(-1, 4)[rows]
         targets = bbox_targets.reshape(-1, 4)[rows]
 
+        decoded = targets if self.reg_decoded_bbox else self.bbox_coder.decode(boxes, targets)
+
         def pos_ious(_scores: Tensor, _labels: Tensor) -> Tensor:
-            decoded = targets if self.reg_decoded_bbox else self.bbox_coder.decode(boxes, targets)
             return aligned_ious(self.bbox_coder.decode(boxes, deltas.detach()), decoded)
 
-        with handing_over(self.loss_cls, pos_ious=pos_ious):
+        for_cls, for_reg = of_anchors(self, anchors, rows, decoded)
+        with handing_over(self.loss_cls, pos_ious=pos_ious, **for_cls):
             loss_cls = self.loss_cls(
                 rows_of(cls_score, self.cls_out_channels),
                 flat,
@@ -97,22 +122,41 @@ class IoUAwareRetinaHead(RetinaHead):
             return loss_cls, bbox_pred.sum() * 0
         predicted = self.bbox_coder.decode(boxes, deltas) if self.reg_decoded_bbox else deltas
         weights = bbox_weights.reshape(-1, 4)[rows]
-        return loss_cls, self.loss_bbox(predicted, targets, weights, avg_factor=num_total_samples)
+        with handing_over(self.loss_bbox, **for_reg):
+            loss_bbox = self.loss_bbox(predicted, targets, weights, avg_factor=num_total_samples)
+        return loss_cls, loss_bbox
 
 
 @HEADS.register_module()
-class IoUAwareGFLHead(GFLHead):
-    """GFL's head."""
+class IoUAwareGFLHead(SeeingAnchorHead, GFLHead):
+    """GFL's head. The boxes that its regression loss sees are in units of the level's stride, as
+    they are in mmdet, and so are the images' sizes."""
 
-    def loss_single(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    def loss_single(
+        self,
+        anchors: Tensor,
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        labels: Tensor,
+        label_weights: Tensor,
+        bbox_targets: Tensor,
+        stride: tuple[int, int],
+        num_total_samples: float,
+    ) -> tuple[Tensor, ...]:
         """As ``mmdet.models.GFLHead.loss_single``, with the same arguments, of one level."""
-        if not wants_pos_ious(self.loss_cls):
-            return super().loss_single(*args, **kwargs)
-        hook = self.loss_cls.register_forward_pre_hook(self._labels_and_ious, with_kwargs=True)
-        try:
-            return super().loss_single(*args, **kwargs)
-        finally:
-            hook.remove()
+        rows = positives(labels.reshape(-1), self.num_classes)
+        targets = bbox_targets.reshape(-1, 4)[rows]
+        for_cls, for_reg = of_anchors(self, anchors, rows, targets, stride[0])
+        arguments = (cls_score, bbox_pred, labels, label_weights, bbox_targets, stride)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(handing_over(self.loss_bbox, **for_reg))
+            if wants_pos_ious(self.loss_cls):
+                stack.enter_context(handing_over(self.loss_cls, **for_cls))
+                hook = self.loss_cls.register_forward_pre_hook(
+                    self._labels_and_ious, with_kwargs=True
+                )
+                stack.callback(hook.remove)
+            return super().loss_single(anchors, *arguments, num_total_samples)
 
     def _labels_and_ious(self, _loss: nn.Module, args: Any, kwargs: Any) -> Any:
         """In place of (labels, score), as quality focal loss has it."""

@@ -1,7 +1,7 @@
-"""R-CNN heads that hand the classification loss the IoU of each positive's predicted box with its
-target.
+"""R-CNN heads that hand their losses what these need: the IoU of each positive's predicted box with
+its target, and what else ``inputs.EXTRAS`` has.
 
-With a loss that wants no IoU they are mmdet's. Cascade R-CNN has one in each stage; Mask R-CNN has
+With losses that need nothing they are mmdet's. Cascade R-CNN has one in each stage; Mask R-CNN has
 one beside its masks.
 """
 
@@ -20,12 +20,13 @@ from mmdet.models.roi_heads.bbox_heads import (
 from torch import Tensor
 
 from cse_autoloss.inputs import MIN_IOU
+from detectors.heads.seeing import SeesImages
 from detectors.losses import handing_over, needs
 
 
-class IoUAware:
+class IoUAware(SeesImages):
     """Mixed into a BBoxHead of mmdet: hands ``loss_cls`` the IoU of each positive's predicted box
-    with its target."""
+    with its target; and the losses what is known of the images where its RoI head shows them."""
 
     @force_fp32(apply_to=("cls_score", "bbox_pred"))
     def loss(
@@ -40,7 +41,18 @@ class IoUAware:
         reduction_override: str | None = None,
     ) -> dict[str, Tensor]:
         """As ``mmdet.models.roi_heads.BBoxHead.loss``, with the same arguments."""
-        with handing_over(self.loss_cls, image_ids=lambda *_: rois[:, 0]):
+        images = rois[:, 0].long()
+        of_positives = self.seen(
+            pos_areas=lambda seen: seen.shares(
+                self._target_boxes(rois, labels, bbox_targets), images[self._positive(labels)]
+            ),
+            image_sizes=lambda seen: seen.sizes[images[self._positive(labels)]],
+        )
+        of_rois = self.seen(roi_ious=lambda seen: seen.nearest_ious(rois[:, 1:], images))
+        with (
+            handing_over(self.loss_cls, image_ids=lambda *_: images, **of_rois, **of_positives),
+            handing_over(self.loss_bbox, **of_positives),
+        ):
             return self._loss(
                 *(cls_score, bbox_pred, rois, labels, label_weights, bbox_targets, bbox_weights),
                 reduction_override,
@@ -94,16 +106,28 @@ class IoUAware:
         Returns:
             (positives,) in [1e-7, 1], without gradient, in the order of the rows.
         """
-        positive = (labels >= 0) & (labels < self.num_classes)
-        boxes, deltas, targets = rois[positive, 1:], bbox_pred[positive], bbox_targets[positive]
+        positive = self._positive(labels)
+        boxes, deltas = rois[positive, 1:], bbox_pred[positive]
         if not self.reg_class_agnostic:
             deltas = deltas.view(len(deltas), self.num_classes, 4)[
                 torch.arange(len(deltas)), labels[positive]
             ]
-        if not self.reg_decoded_bbox:
-            targets = self.bbox_coder.decode(boxes, targets)
+        targets = self._target_boxes(rois, labels, bbox_targets)
         predicted = self.bbox_coder.decode(boxes, deltas)
         return bbox_overlaps(predicted, targets, is_aligned=True).clamp(min=MIN_IOU)
+
+    def _positive(self, labels: Tensor) -> Tensor:
+        return (labels >= 0) & (labels < self.num_classes)
+
+    def _target_boxes(self, rois: Tensor, labels: Tensor, bbox_targets: Tensor) -> Tensor:
+        """(positives, 4) boxes that the positives should become."""
+        positive = self._positive(labels)
+        targets = bbox_targets[positive]
+        return (
+            targets
+            if self.reg_decoded_bbox
+            else self.bbox_coder.decode(rois[positive, 1:], targets)
+        )
 
 
 @HEADS.register_module()

@@ -1,6 +1,7 @@
 """Heads trained alone on cached features: the same heads, losses and boxes as in the whole
 detector."""
 
+import copy
 import io
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from cse_autoloss.trial import ConfigError, Trial
-from detectors import head_stage
+from detectors import configure, head_stage
 from detectors.images import average_precision, dataset
 from detectors.training import DetectorTrainer
 
@@ -69,9 +70,22 @@ def test_a_head_finds_the_same_boxes_on_cached_features_as_in_the_whole_detector
         assert np.sort(others) == pytest.approx(np.sort(scores), abs=2e-3), "half precision"
 
 
-def test_losses_on_all_cached_rois_are_those_of_mmdets_forward_train(trainers):
+SEEING = {  # losses that are told of the images what there is to tell
+    "cls": ("Neg(Dot(Mul(Y,Mul(Add(R,1),Mul(K,A))),Log(Softmax(X))))", "two_stage_cls_plus"),
+    "reg": ("MPDIoU", "reg_plus_image"),
+}
+
+
+@pytest.mark.parametrize("searched", [{}, SEEING], ids=["default", "seeing"])
+def test_losses_on_all_cached_rois_are_those_of_mmdets_forward_train(trainers, searched):
     trainer = trainers("faster_rcnn_proxy", precision="float32", num=1000, pos_fraction=1.0)
-    model = trainer._model(trainer._setup.config, 5)
+    config = copy.deepcopy(trainer._setup.config)
+    losses = {
+        branch: dict(type="SearchedLoss", expression=text, space=space)
+        for branch, (text, space) in searched.items()
+    }
+    configure.set_losses(config.model, losses)
+    model = trainer._model(config, 5)
     stage = trainer._head_stage()
     features = stage._features("train")
     flip = 2  # the second image in its third flip: the pipeline's vertical one
@@ -109,6 +123,16 @@ def test_rois_are_drawn_as_mmdets_sampler_draws_them(trainers):
         assert len(sampled.pos_inds) + len(sampled.neg_inds) <= 48
         assert set(sampled.pos_gt_labels.tolist()) <= set(range(6))
     assert any(len(sampled.bboxes) == 48 for sampled in drawn)
+
+
+@pytest.mark.parametrize("config", [*ROI, *MAPS])
+def test_losses_that_see_the_images_learn_on_cached_features(trainers, config):
+    losses, spaces = ({branch: of[i] for branch, of in SEEING.items()} for i in (0, 1))
+    if config in DENSE:
+        losses["cls"] = "Neg(Mul(Add(K,A),Add(Mul(PY,Log(Sig(X))),Mul(NY,Log(Sub(1,Sig(X)))))))"
+        spaces["cls"] = "one_stage_cls_plus"
+    result = trainers(config).train(trial(losses=losses, spaces=spaces, evaluate=()))
+    assert result.failure is None and result.steps == 12
 
 
 @pytest.mark.parametrize(

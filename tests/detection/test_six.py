@@ -141,7 +141,12 @@ def test_a_found_loss_goes_into_mmdets_own_one_stage_configs():
         ("atss/atss_r101_fpn_1x_coco.py", "IoUAwareATSSHead"),
     ):
         config = Config.fromstring(
-            export.user_config(Config.fromfile(mmdet_config(name)), FOUND_B), ".py"
+            export.user_config(
+                Config.fromfile(mmdet_config(name)),
+                export.searched_losses(FOUND_B, list),
+                FOUND_B,
+            ),
+            ".py",
         )
         config.model.backbone.init_cfg = None
         made = build_detector(config.model).bbox_head
