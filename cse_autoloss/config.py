@@ -238,9 +238,8 @@ def parse_config(data: Mapping[str, Any]) -> Config:
         ConfigError: for the first thing that is wrong.
     """
     try:
-        config = Config.model_validate_json(
-            json.dumps(data, default=str)
-        )  # strict, but a list is a tuple
+        # Strict, but a list is a tuple
+        config = Config.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise ConfigError(_first_line(error)) from None
     for key, tried in (
@@ -298,9 +297,8 @@ def _apply(setting: str, data: dict[str, Any]) -> None:
 
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(
-        str(part) for part in first["loc"] if part != "[key]"
-    )  # pydantic's mark of a mapping's key
+    # Pydantic's mark of a mapping's key
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         section: Any = Config
         for part in first["loc"][:-1]:

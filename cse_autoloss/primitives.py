@@ -221,9 +221,8 @@ def _serf_slope(xp: Any, value: Any, x: Any) -> Any:
 
 
 def _sgdf_slope(xp: Any, value: Any, x: Any) -> Any:
-    decay = xp.exp(
-        xp.abs(x) * (-math.pi / 4)
-    )  # sech(z) = 2 e^-|z| / (1 + e^-2|z|), which cannot overflow
+    # sech(z) = 2 e^-|z| / (1 + e^-2|z|), which cannot overflow
+    decay = xp.exp(xp.abs(x) * (-math.pi / 4))
     return decay / (decay * decay + 1) * 0.5
 
 

@@ -21,10 +21,11 @@ from cse_autoloss.variation import Population
 
 SAMPLES = 32
 STEPS = 60
+# Root mean square of the first step; in logits, or shares of the target's size
 STEP_SIZE = {
     "cls": 0.3,
     "reg": 0.03,
-}  # root mean square of the first step; in logits, or shares of the target's size
+}
 LEAST = {"cls": 0.95, "reg": 0.7}  # accuracy, or mean IoU, that is asked for at the end
 TOGETHER = 256  # candidates that descend on one graph
 

@@ -172,9 +172,8 @@ def _source(function: Callable[..., Any]) -> str:
 def _statements(expression: Expression, space: SearchSpace) -> tuple[str, list[Callable[..., Any]]]:
     """Python statements that set ``value``, and the functions that they call."""
     like = "pred"
-    uses: Counter[tuple[str, ...]] = (
-        Counter()
-    )  # how often a subexpression stands in the program, a repeated one's parts counted once
+    # How often a subexpression stands in the program, a repeated one's parts counted once
+    uses: Counter[tuple[str, ...]] = Counter()
     seen: set[tuple[str, ...]] = set()
 
     def count(primitive: Primitive, args: list[tuple[str, ...]]) -> tuple[str, ...]:

@@ -144,9 +144,8 @@ def read_curves(logs: Sequence[Path], config: Config) -> Curves:
         training = [line for line in lines if line.get("mode") == "train"]
         if not training:
             continue
-        in_epoch = (
-            1 if by_step else max(line["iter"] for line in training)
-        )  # steps, as far as they were logged
+        # Steps, as far as they were logged
+        in_epoch = 1 if by_step else max(line["iter"] for line in training)
         now = start = (
             training[0]["iter"]
             if by_step

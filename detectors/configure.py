@@ -20,10 +20,11 @@ from detectors.datasets import DataSet, Split
 from detectors.datasets.named import datasets
 
 CONFIGS = Path(__file__).parent / "configs"
+# Branch to its key in a head, and in the losses a head returns
 LOSS_KEYS = {
     "cls": "loss_cls",
     "reg": "loss_bbox",
-}  # branch to its key in a head, and in the losses a head returns
+}
 
 
 @dataclass(frozen=True)
@@ -300,9 +301,8 @@ def set_losses(model: dict[str, Any], losses: Mapping[str, Mapping[str, Any]]) -
         for branch, loss in losses.items():
             head[LOSS_KEYS[branch]] = {**loss, **of.loss_options}
         if "roi_head" not in model:
-            head["loss_cls"].setdefault(
-                "use_sigmoid", True
-            )  # by which mmdet's dense heads count their channels
+            # By which mmdet's dense heads count their channels
+            head["loss_cls"].setdefault("use_sigmoid", True)
         if "reg" in losses and not of.boxes_are_decoded:
             head["reg_decoded_bbox"] = (
                 True  # mmdet's default, L1, is on encoded deltas; searched ones are on boxes

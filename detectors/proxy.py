@@ -239,9 +239,8 @@ class _Maker:
                 f"here, and {self._seconds:g} were asked for: --seconds {needed}, a GPU, or a smaller "
                 "backbone"
             )
-        fit = [
-            other for other in sides if cost * (other / side) ** 2 * wanted <= training
-        ]  # at the rate of the smallest, which a larger one never exceeds
+        # At the rate of the smallest, which a larger one never exceeds
+        fit = [other for other in sides if cost * (other / side) ** 2 * wanted <= training]
         for other in sorted(fit, reverse=True):
             if other == side:
                 break

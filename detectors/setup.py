@@ -133,9 +133,8 @@ class Setup:
             open_images=open_images,
         )
         try:
-            config.merge_from_dict(
-                copy.deepcopy(self.options.cfg_options)
-            )  # mmcv takes each _delete_ out of what it merges
+            # mmcv takes each _delete_ out of what it merges
+            config.merge_from_dict(copy.deepcopy(self.options.cfg_options))
         except (KeyError, TypeError, IndexError) as error:
             raise ConfigError(f"detector.cfg_options: {' '.join(str(error).split())}") from error
         if config.get("runner", {}).get("type") != "IterBasedRunner":

@@ -86,9 +86,8 @@ def train(training: Training) -> Path:
     config = read(training)
     setup_multi_processes(config)
     torch.backends.cudnn.benchmark = config.get("cudnn_benchmark", False)
-    _start_as_trials_do(
-        training, config
-    )  # before there are other processes, which have no part in it
+    # Before there are other processes, which have no part in it
+    _start_as_trials_do(training, config)
     joined = join_processes(training.launcher)
     config.gpu_ids = range(get_dist_info()[1]) if joined else [0]
     config.device = get_device()

@@ -49,9 +49,8 @@ _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weig
 _LOGITS = re.compile(r"bbox_head\.\w+_cls\.")
 _MEASURED_ON = "measured_on."  # prefix of a dense head's layer of logits: whoever loads them for a training passes it over
 _MEASURED_AT_ONCE = 8  # images
-_SILENT = logging.getLogger(
-    "detectors.silent"
-)  # mmcv's runner wants a logger; a trial tells by its result
+# mmcv's runner wants a logger; a trial tells by its result
+_SILENT = logging.getLogger("detectors.silent")
 _SILENT.setLevel(logging.CRITICAL)
 _SILENT.propagate = False
 
@@ -169,9 +168,8 @@ class DetectorTrainer:
                 "detector.device: cuda, and this worker has no GPU; cluster.num_gpus=1 gives it one"
             )
         if self._device.type == "cpu":
-            torch.set_num_threads(
-                1
-            )  # a worker is a core: more workers beat more threads at this size
+            # A worker is a core: more workers beat more threads at this size
+            torch.set_num_threads(1)
             cv2.setNumThreads(0)
         self._warm = (
             torch.load(io.BytesIO(prepared), map_location="cpu", weights_only=True)

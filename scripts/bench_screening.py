@@ -154,9 +154,10 @@ def one_rate(
 ) -> float:
     """Candidates per CPU second, grown and screened, with a fresh memory of what was seen."""
     screener = Screener(space, batch_size)
+    # Warms buffers
     screener.screen(
         grow(np.random.default_rng(1000 + seed), min(count, batch_size), space, *depths)
-    )  # warms buffers
+    )
     rng = np.random.default_rng(seed)
 
     def run() -> None:

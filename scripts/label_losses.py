@@ -46,14 +46,16 @@ from cse_autoloss.variation import grow
 FOLDER = Path(__file__).parent.parent / "docs" / "labelled"
 SEEDS = (1, 2, 3)
 STEPS = 80
+# Of the descent on predictions; untrained predictions score 0.3 to 0.5
 WORTH_TRAINING = {
     "cls": 0.7,
     "reg": 0.6,
-}  # of the descent on predictions; untrained predictions score 0.3 to 0.5
+}
+# balanced accuracy on new samples, chance is 0.25 to 0.5; mean IoU, at the start 0.4
 GOOD = {
     "cls": 0.85,
     "reg": 0.7,
-}  # balanced accuracy on new samples, chance is 0.25 to 0.5; mean IoU, at the start 0.4
+}
 CLASSES, FEATURES = 3, 16
 
 torch.set_num_threads(1)
@@ -94,9 +96,8 @@ def train_classifier(loss: torch.nn.Module, space: SearchSpace, seed: int) -> fl
         # What a detector does with scores: a class above a half, else background.
         scores = torch.sigmoid(logits) if one_stage else logits.softmax(-1)[:, :CLASSES]
         best, found = scores.max(-1)
-        found = torch.where(
-            best > (0.375 if one_stage else 0.5), found, CLASSES
-        )  # one-stage scores aim at IoUs from 0.5 to 1
+        # One-stage scores aim at IoUs from 0.5 to 1
+        found = torch.where(best > (0.375 if one_stage else 0.5), found, CLASSES)
         right = found == new_labels
         return float(
             np.mean([right[new_labels == label].float().mean() for label in range(CLASSES + 1)])

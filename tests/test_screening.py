@@ -166,9 +166,8 @@ def test_gradients_of_the_shared_graph_are_those_of_torch(space, seed):
     for expression, gradient in zip(population.expressions(), found):
         expected = torch_gradient(expression, space, batch)
         if expected is not None and np.isfinite(expected).all():
-            finite = np.isfinite(
-                gradient
-            )  # Sqrt(Relu(X)) is 0 / 0 in forward mode where X is negative
+            # Sqrt(Relu(X)) is 0 / 0 in forward mode where X is negative
+            finite = np.isfinite(gradient)
             assert gradient[finite] == pytest.approx(
                 expected[finite], rel=1e-4, abs=1e-6 * max(1, abs(expected).max())
             )

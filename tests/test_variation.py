@@ -103,9 +103,8 @@ def test_half_of_the_trees_are_full_and_all_depths_are_equally_likely():
     space = load_space("reg")
     population = grow(np.random.default_rng(2), 4000, space, 3, 6)
     shares = np.bincount(population.depths, minlength=7)[3:] / len(population)
-    assert (
-        shares[3] < shares[0] and shares.min() > 0.15
-    )  # trees that were grown, not filled, often stay below their limit
+    # trees that were grown, not filled, often stay below their limit
+    assert shares[3] < shares[0] and shares.min() > 0.15
 
     def full(expression):
         depths = expression.fold(
@@ -134,9 +133,8 @@ def test_mutation_changes_most_trees_and_crossover_mixes(space):
     children = {str(child) for child in crossover(rng, tree, leaf, space).expressions()}
     name = next(iter(space.variables))
     assert children == {name, f"Neg({name})", f"Neg(Neg({name}))", f"Neg(Neg(Neg({name})))"}
-    grown = {
-        str(child) for child in crossover(rng, leaf, tree, space).expressions()
-    }  # longer than any mother
+    # longer than any mother
+    grown = {str(child) for child in crossover(rng, leaf, tree, space).expressions()}
     assert grown == {"1", "Neg(1)", "Neg(Neg(1))", "Neg(Neg(Neg(1)))"}
 
 

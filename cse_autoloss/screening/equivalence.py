@@ -48,9 +48,8 @@ class Seen:
             held = self._table.take(slot)
             free = np.flatnonzero(held == 0)
             claimants, claimed = waiting.take(free), slot.take(free)
-            self._owner[claimed[::-1]] = claimants[
-                ::-1
-            ]  # the last assignment stays: the first claimant gets the slot
+            # The last assignment stays: the first claimant gets the slot
+            self._owner[claimed[::-1]] = claimants[::-1]
             winners = self._owner.take(claimed)
             fresh[winners] = True
             self._table[claimed] = hashes.take(winners)

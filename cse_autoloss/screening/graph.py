@@ -24,9 +24,8 @@ from cse_autoloss.language import FIRST, PREDICTED, SECOND, WIDE, Language
 from cse_autoloss.primitives import NUMPY, TORCH
 from cse_autoloss.variation import Population
 
-CHUNK_BYTES = (
-    1 << 17
-)  # of one operand in one array call: a few of these fit into a core's second-level cache
+# Of one operand in one array call: a few of these fit into a core's second-level cache
+CHUNK_BYTES = 1 << 17
 
 _SIZE, _LEVEL, _FLAGS = np.uint32(0xFFFF0000), np.uint32(0xFF00), np.uint32(0xFF)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -234,9 +233,8 @@ class Graph:
         ).take(unique)
         first = np.where(arity > 0, first, 0)
         second = np.where(arity == 2, forest.second.take(place), 0)
-        below = np.where(
-            arity > 0, forest.shapes.take(first), shape
-        )  # a leaf goes by its own flags
+        # A leaf goes by its own flags
+        below = np.where(arity > 0, forest.shapes.take(first), shape)
         beside = np.where(arity == 2, forest.shapes.take(second), 0)
         key = _Key(language)
         keys = key.pack(shape, token, below, beside)

@@ -534,9 +534,8 @@ def _box_block(
         for text, path in paths.items():
             here, before = (_along(names, path, t, *size) for t in (position, position - nudge))
             values.append(here)
-            slopes.append(
-                (here - before) / nudge
-            )  # from behind: the path ends on the target, where areas have a kink
+            # From behind: the path ends on the target, where areas have a kink
+            slopes.append((here - before) / nudge)
             texts.append(f"{text}, target of {area:g} square pixels, aspect {aspect:g}")
     value, slope = (np.stack(part, 1).reshape(len(names), -1) for part in (values, slopes))
     scale = np.maximum(np.abs(value), 1)

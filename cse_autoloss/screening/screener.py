@@ -229,9 +229,8 @@ class Screener:
     def _batch(self, population: Population) -> tuple[np.ndarray, np.ndarray]:
         uses = self.uses_prediction(population)
         codes, hashes = np.empty(len(population), np.int8), np.empty(len(population), np.uint64)
-        columns = Columns.of(
-            population, np.flatnonzero(~uses)
-        )  # need not be understood, only be told apart
+        # Need not be understood, only be told apart
+        columns = Columns.of(population, np.flatnonzero(~uses))
         hashes[columns.rows] = columns.hashes(self.space.keys)
         codes[columns.rows] = np.where(
             self.seen.add(hashes[columns.rows]), PROPERTIES.index(USES_PREDICTION), DUPLICATE

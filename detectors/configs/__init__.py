@@ -53,9 +53,8 @@ def changed(path: str, key: str, changes: Mapping[str, Any]) -> Any:
 
 def _merged(part: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     config = Config(dict(part=part))
-    config.merge_from_dict(
-        dict(part=copy.deepcopy(changes))
-    )  # a copy, for merging takes each _delete_ out
+    # A copy, for merging takes each _delete_ out
+    config.merge_from_dict(dict(part=copy.deepcopy(changes)))
     return config.part.to_dict()
 
 

@@ -103,9 +103,8 @@ def draw(seed: int, split: str, index: int) -> tuple[np.ndarray, list[dict]]:
         )
         wanted += [-1] * int(rng.integers(0, 4) * (rng.random() < 0.5))
         rng.shuffle(wanted)
-    smallest = (
-        _MIN_SIZE if split != "tiny" else 24
-    )  # the tiny split asks for learning, not for acuity
+    # The tiny split asks for learning, not for acuity
+    smallest = _MIN_SIZE if split != "tiny" else 24
     for label in wanted:
         placed = _place(rng, int(label), objects, smallest)
         if placed is None:
@@ -183,9 +182,8 @@ def _place(
         left.append((thing.mask & ~hidden, np.count_nonzero(thing.mask)))
         hidden |= thing.mask
     for _ in range(20):
-        size = smallest * (_MAX_SIZE / smallest) ** (
-            rng.random() ** 0.7
-        )  # every scale, large ones a little more
+        # Every scale, large ones a little more
+        size = smallest * (_MAX_SIZE / smallest) ** (rng.random() ** 0.7)
         mask = _shape(rng, label, size)
         if all(np.count_nonzero(visible & ~mask) >= _MIN_VISIBLE * area for visible, area in left):
             return _Object(label, mask)
@@ -222,9 +220,8 @@ def _annotation(label: int, visible: np.ndarray) -> dict:
         visible.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )
     outlines = [cv2.approxPolyDP(contour, 1.0, True) for contour in contours]
-    kept = [
-        index for index, outline in enumerate(outlines) if len(outline) >= 3
-    ]  # slivers left by occlusion go
+    # Slivers left by occlusion go
+    kept = [index for index, outline in enumerate(outlines) if len(outline) >= 3]
     filled = np.zeros(visible.shape, np.uint8)
     cv2.drawContours(filled, [contours[index] for index in kept], -1, 1, cv2.FILLED)
     rows, columns = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))

@@ -72,9 +72,8 @@ class IoUAwareFCOSHead(FCOSHead):
         target_boxes = self.bbox_coder.decode(points[rows], targets[rows])
         ious = aligned_ious(boxes, target_boxes)
         count = max(reduce_mean(scores.new_tensor(float(len(rows)))), 1.0)
-        total_iou = max(
-            reduce_mean(ious.sum()), 1e-6
-        )  # asked of every process, also of one without positives
+        # Asked of every process, also of one without positives
+        total_iou = max(reduce_mean(ious.sum()), 1e-6)
         images = torch.cat([images_of(level) for level in cls_scores])
 
         def sizes(*_: Tensor) -> Tensor:

@@ -102,9 +102,8 @@ def test_trials_of_dense_heads_start_with_new_logits_on_whose_warm_weights_losse
         "bbox_head",
         "measured_on",
     }
-    config = copy.deepcopy(
-        trainer._setup.config
-    )  # mmdet writes into the configs that it builds from
+    # mmdet writes into the configs that it builds from
+    config = copy.deepcopy(trainer._setup.config)
     started, measured = (
         trainer._model(config, 0, warm_head).state_dict() for warm_head in (False, True)
     )
