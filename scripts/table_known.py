@@ -3,13 +3,14 @@
     python scripts/table_known.py faster_rcnn_proxy atss_proxy                        the table, of what is trained
     python scripts/table_known.py faster_rcnn_proxy --measure --seeds 0 1 2           trains what is missing first
 
-Trainings that docs/lossbench has are not done again. Others are appended to docs/known_losses.jsonl as
+Trainings that docs/lossbench has are not done again. Others are appended to docs/known_losses as
 they are done, in the benchmark's form; stop it when you like, start it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,11 @@ from trainings import Instrument, Wanted, measure
 from cse_autoloss.canonical import canonical
 from cse_autoloss.errors import UserError
 from cse_autoloss.intervals import mean_interval, paired_interval
-from cse_autoloss.lossbench import Loss, Row, load, read_rows
+from cse_autoloss.lossbench import FOLDER, TASKS, Loss, Row, read_rows
 from cse_autoloss.space import load_space
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-ROWS, PAGE = DOCS / "known_losses.jsonl", DOCS / "known_losses.md"
+ROWS, PAGE = DOCS / "known_losses", DOCS / "known_losses.md"
 DETECTORS = {
     f"{name}_proxy": f"{stage}_stage_cls"
     for stage, names in (
@@ -44,16 +45,26 @@ class Known:
     space: str = ""
     expression: str = ""
 
+    @property
+    def title(self) -> str:
+        """As the benchmark names it: a name may be that of a loss in each branch."""
+        return f"reg {self.name}" if self.branch == "reg" else self.name
+
     def is_of(self, row: Row) -> bool:
         """Whether a training is of this loss, under whatever name."""
         if self.branch is None or set(row.losses) != {self.branch}:
             return self.branch is None and not row.losses
-        space = load_space(self.space)
-        try:
-            found = space.expression(row.losses[self.branch])
-        except UserError:
-            return False
-        return canonical(found, space) == canonical(space.expression(self.expression), space)
+        mine = _canonical(self.expression, self.space)
+        return mine is not None and mine == _canonical(row.losses[self.branch], self.space)
+
+
+@functools.cache
+def _canonical(text: str, space: str) -> str | None:
+    """The one text of all that compute the same; None of what is not in the space."""
+    try:
+        return str(canonical(load_space(space).expression(text), load_space(space)))
+    except UserError:
+        return None
 
 
 def known_losses(detector: str) -> Iterator[Known]:
@@ -74,7 +85,7 @@ def train(detector: str, options: argparse.Namespace) -> None:
     there = [row for row in trainings(detector) if (row.weights, row.config) == origin]
     wanted = (
         Wanted(
-            Loss(loss.name, {loss.branch: loss.expression} if loss.branch else {}),
+            Loss(loss.title, {loss.branch: loss.expression} if loss.branch else {}),
             seed,
             {loss.branch: loss.space} if loss.branch else {},
         )
@@ -82,28 +93,29 @@ def train(detector: str, options: argparse.Namespace) -> None:
         for seed in options.seeds
         if not any(row.seed == seed and loss.is_of(row) for row in there)
     )
-    measure(instrument, wanted, ROWS, options.processes)
+    measure(instrument, wanted, _path(detector), options.processes)
 
 
 def trainings(detector: str) -> list[Row]:
     """Of heads, the benchmark's and our own."""
-    try:
-        rows = load(detector)
-    except UserError:
-        rows = []
-    return rows + [row for row in read_rows(ROWS) if row.detector == detector]
+    return [*read_rows(FOLDER / detector / TASKS["head"]), *read_rows(_path(detector))]
+
+
+def _path(detector: str) -> Path:
+    return ROWS / detector / TASKS["head"]
 
 
 def section(detector: str) -> list[str]:
-    """The table of a detector, of the warm-up and config that most of its trainings have."""
-    rows = trainings(detector)
+    """The table of a detector, of the warm-up and config that known losses trained with most."""
+    known = list(known_losses(detector))
+    rows = [row for row in trainings(detector) if any(loss.is_of(row) for loss in known)]
     if not rows:
         return [f"## {detector}", "", "Not measured yet.", ""]
     origins = [(row.weights, row.config) for row in rows]
     origin = max(set(origins), key=origins.count)
     rows = [row for row, one in zip(rows, origins, strict=True) if one == origin]
     columns = {}
-    for loss in known_losses(detector):
+    for loss in known:
         own = [row for row in rows if loss.is_of(row)]
         columns[loss] = {row.seed: (row.val or 0.0, row.test or 0.0) for row in own}
     base = columns[Known(DEFAULT)]

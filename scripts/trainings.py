@@ -70,6 +70,7 @@ def measure(
     processes: int,
 ) -> None:
     """Train each, and append its row to the file as it is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(
         processes,
         multiprocessing.get_context("spawn"),
