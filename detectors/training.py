@@ -364,12 +364,7 @@ class DetectorTrainer:
         runner.call_hook("before_epoch")
         while runner.iter < steps:
             runner.train(batches)
-            # A limit of infinity clips nothing; it returns the norm, which is what a loss breaks
-            # first.
-            norm = nn.utils.clip_grad_norm_(
-                [p for p in model.parameters() if p.grad is not None], math.inf
-            )
-            watch.step(runner.iter, runner.outputs["log_vars"]["loss"], float(norm))
+            watch.step(runner.iter, runner.outputs["log_vars"]["loss"], _gradient_norm(runner))
             runner.log_buffer.clear()
 
     def _measure_head(self, model: nn.Module, split: str, watch: _Watch) -> dict[str, float]:
@@ -478,6 +473,14 @@ class DetectorTrainer:
             else f"cpu ({platform.processor()})",
             "host": platform.node(),
         }
+
+
+def _gradient_norm(runner: IterBasedRunner) -> float:
+    """Of the last step, which is what a loss breaks first: as mmcv's hook clipped it, if it did."""
+    if clipped := runner.log_buffer.val_history.get("grad_norm"):
+        return clipped[-1]
+    trained = [p for p in runner.model.parameters() if p.grad is not None]
+    return float(nn.utils.clip_grad_norm_(trained, math.inf))  # clips nothing, returns the norm
 
 
 class _GivenUp(Exception):
