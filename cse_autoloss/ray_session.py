@@ -31,6 +31,30 @@ class ClusterError(RuntimeError):
     """The cluster cannot do what is asked: no resources, or workers that do not start."""
 
 
+def check_machine(section: ClusterSection) -> None:
+    """Whether the workers' CPUs are there, where the cluster is this machine alone. One that is
+    joined may grow; what fits there is seen once it is joined.
+
+    Raises:
+        ClusterError: one line: what does not fit, and what would.
+    """
+    if _address(section):
+        return
+    cores, processes = os.cpu_count() or 1, section.processes
+    workers, each = section.workers or 1, processes * section.num_cpus
+    if workers * each > cores + 1e-9:
+        fit = math.floor(cores / each + 1e-9)
+        share = math.floor(1e4 * cores / (workers * processes)) / 1e4
+        together = f" for {processes} processes" if processes > 1 else ""
+        raise ClusterError(
+            f"cluster: {workers} workers of {each:g} CPUs{together} do not fit: this machine has "
+            f"{cores}; "
+            + (f"cluster.workers={fit} or " if fit else "")
+            + f"cluster.num_cpus={share:g} "
+            "does"
+        )
+
+
 def open_ray(section: ClusterSection) -> bool:
     """Join the cluster at ``section.address`` or ``$RAY_ADDRESS``, or start one on this machine.
 
@@ -40,7 +64,8 @@ def open_ray(section: ClusterSection) -> bool:
     Raises:
         ClusterError: one line: why not.
     """
-    address = section.address or os.environ.get("RAY_ADDRESS")
+    address = _address(section)
+    check_machine(section)
     quiet = {"log_to_driver": False, "logging_level": "error"}
     _stay_on_this_machine(address is None)
     with _signals_kept():
@@ -50,13 +75,9 @@ def open_ray(section: ClusterSection) -> bool:
                 _check_reachable(address)
                 ray.init(address=address, **quiet)
                 return True
-            cores = max(
-                os.cpu_count() or 1,
-                math.ceil((section.workers or 1) * section.processes * section.num_cpus),
-            )
             # Ray lets its workers give way to all else, by 15; trainings are what this is for.
             os.environ.setdefault("RAY_worker_niceness", "0")
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
             return False
         except Exception as error:  # Ray raises plain Exception, too
             ray.shutdown()
@@ -68,6 +89,10 @@ def open_ray(section: ClusterSection) -> bool:
             raise ClusterError(
                 f"cluster.address: cannot reach a Ray cluster at {address}: {_why(error)}"
             ) from error
+
+
+def _address(section: ClusterSection) -> str | None:
+    return section.address or os.environ.get("RAY_ADDRESS")
 
 
 def _stay_on_this_machine(local: bool) -> None:

@@ -27,6 +27,7 @@ from cse_autoloss.journal import Journal
 from cse_autoloss.loggers import load_logger, logging
 from cse_autoloss.pins import changes, pins
 from cse_autoloss.rankers import load_ranker
+from cse_autoloss.ray_session import check_machine
 from cse_autoloss.report import write_report
 from cse_autoloss.run_folder import network_file_system
 from cse_autoloss.search import Search
@@ -52,8 +53,9 @@ def check(config: Config, searched: bool = True) -> dict[str, Any]:
         What the trainer says of its options, with ``spaces`` as the run will use them.
 
     Raises:
-        ConfigError, SpaceError: one line that names the key and what would be right.
+        ConfigError, SpaceError, ClusterError: one line that names the key and what would be right.
     """
+    check_machine(config.cluster)
     checked = _trainer(config).check(config.detector)
     if config.detector.get("device") == "cuda" and not config.cluster.num_gpus:
         raise ConfigError(
@@ -123,6 +125,7 @@ def _absolute(config: Config) -> Config:
 
 def start(config: Config, folder: Path, console: Console) -> None:
     """Start a run in a new folder and see it through."""
+    check_machine(config.cluster)  # before a proxy is made, which takes minutes
     config = _adopted(_absolute(config), lambda line: _say(console, line))
     checked, trainer = check(config), _trainer(config)
     was_there = folder.exists()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,10 @@ from cse_autoloss.ray_session import ClusterError
 from cse_autoloss.workers import REMOTE, MachineFault, TrialWorker
 
 PATIENCE = 1.0  # seconds to wait for the answer of a worker that is about to get a trial
+NOTICE = 10.0  # seconds of waiting for room after which the user is told
 LONGEST_PAUSE = 30.0  # seconds between the starts of a worker that does not start
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -70,6 +74,7 @@ class WorkerPool:
         self._later: list[float] = []  # when workers that did not start are tried again
         self._failed_starts = 0  # since a trial was last taken up
         self._alive = time.monotonic()  # when some worker last had its room
+        self._told = False  # that none has
         # In a cluster that may grow, workers that were asked for wait for room.
         fit = None if may_grow and section.workers else self._capacity()
         self.size: int = section.workers or fit or 0
@@ -172,9 +177,9 @@ class WorkerPool:
         for _ in due:
             self._start()
         if self._loading or self.idle or self._busy:
-            self._alive = now
-        elif self._placing and now - self._alive > limit:
-            raise ClusterError(self._no_room())
+            self._alive, self._told = now, False
+        elif self._placing:
+            self._check_wait(now - self._alive)
 
     def end(self) -> None:
         """End all workers."""
@@ -227,14 +232,20 @@ class WorkerPool:
     def _make_prepared(self) -> tuple[bytes, Worker]:
         """Have a first worker make what trials start from; returns that, and the worker."""
         limit, allowed = self._section.prepare_limit, self._section.retries
-        late = f"the preparation took longer than cluster.prepare_limit={limit:g} s"
         for attempt in range(allowed + 1):
             self._start()
             placed, worker = self._placing.popitem()
             try:
-                worker.node = _within(self._section.start_limit, placed, self._no_room)
+                began = time.monotonic()
+                while not ray.wait([placed], timeout=PATIENCE)[0]:
+                    self._check_wait(time.monotonic() - began)
+                worker.node, self._told = ray.get(placed), False
                 made = worker.actor.prepare.remote(self._options["trainer"], self._options)
-                return _within(limit, made, lambda: late), worker
+                if not ray.wait([made], timeout=limit)[0]:
+                    raise ClusterError(
+                        f"the preparation took longer than cluster.prepare_limit={limit:g} s"
+                    )
+                return ray.get(made), worker
             except RayError as error:
                 worker.end()
                 own = isinstance(error, RayTaskError) and not isinstance(error, MachineFault)
@@ -256,12 +267,26 @@ class WorkerPool:
         amounts = {kind: processes * need for kind, need in self._process().items()}
         return _amounts(amounts) + (f" for {processes} processes" if processes > 1 else "")
 
-    def _no_room(self) -> str:
-        return (
-            f"no worker has found room for cluster.start_limit={self._section.start_limit:g} s: "
+    def _check_wait(self, seconds: float) -> None:
+        """No worker has had its room for so long: say so once, and give up at last.
+
+        Raises:
+            ClusterError: after ``cluster.start_limit``.
+        """
+        limit = self._section.start_limit
+        state = (
             f"each needs {self._needs()}; of the cluster's {_amounts(ray.cluster_resources())}, "
             f"{_amounts(ray.available_resources())} are free"
         )
+        if seconds > limit:
+            raise ClusterError(
+                f"no worker has found room for cluster.start_limit={limit:g} s: {state}"
+            )
+        if seconds > NOTICE and not self._told:
+            self._told = True
+            _LOG.warning(
+                f"waiting up to cluster.start_limit={limit:g} s for room for a worker: {state}"
+            )
 
     def _capacity(self) -> int:
         """Workers that fit into the cluster as it is now: a process has its CPUs on one node, and
@@ -285,18 +310,6 @@ class WorkerPool:
 def _whole(number: float) -> int:
     """The whole part, of a quotient that arithmetic may have left a little short."""
     return math.floor(number + 1e-9)
-
-
-def _within(limit: float, reference: Any, late: Callable[[], str]) -> Any:
-    """What a reference leads to.
-
-    Raises:
-        ClusterError: ``late()``, if it does not after so many seconds.
-    """
-    done, _ = ray.wait([reference], timeout=limit)
-    if not done:
-        raise ClusterError(late())
-    return ray.get(reference)
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

@@ -1,9 +1,10 @@
-"""Whether a config builds and trains: one forward and one backward pass on a batch made up on the
-spot, without data, weights or a GPU."""
+"""Whether a config builds and trains: its losses on a batch made up on the spot, without weights or a
+GPU."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import numpy
 import torch
 from mmcv import Config
+from mmcv.runner import build_optimizer, build_runner
 from mmdet.core import BitmapMasks
 from mmdet.models import build_detector
+from torch import nn
 
 from cse_autoloss.trial import ConfigError
 from detectors import configure
+from detectors.images import dataset, loader, quiet
+from detectors.setup import Setup
 
 _ROIS = 64  # an image: a head's losses are the same kind of thing on fewer
 _SIZE = 128  # pixels: large enough for anchors to find the boxes
@@ -33,22 +38,12 @@ def check_trains(config: Config, option: str) -> None:
         ConfigError: one line: it does not build, does not compute its losses, or a loss, or a
             gradient of one, is not finite.
     """
-    config = copy.deepcopy(config)
-    list(without_weights(config.model))
-    for part in configure.parts(config.model):
-        if part.get("type") in ("SyncBN", "MMSyncBN"):
-            part["type"] = "BN"  # batch statistics of all processes are those of one
-        if "pos_fraction" in part:
-            part["num"] = min(part["num"], _ROIS)
     unchecked = "; --no-check writes the config all the same"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            model = build_detector(
-                config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
-            ).train()
-            losses = model.forward_train(**_batch(config.model))
-            total, values = model._parse_losses(losses)
+            model = _build(config)
+            total, values = _losses(model, config)
         except Exception as error:  # whatever a config's own modules raise
             raise ConfigError(
                 f"{option}: the config does not train with these losses: "
@@ -61,6 +56,64 @@ def check_trains(config: Config, option: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             raise ConfigError(f"{option}: gradient of {name} is not finite{unchecked}")
+
+
+def check_trial(setup: Setup) -> None:
+    """Build all that a trial is made of, and use it once: model, optimiser, schedule, the images of
+    the tiny split as they are trained and measured on; on a CPU losses and boxes, too.
+
+    Raises:
+        ConfigError: one line: config and options, and what is wrong with them.
+    """
+    config, options = setup.config, setup.options
+    try:
+        with torch.random.fork_rng(devices=[]), quiet():
+            model = _build(config)
+            runner = build_runner(
+                dict(config.runner),
+                dict(
+                    model=model,
+                    optimizer=build_optimizer(model, config.optimizer),
+                    logger=logging.getLogger(__name__),
+                ),
+            )
+            runner.register_lr_hook(copy.deepcopy(config.lr_config))
+            runner.register_optimizer_hook(copy.deepcopy(config.optimizer_config))
+            runner.call_hook("before_run")
+            next(iter(loader(dataset(setup, "tiny", training=True), config, seed=0)))
+            dataset(setup, "tiny", training=False)[0]
+            if setup.device.type == "cpu":  # which all that is written for a GPU need not run on
+                _losses(model, config)
+                batch = _batch(config.model)
+                with torch.no_grad():
+                    model.eval().simple_test(batch["img"], batch["img_metas"])
+    except Exception as error:  # whatever a config's own modules raise
+        changes = options.cfg_options
+        given = f" with cfg_options {', '.join(changes)}" if changes else ""
+        near = ", ".join(configure.neighbours(configure.read_config(options.config), changes))
+        raise ConfigError(
+            f"detector.config: {options.config}{given} does not train: {configure.reason(error)}"
+            + (f"; did you mean {near}?" if near else "")
+        ) from error
+
+
+def _build(config: Config) -> nn.Module:
+    """The detector of a config, without weights, in training."""
+    model = copy.deepcopy(config.model)
+    list(without_weights(model))
+    for part in configure.parts(model):
+        if part.get("type") in ("SyncBN", "MMSyncBN"):
+            part["type"] = "BN"  # batch statistics of all processes are those of one
+        if "pos_fraction" in part:
+            part["num"] = min(part["num"], _ROIS)
+    return build_detector(
+        model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
+    ).train()
+
+
+def _losses(model: nn.Module, config: Config) -> tuple[torch.Tensor, Mapping[str, float]]:
+    """On two images of noise: the sum, and name to value."""
+    return model._parse_losses(model.forward_train(**_batch(config.model)))
 
 
 def without_weights(model: Any, key: str = "model") -> Iterator[tuple[str, Any]]:

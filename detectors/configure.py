@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import pprint
@@ -19,6 +20,7 @@ from cse_autoloss.trial import BRANCHES, ConfigError
 from detectors.datasets import DataSet, Split
 from detectors.datasets.named import datasets
 
+_ALMOST = 0.8  # similarity of a misspelt key and the one that is meant, as difflib counts it
 CONFIGS = Path(__file__).parent / "configs"
 # Branch to its key in a head, and in the losses a head returns
 LOSS_KEYS = {
@@ -150,6 +152,67 @@ def reason(error: BaseException) -> str:
     while not str(error) and (error.__cause__ or error.__context__):
         error = error.__cause__ or error.__context__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def change(config: Config, changes: Mapping[str, Any], option: str) -> None:
+    """Change a config in place, as mmdet's ``--cfg-options`` does.
+
+    Args:
+        changes: dotted key to value.
+        option: where the user gave them; messages begin with it.
+
+    Raises:
+        ConfigError: one line: a key leads nowhere; or is new, in a place where nothing checks keys,
+            and almost that of a neighbour; or a dict's value is none.
+    """
+    for path, value in _leaves(changes):
+        before, near, checked = _there(config, path)
+        if near and not checked:
+            raise ConfigError(f"{option}.{path}: the config has no such key; did you mean {near}?")
+        if isinstance(before, dict) and isinstance(value, (str, bool, int, float)):
+            raise ConfigError(
+                f"{option}.{path}: should be a dict with keys such as {', '.join(list(before)[:3])}, "
+                f"found {value!r}"
+            )
+    try:
+        # mmcv takes each _delete_ out of what it merges
+        config.merge_from_dict(copy.deepcopy(dict(changes)))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"{option}: {' '.join(str(error).split())}") from error
+
+
+def neighbours(config: Config, changes: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of a config, those that new ones among the changes are almost."""
+    found = (_there(config, path)[1] for path, _ in _leaves(changes))
+    return [near for near in found if near]
+
+
+def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that changes set."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value and "_delete_" not in value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _there(config: Config, path: str) -> tuple[Any, str | None, bool]:
+    """What a config has at a dotted key; where nothing, the key beside it that it is almost, and
+    whether what is built of that part of the config takes no key that it does not know."""
+    part: Any = config._cfg_dict
+    names = path.split(".")
+    for depth, name in enumerate(names):
+        if isinstance(part, (list, tuple)) and name.isdigit() and int(name) < len(part):
+            part = part[int(name)]
+        elif isinstance(part, dict) and name in part:
+            part = part[name]
+        elif isinstance(part, dict):
+            near = difflib.get_close_matches(name, list(part), n=1, cutoff=_ALMOST)
+            takes_any = "type" not in part or str(part["type"]).endswith("Sampler")
+            return None, ".".join([*names[:depth], near[0]]) if near else None, not takes_any
+        else:
+            return None, None, True
+    return part, None, True
 
 
 def is_mmdet3(config: Mapping[str, Any]) -> bool:

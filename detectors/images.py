@@ -11,8 +11,10 @@ from typing import Any
 
 import mmcv
 import numpy as np
-from mmdet.datasets import CocoDataset, build_dataset, replace_ImageToTensor
+from mmcv import Config
+from mmdet.datasets import CocoDataset, build_dataloader, build_dataset, replace_ImageToTensor
 from mmdet.datasets.api_wrappers import COCOeval
+from torch.utils.data import DataLoader
 
 from detectors import configure
 from detectors.setup import Setup
@@ -38,6 +40,18 @@ def dataset(
         inner["test_mode"] = not training
     with quiet():
         return build_dataset(part)
+
+
+def loader(data: CocoDataset, config: Config, seed: int, processes: int = 1) -> DataLoader:
+    """Batches of a data set as a trial trains on them, for one of the processes that share it."""
+    return build_dataloader(
+        data,
+        config.data.samples_per_gpu // processes,
+        0,  # no loading processes: the images are in memory already
+        dist=False,
+        seed=seed,
+        runner_type=config.runner.type,
+    )
 
 
 def average_precision(data: CocoDataset, found: Sequence[list[np.ndarray]]) -> dict[str, float]:

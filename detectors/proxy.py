@@ -3,7 +3,6 @@ in the time that a trial may take, on the device at hand and the user's data."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import resource
@@ -116,7 +115,7 @@ def adopt(options: Mapping[str, Any], say: Say) -> dict[str, Any]:
         return dict(options)
     if config.runner.get("type") == "IterBasedRunner":
         return dict(options)
-    config.merge_from_dict(copy.deepcopy(dict(options.get("cfg_options", {}))))
+    configure.change(config, options.get("cfg_options", {}), "detector.cfg_options")
     seconds = float(options.get("trial_seconds", Options().trial_seconds))
     device = options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     data = json.dumps([options.get("data"), options.get("data_seed")], sort_keys=True)

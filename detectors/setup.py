@@ -132,11 +132,7 @@ class Setup:
             masks=configure.has_masks(config.model),
             open_images=open_images,
         )
-        try:
-            # mmcv takes each _delete_ out of what it merges
-            config.merge_from_dict(copy.deepcopy(self.options.cfg_options))
-        except (KeyError, TypeError, IndexError) as error:
-            raise ConfigError(f"detector.cfg_options: {' '.join(str(error).split())}") from error
+        configure.change(config, self.options.cfg_options, "detector.cfg_options")
         if config.get("runner", {}).get("type") != "IterBasedRunner":
             raise ConfigError(
                 "detector.config: a trial is measured in steps; the config should have "
@@ -149,18 +145,19 @@ class Setup:
             config.runner.max_iters = self.options.steps
         if self.options.batch_size:
             config.data.samples_per_gpu = self.options.batch_size
-        self.steps = config.runner.max_iters
         proxy = config.get("proxy", {})
-        self.tiny_steps = (
-            self.options.tiny_steps or proxy.get("tiny_steps") or max(_FEWEST, self.steps // 4)
-        )
-        self.head = _head_options(proxy.get("head", {}), self.options.head_steps)
         self._warmup = proxy.get("warmup", {})
+        self.steps = _whole("runner.max_iters", config.runner.max_iters)
+        tiny = self.options.tiny_steps or proxy.get("tiny_steps")
+        self.tiny_steps = _whole("proxy.tiny_steps", tiny or max(_FEWEST, self.steps // 4))
+        self.head = _head_options(proxy.get("head", {}), self.options.head_steps)
         given = self.options.warmup_steps
-        self.warmup_steps = self._warmup.get("steps", 0) if given is None else given
+        warmup = self._warmup.get("steps", 0) if given is None else given
+        self.warmup_steps = _whole("proxy.warmup.steps", warmup)
         if 0 < self.warmup_steps < _FEWEST:
             raise ConfigError(
-                f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found {self.warmup_steps}"
+                f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found "
+                f"{self.warmup_steps}"
             )
         self.config_digest = digest(config.pretty_text)
 
@@ -200,6 +197,12 @@ def _options(options: Mapping[str, Any]) -> Options:
             raise ConfigError(f"detector.{key}: unknown key; {right}") from None
         message = first["msg"].replace("Input should be", "should be")
         raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None
+
+
+def _whole(key: str, steps: Any) -> int:
+    if not isinstance(steps, int):
+        raise ConfigError(f"detector.config: {key} should be a whole number, found {steps!r}")
+    return steps
 
 
 def _head_options(given: Mapping[str, Any], steps: int | None) -> HeadOptions:

@@ -151,10 +151,7 @@ def read(training: Training) -> Config:
         configure.set_data(config, found)
     elif "train" not in (config.get("data") or {}):
         raise ConfigError(f"{training.config} has no data.train to train on")
-    try:
-        config.merge_from_dict(dict(training.cfg_options))
-    except (KeyError, TypeError, IndexError) as error:
-        raise ConfigError(f"--cfg-options: {' '.join(str(error).split())}") from error
+    configure.change(config, training.cfg_options, "--cfg-options")
     config = replace_cfg_vals(config)
     update_data_root(config)
     _check_files(config, training)

@@ -31,14 +31,15 @@ from mmdet.core import reduce_mean
 from mmdet.datasets import CocoDataset, build_dataloader
 from mmdet.models import build_detector
 from torch import distributed, nn
+from torch.utils.data import DataLoader
 
 from cse_autoloss.cache import digest
 from cse_autoloss.files import write_whole
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
 from detectors import configure, export, mmdet3
-from detectors.check import check_trains
+from detectors.check import check_trains, check_trial
 from detectors.head_stage import HeadStage
-from detectors.images import average_precision, dataset, quiet
+from detectors.images import average_precision, dataset, loader, quiet
 from detectors.setup import Options, Setup, absolute, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -81,6 +82,7 @@ class DetectorTrainer:
     @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:
         setup = Setup(options, open_images=True)
+        check_trial(setup)
         handed = configure.hands(setup.config.model)
         return {
             "spaces": configure.spaces(setup.config.model),
@@ -329,8 +331,8 @@ class DetectorTrainer:
         lr_scale: float = 1.0,
     ) -> None:
         set_random_seed(seed)
-        loader = IterLoader(self._loader(config, split, seed))
-        self._fit(self._together(model), config, loader, steps, seed, watch, lr_scale)
+        batches = IterLoader(self._loader(config, split, seed))
+        self._fit(self._together(model), config, batches, steps, seed, watch, lr_scale)
 
     def _fit(
         self,
@@ -417,15 +419,8 @@ class DetectorTrainer:
         metrics = {name: float(values.get(f"bbox_{name}", 0.0)) for name in _METRICS}
         return {name: value for name, value in metrics.items() if value >= 0}
 
-    def _loader(self, config: Config, split: str, seed: int) -> torch.utils.data.DataLoader:
-        return build_dataloader(
-            self._dataset(split, training=True),
-            config.data.samples_per_gpu // self._processes,
-            0,  # no loading processes: the images are in memory already
-            dist=False,
-            seed=seed,
-            runner_type=config.runner.type,
-        )
+    def _loader(self, config: Config, split: str, seed: int) -> DataLoader:
+        return loader(self._dataset(split, training=True), config, seed, self._processes)
 
     def _dataset(self, split: str, training: bool) -> CocoDataset:
         if (split, training) not in self._datasets:

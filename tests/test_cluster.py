@@ -17,8 +17,11 @@ from misbehaving import MisbehavingTrainer as M
 from cse_autoloss import cluster as cluster_module
 from cse_autoloss import ray_session, worker_pool
 from cse_autoloss.cluster import Cluster, ClusterError
-from cse_autoloss.config import ClusterSection
+from cse_autoloss.config import ClusterSection, parse_config
+from cse_autoloss.run import check
 from cse_autoloss.trial import Trial
+
+PLAIN = {"trainer": "misbehaving:MisbehavingTrainer"}
 
 
 def results_of(cluster, trials, limit=90.0):
@@ -56,7 +59,10 @@ def test_a_worker_sees_the_gpus_that_it_was_given_and_no_others(tmp_path, monkey
 @pytest.fixture(scope="module")
 def ray_here():
     """One local Ray for the tests that do not look at how it starts."""
-    ray_session.open_ray(ClusterSection(workers=4))
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "cpu_count", lambda: 4)  # whatever this machine has
+        ray_session.open_ray(ClusterSection())
     yield
     ray.shutdown()
 
@@ -204,6 +210,45 @@ def test_workers_that_do_not_fit_are_refused_at_once(make, settings, message):
     with pytest.raises(ClusterError, match=message):
         make(**settings)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "right"),
+    [
+        (
+            {"workers": 2, "num_cpus": 900},
+            "2 workers of 900 CPUs .* has 2; cluster.num_cpus=1 does",
+        ),
+        ({"num_cpus": 2.5}, "1 workers of 2.5 CPUs .* cluster.num_cpus=2 does"),
+        ({"workers": 5}, "5 workers of 1 CPUs .* cluster.workers=2 or cluster.num_cpus=0.4 does"),
+        ({"processes": 3}, "1 workers of 3 CPUs for 3 processes .* cluster.num_cpus=0.6666 does"),
+    ],
+)
+def test_what_this_machine_can_never_hold_is_refused_before_ray_starts(
+    monkeypatch, settings, right
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=right):
+        check(parse_config({"detector": PLAIN, "cluster": settings}))
+    with pytest.raises(ClusterError, match=right):
+        Cluster(ClusterSection(**settings), PLAIN)
+    ray_session.check_machine(ClusterSection(**settings, address="auto"))  # which may grow
+
+
+def test_in_a_cluster_that_may_grow_workers_wait_for_room_and_say_so(make, monkeypatch, caplog):
+    monkeypatch.setattr(cluster_module, "open_ray", lambda section: True)
+    monkeypatch.setattr(worker_pool, "NOTICE", 0.5)
+    for prepared in (None, b"weights"):
+        caplog.clear()
+        with make(num_cpus=900, start_limit=3) as cluster:
+            with pytest.raises(
+                ClusterError, match="no worker has found room .* each needs 900 CPU"
+            ):
+                cluster.prepare(prepared)
+                results_of(cluster, [Trial("good")])
+        assert [record.message[:22] for record in caplog.records] == ["waiting up to cluster."]
 
 
 def test_shares_of_a_gpu_are_counted_by_gpu(make, monkeypatch):

@@ -93,7 +93,16 @@ def test_what_cannot_be_is_refused_with_the_reason(tmp_path, text, base, right):
 def test_a_search_refuses_a_branch_for_the_same_reason_as_an_export():
     detector = {
         "trainer": "detectors.training:DetectorTrainer",
-        "cfg_options": {"model.roi_head.type": "DynamicRoIHead"},
+        "cfg_options": {
+            "model.roi_head.type": "DynamicRoIHead",
+            "model.train_cfg.rcnn.dynamic_rcnn": {
+                "iou_topk": 75,
+                "beta_topk": 10,
+                "update_iter_interval": 100,
+                "initial_iou": 0.4,
+                "initial_beta": 1.0,
+            },
+        },
     }
     right = "DynamicRoIHead: it changes the beta of SmoothL1Loss.*search.branch=cls"
     assert re.search(right, message(check, parse_config({"detector": detector})))

@@ -12,6 +12,8 @@ from mmcv import Config
 
 from cse_autoloss.trial import ConfigError, Found, Trial, TrialResult
 from detectors import configure
+from detectors.check import check_trial
+from detectors.setup import Setup
 from detectors.training import DetectorTrainer
 
 OPTIONS = {"steps": 12, "tiny_steps": 40, "warmup_steps": 30, "device": "cpu"}
@@ -76,6 +78,45 @@ def test_a_wrong_option_is_one_line_that_says_what_would_be_right(options, messa
     with pytest.raises(ConfigError) as caught:
         DetectorTrainer.check(options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # what the model is built of knows its keys
+        ({"model.backbone.depht": 18}, "'depht'; did you mean model.backbone.depth?"),
+        ({"model.backbone.depth": 19}, "model.backbone.depth does not train: KeyError"),
+        ({"model": {"neck": {"num_outz": 5}}}, "did you mean model.neck.num_outs?"),
+        ({"optimizer.lr": "fast"}, "with cfg_options optimizer.lr does not train: TypeError"),
+        ({"lr_config.policy": "OneCicle"}, "OneCicleLrUpdaterHook is not in the hook"),
+        ({"data.samples_per_gpu": "8"}, "data.samples_per_gpu does not train: TypeError"),
+        ({"data.train.pipeline.1.with_boxx": 1}, "did you mean data.train.pipeline.1.with_bbox"),
+        ({"model.test_cfg.rcnn.nms": 7}, "rcnn.nms: should be a dict with keys such as type"),
+        ({"model.test_cfg.rcnn.nms.type": "mns"}, "rcnn.nms.type does not train: NameError"),
+        ({"model.train_cfg.rcnn.sampler.num": "m"}, "sampler.num does not train: TypeError"),
+        ({"runner.max_iters": "1e3"}, "runner.max_iters should be a whole number, found '1e3'"),
+        # and here nobody would say a word
+        ({"model.test_cfg.rcnn.score_th": 0.1}, "did you mean model.test_cfg.rcnn.score_thr?"),
+        (
+            {"model.train_cfg.rcnn.sampler.numm": 9},
+            "did you mean model.train_cfg.rcnn.sampler.num?",
+        ),
+        ({"optimzer.lr": 1}, "optimzer.lr: the config has no such key; did you mean optimizer?"),
+    ],
+)
+def test_options_that_break_the_model_are_found_before_anything_starts(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        check_trial(Setup({"device": "cpu", "cfg_options": changes}))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_options_that_are_new_to_the_config_and_right_are_taken():
+    changes = {
+        "model.roi_head.bbox_head.conv_out_channels": 64,
+        "optimizer_config.grad_clip": {"max_norm": 10},
+        "model.test_cfg.rcnn.nms": {"type": "soft_nms", "min_score": 0.1},
+    }
+    check_trial(Setup({**OPTIONS, "cfg_options": changes}))
 
 
 def test_the_weights_that_trials_start_from_are_made_once_and_are_those_of_backbone_neck_and_rpn(
