@@ -95,6 +95,7 @@ def test_a_search_refuses_a_branch_for_the_same_reason_as_an_export():
         "trainer": "detectors.training:DetectorTrainer",
         "cfg_options": {
             "model.roi_head.type": "DynamicRoIHead",
+            "model.roi_head.bbox_head.loss_bbox.type": "SmoothL1Loss",
             "model.train_cfg.rcnn.dynamic_rcnn": {
                 "iou_topk": 75,
                 "beta_topk": 10,
@@ -144,7 +145,8 @@ OWN = "data = dict(train=dict(ann_file='/mine/train.json'))"
 def test_a_config_of_ones_own_data_is_never_trained_on_other_data(tmp_path, text, right):
     if text.startswith("data = dict(train=["):
         text = f"_base_ = {str(configure.CONFIGS / 'faster_rcnn_proxy.py')!r}\n" + (
-            "data = dict(_delete_=True, train=[dict(type='CocoDataset', ann_file='/mine/a.json', pipeline=[])])"
+            "data = dict(_delete_=True, train=[dict(type='CocoDataset', ann_file='/mine/a.json', "
+            "pipeline=[])])"
         )
         path = written(tmp_path, text, base=None)
     else:
@@ -156,8 +158,10 @@ def test_a_config_of_ones_own_data_is_never_trained_on_other_data(tmp_path, text
     "train",
     [
         "[dict(type='CocoDataset', ann_file='a.json', pipeline=pipeline)] * 2",
-        "dict(type='ConcatDataset', datasets=[dict(type='CocoDataset', ann_file='a.json', pipeline=pipeline)])",
-        "dict(type='RepeatDataset', times=2, dataset=dict(type='CocoDataset', ann_file='a.json', pipeline=pipeline))",
+        "dict(type='ConcatDataset', datasets=[dict(type='CocoDataset', ann_file='a.json', "
+        "pipeline=pipeline)])",
+        "dict(type='RepeatDataset', times=2, dataset=dict(type='CocoDataset', ann_file='a.json', "
+        "pipeline=pipeline))",
     ],
 )
 def test_data_by_name_goes_into_lists_and_wrappers_and_needs_no_test_split(tmp_path, train):
