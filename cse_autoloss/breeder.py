@@ -63,8 +63,8 @@ class InlineBreeder:
 
 
 class ProcessBreeder:
-    """Makes rounds in a child process, which reads the run from its journal as it stands when a round
-    begins, and ends with its parent, however that ends."""
+    """Makes rounds in a child process, which reads the run from its journal as it stands when a
+    round begins, and ends with its parent, however that ends."""
 
     def __init__(self, folder: Path) -> None:
         context = multiprocessing.get_context("spawn")

@@ -26,7 +26,8 @@ def caveats(rows: Sequence[Compared]) -> list[str]:
     default = next((row.test for row in rows if row.label == DEFAULT), ())
     if default and np.mean(default) < WEAK:
         found.append(
-            f"The default losses reach mAP {np.mean(default):.3f} on test, below {WEAK:g}: a detector "
+            f"The default losses reach mAP {np.mean(default):.3f} on test, below {WEAK:g}: a "
+            "detector "
             "that has hardly learned says little of its loss. What helps: more steps "
             "(detector.steps), a longer warm-up (detector.warmup_steps), larger images, or a proxy "
             "whose anchors fit the objects."
@@ -39,7 +40,8 @@ def caveats(rows: Sequence[Compared]) -> list[str]:
     difference = float(np.mean(best.gain))
     if spread > abs(difference):
         found.append(
-            f"One training's mAP on test is spread over seeds by {spread:.3f} (standard deviation), "
+            f"One training's mAP on test is spread over seeds by {spread:.3f} (standard "
+            "deviation), "
             f"more than the largest difference from the default, {difference:+.3f} ({best.label}): "
             f"seeds alone could make it. What helps: {_seeds(best.gain)}, more images in val and "
             "test, or more steps."

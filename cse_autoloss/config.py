@@ -225,7 +225,8 @@ def change_config(config: Config, settings: Sequence[str]) -> Config:
     for stage in Ladder.of(config.stages).search:
         if changed.stages.get(stage) != config.stages[stage]:
             raise ConfigError(
-                f"--set stages.{stage}: a run goes on with what it began with; of the stages, those "
+                f"--set stages.{stage}: a run goes on with what it began with; of the stages, "
+                "those "
                 "after the search may change"
             )
     return changed
@@ -251,12 +252,14 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     Ladder.of(config.stages)
     if config.search.mutation + config.search.crossover > 1:
         raise ConfigError(
-            "search.mutation: mutation and crossover are shares of the offspring; together at most 1, "
+            "search.mutation: mutation and crossover are shares of the offspring; together at most "
+            "1, "
             f"found {config.search.mutation} + {config.search.crossover}"
         )
     if config.cluster.processes > 1 and 0 < config.cluster.num_gpus < 1:
         raise ConfigError(
-            "cluster.num_gpus: processes that train a trial together need a GPU each, or none; 1 or 0, "
+            "cluster.num_gpus: processes that train a trial together need a GPU each, or none; 1 "
+            "or 0, "
             f"found {config.cluster.num_gpus:g}"
         )
     return config
@@ -265,7 +268,8 @@ def parse_config(data: Mapping[str, Any]) -> Config:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(
-            f"{path}: no such file; give a run's YAML, or --preset with one of {', '.join(preset_names())}"
+            f"{path}: no such file; give a run's YAML, or --preset with one of "
+            f"{', '.join(preset_names())}"
         )
     try:
         data = read_yaml(path)

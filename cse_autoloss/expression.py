@@ -79,7 +79,8 @@ class Expression:
         )
 
     def passes_gradient(self, variables: Iterable[str]) -> bool:
-        """Whether a gradient reaches one of the variables: it occurs outside of what detaches it."""
+        """Whether a gradient reaches one of the variables: it occurs outside of what detaches
+        it."""
         variables = frozenset(variables)
 
         def node(primitive: Primitive, args: list[bool]) -> bool:

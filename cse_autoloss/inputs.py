@@ -1,9 +1,9 @@
 """THE table of inputs: what predictions and targets become before a formula sees them.
 
 A row is a variable: how it is computed, whether it carries the prediction's gradient, between what
-its values lie. Modules, kernels, exported losses, screening and heads read it; a new variable is one
-new row. An exported loss carries the sources of ``compute``: they use nothing but ``torch``, the
-constants here and each other, and types are those that ``torch.jit.script`` asks for.
+its values lie. Modules, kernels, exported losses, screening and heads read it; a new variable is
+one new row. An exported loss carries the sources of ``compute``: they use nothing but ``torch``,
+the constants here and each other, and types are those that ``torch.jit.script`` asks for.
 
 Shapes: N samples, C classes, P boxes; ``pred`` and box ``target`` come in float32 or float64.
 """
@@ -63,7 +63,8 @@ EXTRAS = {
         Extra(
             "pos_ious",
             "positive",
-            "(number of positives,) IoU of each positive's predicted box with its target; without it 1",
+            "(number of positives,) IoU of each positive's predicted box with its target; without "
+            "it 1",
             usual=1.0,
             draw=lambda rng, positive, classes: rng.uniform(0.5, 1, positive.sum()),
             held=False,
@@ -163,7 +164,8 @@ def one_hot(pred, target):
 
 
 def of_positives(pred, target, classes: int, values):
-    """A number for each row whose label is one of the classes, 1 in other rows; without gradient."""
+    """A number for each row whose label is one of the classes, 1 in other rows; without
+    gradient."""
     positive = (target >= 0) & (target < classes)
     values = values.detach().to(pred.dtype).clamp(min=MIN_IOU)
     return torch.ones_like(pred[:, 0]).masked_scatter(positive, values)[:, None].expand_as(pred)
@@ -322,7 +324,8 @@ _OF_OBJECT = (
 )
 _BEFORE = Input(
     "R",
-    "IoU of the sample's box before regression with its nearest object, in the whole row; no gradient",
+    "IoU of the sample's box before regression with its nearest object, in the whole row; no "
+    "gradient",
     overlap_before,
     MIN_IOU,
     1.0,
@@ -361,7 +364,8 @@ INPUTS: dict[str, dict[str, Input]] = {
             Input("PY", "(N, C) binary label", one_hot, 0.0, 1.0),
             Input(
                 "Q",
-                "(N, C) IoU of the predicted box with its target where PY is 1, else 0; no gradient",
+                "(N, C) IoU of the predicted box with its target where PY is 1, else 0; no "
+                "gradient",
                 label_quality,
                 0.0,
                 1.0,

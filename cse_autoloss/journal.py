@@ -108,7 +108,10 @@ CREATE INDEX trials_running ON trials (stage) WHERE result IS NULL;
 """
 
 
-_CANDIDATE = "id, losses, fingerprint, origin, parents, round, predicted, deviation, stage, state, reason, fitness, trainings, estimate"
+_CANDIDATE = (
+    "id, losses, fingerprint, origin, parents, round, predicted, deviation, stage, state, reason, "
+    "fitness, trainings, estimate"
+)
 
 
 class Journal:
@@ -408,7 +411,8 @@ class Journal:
     def count(self, *states: str, stage: str | None = None) -> int:
         marks = ", ".join("?" * len(states))
         return self._database.execute(
-            f"SELECT COUNT(*) FROM candidates WHERE state IN ({marks}) {'AND stage = ?' if stage else ''}",
+            f"SELECT COUNT(*) FROM candidates WHERE state IN ({marks}) "
+            f"{'AND stage = ?' if stage else ''}",
             (*states, *([stage] if stage else [])),
         ).fetchone()[0]
 

@@ -1,7 +1,7 @@
 """Language: the words that expressions are made of.
 
-A search space is a language with more to it (:class:`cse_autoloss.space.SearchSpace`); whoever reads,
-grows or evaluates expressions needs the language alone.
+A search space is a language with more to it (:class:`cse_autoloss.space.SearchSpace`); whoever
+reads, grows or evaluates expressions needs the language alone.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class Language:
 
     @cached_property
     def factors(self) -> np.ndarray:
-        """(codes,) of the second argument's hash; where it is that of the first, arguments may change
-        places."""
+        """(codes,) of the second argument's hash; where it is that of the first, arguments may
+        change places."""
         factors = np.full(self._codes, SECOND)
         for code, primitive in enumerate(self.primitives):
             if primitive.commutative:

@@ -40,7 +40,8 @@ def normal_form(text: str) -> str:
     """The one text of a literal: ``0.250`` is ``0.25``.
 
     Raises:
-        ValueError: with what is right, if it has more digits than a literal has, or is out of range.
+        ValueError: with what is right, if it has more digits than a literal has, or is out of
+            range.
     """
     try:
         number = Decimal(text)

@@ -2,8 +2,8 @@
 
     log: [tensorboard]     # in the run's YAML; also mlflow, or "package.module:Class"
 
-A logger is told of each training once it stands in the journal, which stays the truth: a logger that
-fails is left out from then on, and the run goes on.
+A logger is told of each training once it stands in the journal, which stays the truth: a logger
+that fails is left out from then on, and the run goes on.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class TensorBoardLogger:
 
 
 class MLflowLogger:
-    """One MLflow run for a search, in the experiment ``cse_autoloss``; where it is kept is MLflow's to
-    say (``MLFLOW_TRACKING_URI``)."""
+    """One MLflow run for a search, in the experiment ``cse_autoloss``; where it is kept is MLflow's
+    to say (``MLFLOW_TRACKING_URI``)."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient

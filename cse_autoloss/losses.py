@@ -73,8 +73,8 @@ def build_loss(
 
 
 def needs(loss: nn.Module, name: str) -> bool:
-    """Whether a loss's value depends on what a head may hand over by that name: one of its ``needs``
-    or else, of a loss that somebody wrote by hand, an argument of its ``forward``."""
+    """Whether a loss's value depends on what a head may hand over by that name: one of its
+    ``needs`` or else, of a loss that somebody wrote by hand, an argument of its ``forward``."""
     declared = getattr(loss, "needs", None)
     return name in (inspect.signature(loss.forward).parameters if declared is None else declared)
 
@@ -154,7 +154,8 @@ class ExpressionLoss(nn.Module):
     def extra_repr(self) -> str:
         """What stands in the module's printed form."""
         options = "".join(f", {name}={getattr(self, name)!r}" for name in self._options)
-        return f"{str(self.expression)!r}, space={self.space.name!r}, loss_weight={self.loss_weight:g}{options}"
+        formula, space = str(self.expression), self.space.name
+        return f"{formula!r}, space={space!r}, loss_weight={self.loss_weight:g}{options}"
 
     def _by_kernel(self, reduction: str, count: int, *constant: Any) -> bool:
         """Whether a kernel computes this call: it knows the prediction's gradient alone, not those
@@ -224,7 +225,8 @@ class ExpressionLoss(nn.Module):
     def _reduction(self, override: str | None, avg_factor: float | Tensor | None) -> str:
         if override is not None and override not in REDUCTIONS:
             raise AssertionError(
-                f"reduction_override: expected one of {', '.join(REDUCTIONS)} or None, found {override!r}"
+                f"reduction_override: expected one of {', '.join(REDUCTIONS)} or None, found "
+                f"{override!r}"
             )
         reduction = override or self.reduction
         if avg_factor is not None and reduction == "sum":
@@ -260,7 +262,8 @@ def _check_extras(extras: Mapping[str, Tensor | None], **shapes: Any) -> None:
         expected = (int(expected.count_nonzero()),) if isinstance(expected, Tensor) else expected
         if tuple(value.shape) != expected:
             raise ValueError(
-                f"{name}: expected shape {expected}, found {tuple(value.shape)}: {EXTRAS[name].meaning}"
+                f"{name}: expected shape {expected}, found {tuple(value.shape)}: "
+                f"{EXTRAS[name].meaning}"
             )
 
 
@@ -283,7 +286,8 @@ class TwoStageLoss(ExpressionLoss):
         super().__init__(expression, space, loss_weight, **options)
         if self.use_sigmoid:
             raise ValueError(
-                f"use_sigmoid: space {space.name} has softmax logits with a background column; expected False"
+                f"use_sigmoid: space {space.name} has softmax logits with a background column; "
+                "expected False"
             )
 
     def forward(
@@ -368,7 +372,8 @@ class OneStageLoss(ExpressionLoss):
         super().__init__(expression, space, loss_weight, **options)
         if not self.use_sigmoid:
             raise ValueError(
-                f"use_sigmoid: space {space.name} has independent sigmoids without background; expected True"
+                f"use_sigmoid: space {space.name} has independent sigmoids without background; "
+                "expected True"
             )
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: expected a number in [0, 1] or None, found {self.alpha!r}")
@@ -460,7 +465,8 @@ class BoxLoss(ExpressionLoss):
         self._check_unit = not self.scale_free
 
     def _is_scale_free(self) -> bool:
-        """Whether the value is the same for boxes of twice the size, tried on four pairs of them."""
+        """Whether the value is the same for boxes of twice the size, tried on four pairs of
+        them."""
         pairs = torch.tensor([[0, 0, 7, 5], [0, 0, 9, 9], [3, 1, 11, 4], [0, 2, 8, 9.0]]).double()
         one, other = (
             self._evaluate(
@@ -482,7 +488,8 @@ class BoxLoss(ExpressionLoss):
             self._check_unit = False
             if target.detach().abs().max() <= 1.5:
                 warnings.warn(
-                    f"{str(self.expression)[:80]}: the value of this loss depends on the size of boxes, and "
+                    f"{str(self.expression)[:80]}: the value of this loss depends on the size of "
+                    "boxes, and "
                     "these are normalised; give boxes in pixels",
                     stacklevel=3,
                 )

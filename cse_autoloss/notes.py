@@ -8,8 +8,8 @@ from cse_autoloss.trial import Found
 
 
 def notes(found: Found, branch: str) -> list[str]:
-    """What somebody should know who trains with a found loss elsewhere: whether its value depends on
-    the size of boxes, what it is given, how strong it was when it was measured."""
+    """What somebody should know who trains with a found loss elsewhere: whether its value depends
+    on the size of boxes, what it is given, how strong it was when it was measured."""
     space = load_space(found.spaces[branch])
     loss = build_loss(found.losses[branch], space)
     if not isinstance(loss, BoxLoss):
@@ -19,7 +19,10 @@ def notes(found: Found, branch: str) -> list[str]:
             "free of scale: boxes in pixels, in shares of the image or in strides are all the same"
         )
     else:
-        unit = "not free of scale: boxes in pixels of the images that the detector sees; it has numbers of squared pixels in it"
+        unit = (
+            "not free of scale: boxes in pixels of the images that the detector sees; it has "
+            "numbers of squared pixels in it"
+        )
     weight, strength = found.loss_weights.get(branch), found.strength.get(branch)
     measured = [f"loss weight {weight:g}"] if weight is not None else []
     if strength is not None:

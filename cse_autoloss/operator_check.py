@@ -1,5 +1,5 @@
-"""Does a row of the operator table say one thing in all its forms? ``register`` asks before it takes
-one from a plug-in.
+"""Does a row of the operator table say one thing in all its forms? ``register`` asks before it
+takes one from a plug-in.
 
 A detector is trained with what torch's graph makes of a row's ``torch`` function, so arrays,
 tangents and adjoints are held against that.
@@ -113,5 +113,6 @@ def _check_bounds(row: Primitive, rng: np.random.Generator) -> None:
             where = " x ".join(f"[{a:.3g}, {b:.3g}]" for a, b in intervals)
             raise ValueError(
                 f"bounds {low:.4g} to {high:.4g} on {where}, where its values lie from "
-                f"{values.min():.4g} to {values.max():.4g} and slopes up to {np.abs(slopes).max():.4g}"
+                f"{values.min():.4g} to {values.max():.4g} and slopes up to "
+                f"{np.abs(slopes).max():.4g}"
             )

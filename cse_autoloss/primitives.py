@@ -177,8 +177,8 @@ def register(primitive: Primitive) -> Primitive:
     """Add a row to the table, after a trial of all its forms (``operator_check.py``).
 
     Raises:
-        ValueError: if the name is taken by another row or is no identifier, the arity is not 1 or 2,
-            or the forms do not say the same: one line with the reason.
+        ValueError: if the name is taken by another row or is no identifier, the arity is not 1 or
+            2, or the forms do not say the same: one line with the reason.
     """
     from cse_autoloss.operator_check import check_operator
 
@@ -186,7 +186,8 @@ def register(primitive: Primitive) -> Primitive:
         raise ValueError(f"primitive {primitive.name!r}: the name must be an ASCII identifier")
     if primitive.arity not in (1, 2) or len(primitive.binds) != primitive.arity + 1:
         raise ValueError(
-            f"primitive {primitive.name!r}: arity must be 1 or 2, and 'binds' one longer than the arity"
+            f"primitive {primitive.name!r}: arity must be 1 or 2, and 'binds' one longer than the "
+            "arity"
         )
     if PRIMITIVES.get(primitive.name, primitive) is not primitive:
         raise ValueError(f"primitive {primitive.name!r} is registered already")
@@ -314,7 +315,7 @@ def _named(
 
 
 # --- the table
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 _SUM, _PRODUCT, _ATOM = range(3)
 _CALL = (_ATOM, _SUM)

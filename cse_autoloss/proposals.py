@@ -229,7 +229,8 @@ class Proposals:
         if chance >= race.risk:
             return None
         return (
-            f"none of {len(ranking.mean):,} candidates that could train next is ahead of it by that "
+            f"none of {len(ranking.mean):,} candidates that could train next is ahead of it by "
+            "that "
             f"with a probability of more than {chance:.2g}"
         )
 

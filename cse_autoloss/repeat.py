@@ -69,7 +69,8 @@ def repeat(
     row, config = rows[key], parse_config(journal["config"])
     if config.cluster.processes > 1:
         raise ConfigError(
-            f"--trial {folder}:{key}: was trained by {config.cluster.processes} processes together, "
+            f"--trial {folder}:{key}: was trained by {config.cluster.processes} processes "
+            "together, "
             "whose random draws one process does not have"
         )
     trainer = load_trainer(config.detector["trainer"])(config.detector, journal.prepared or b"")

@@ -104,7 +104,8 @@ def _page(
         "",
         f"Searched: {', '.join(config.search.branches)} of {markdown(journal['detector'])}, "
         f"seed {config.seed}; "
-        f"started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; {status.phase}.",
+        f"started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; "
+        f"{status.phase}.",
         "",
     ]
     lines += [
@@ -126,8 +127,10 @@ def _page(
     if status.baseline:
         scale = status.baseline["scale"]
         lines += [
-            f"The default losses were tuned on val first: loss weights times {scale.get('cls', 1):g} (cls) and "
-            f"{scale.get('reg', 1):g} (reg), learning rate times {status.baseline['lr_scale']:g}. Every candidate starts "
+            "The default losses were tuned on val first: loss weights times "
+            f"{scale.get('cls', 1):g} (cls) and "
+            f"{scale.get('reg', 1):g} (reg), learning rate times {status.baseline['lr_scale']:g}. "
+            "Every candidate starts "
             "with the gradient norm of these tuned losses.",
             "",
         ]
@@ -146,7 +149,8 @@ def _page(
                 "",
                 f"$${expression.to_latex()}$$",
                 "",
-                f"![Curves of the {branch} loss beside the known ones, and its tree]({curves[branch].name})",
+                f"![Curves of the {branch} loss beside the known ones, and its "
+                f"tree]({curves[branch].name})",
                 "",
             ]
         lines += ["Files: " + ", ".join(f"`{path.name}`" for path in exported), ""]

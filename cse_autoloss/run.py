@@ -72,7 +72,8 @@ def check(config: Config, searched: bool = True) -> dict[str, Any]:
         space, own = load_space(origin), load_space(checked["spaces"][branch])
         if space.inputs != own.inputs:
             raise ConfigError(
-                f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this detector's "
+                f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this "
+                "detector's "
                 f"losses need {own.inputs}, as {own.name} has"
             )
         if searched and branch in checked.get("hands", ()):
@@ -94,7 +95,8 @@ def _check_variables(space: SearchSpace, hands: Mapping[str, Collection[str]]) -
                 continue
             for head in (head for head, names in hands.items() if missing not in names):
                 raise ConfigError(
-                    f"search.spaces.{space.branch}: {space.origin} has the variable {variable}, which "
+                    f"search.spaces.{space.branch}: {space.origin} has the variable {variable}, "
+                    "which "
                     f"takes {missing} ({EXTRAS[missing].meaning}), and this detector's head {head} "
                     f"does not hand that over; a space without {variable} would do"
                 )
@@ -110,7 +112,8 @@ def _trainer(config: Config) -> type[Trainer]:
     name = config.detector.get("trainer")
     if not isinstance(name, str):
         raise ConfigError(
-            "detector.trainer: missing; the class that trains, such as detectors.training:DetectorTrainer"
+            "detector.trainer: missing; the class that trains, such as "
+            "detectors.training:DetectorTrainer"
         )
     return load_trainer(name)
 
@@ -188,7 +191,8 @@ def resume(
     if different := changes(journal["pins"], now):
         if not accept_changes:
             raise ConfigError(
-                f"{folder}: changed since this run began: {'; '.join(different)}. Its new trainings "
+                f"{folder}: changed since this run began: {'; '.join(different)}. Its new "
+                "trainings "
                 "could not be compared with those it has; put it back, or go on all the same with "
                 "--accept-changes"
             )

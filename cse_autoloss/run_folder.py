@@ -87,7 +87,8 @@ def connect(path: Path) -> sqlite3.Connection:
     network = network_file_system(path.parent)
     database.execute(f"PRAGMA journal_mode = {'TRUNCATE' if network else 'WAL'}")
     # Whole transactions survive the end of the process in both modes; with a write-ahead log this
-    # mode spares a wait for the disk at each of them. A crash of the machine may lose the last ones.
+    # mode spares a wait for the disk at each of them. A crash of the machine may lose the last
+    # ones.
     database.execute(f"PRAGMA synchronous = {'FULL' if network else 'NORMAL'}")
     return database
 

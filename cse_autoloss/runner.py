@@ -162,8 +162,8 @@ class TrialRunner:
         until: float | None = None,
         least: int = 0,
     ) -> None:
-        """Do all of a stage's trainings that the journal does not hold yet; wait until they have come
-        back.
+        """Do all of a stage's trainings that the journal does not hold yet; wait until they have
+        come back.
 
         Args:
             record: takes whatever comes back meanwhile.

@@ -178,8 +178,8 @@ class Search:
         return late and bool(self._journal.best(count=1))
 
     def _left_after(self, place: int) -> float | None:
-        """Seconds of this driver by which a closing stage (-1: the search) should end, so that those
-        after it have their time; None without a limit."""
+        """Seconds of this driver by which a closing stage (-1: the search) should end, so that
+        those after it have their time; None without a limit."""
         if self._config.budget.minutes is None:
             return None
         later = 0.0

@@ -27,8 +27,8 @@ class SimulatedCluster:
     """Workers that take ``seconds(trial)`` of virtual time to hand back ``train(trial)``.
 
     Args:
-        train: what a worker does; called when the trial's time is up. What is no result is taken for
-            the text that came back.
+        train: what a worker does; called when the trial's time is up. What is no result is taken
+            for the text that came back.
         size: workers.
         seconds: virtual duration of a trial.
         driver_time: let the clock also go on by the CPU time that this process spends between two

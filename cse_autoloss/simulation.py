@@ -61,7 +61,10 @@ def simulate_predictions(
         population = Population.from_expressions(expressions[start : start + TOGETHER], space)
         graph = Graph.of_population(population, shared=False)
         for score, finite in zip(*_descend(batch, graph, STEP_SIZE[space.branch], arrays)):
-            text = f"{batch.measure} {score:.3f} after {STEPS} steps of descent; at least {least:g} is asked for"
+            text = (
+                f"{batch.measure} {score:.3f} after {STEPS} steps of descent; at least {least:g} "
+                "is asked for"
+            )
             if not finite:
                 text = f"the gradient became infinite or undefined; {text}"
             outcomes.append(

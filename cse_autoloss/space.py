@@ -235,7 +235,8 @@ def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
             )
         if PRIMITIVES[operator].classwise and data["branch"] == "reg":
             raise SpaceError(
-                f"{path}: operators: {operator} looks along the class axis, which branch reg does not have"
+                f"{path}: operators: {operator} looks along the class axis, which branch reg does "
+                "not have"
             )
     need(isinstance(data.get("probes", {}), dict), "probes", "a mapping")
     try:

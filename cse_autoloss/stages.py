@@ -96,7 +96,8 @@ class Ladder:
             if filters and not (stage.batch and stage.keep and stage.keep <= stage.batch):
                 raise ConfigError(
                     f"stages.{name}: the best 'keep' of each 'batch' go on to the next stage: "
-                    f"expected both, keep at most batch; found batch {stage.batch}, keep {stage.keep}"
+                    f"expected both, keep at most batch; found batch {stage.batch}, keep "
+                    f"{stage.keep}"
                 )
             if filters and stage.seeds > 1:
                 raise ConfigError(f"stages.{name}.seeds: 1 before the search's last stage")

@@ -2,7 +2,8 @@
 
 The file carries the sources of the functions that it uses: the operator table's
 (:mod:`cse_autoloss.primitives`), those from predictions to variables
-(:mod:`cse_autoloss.inputs`) and from a formula's values to a loss (:mod:`cse_autoloss.variables`). There is one definition of everything.
+(:mod:`cse_autoloss.inputs`) and from a formula's values to a loss (:mod:`cse_autoloss.variables`).
+There is one definition of everything.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ _PARTS = {
 _CALLED_WITH = {"two_stage": ("pos_ious",), "one_stage": ("pos_ious",), "boxes": ()}
 _CONSTANTS = ("MIN_IOU", "AREA_EPSILON", "IOU_EPSILON")
 _ARGUMENTS = {
-    "two_stage": "pred: (N, C+1) logits, background last; target: (N,) labels in 0..C, negative ones are\n    "
-    "ignored; weight: (N,) or None.",
-    "one_stage": "pred: (N, C) logits; target: (N,) labels, 0..C-1 for a class, C for background, negative\n    "
-    "ones are ignored; weight: (N,), (N, C) or None.",
+    "two_stage": "pred: (N, C+1) logits, background last; target: (N,) labels in 0..C, negative "
+    "ones are ignored; weight: (N,) or None.",
+    "one_stage": "pred: (N, C) logits; target: (N,) labels, 0..C-1 for a class, C for background, "
+    "negative ones are ignored; weight: (N,), (N, C) or None.",
     "boxes": "pred, target: (P, 4) boxes x1 y1 x2 y2 in pixels; weight: (P,) or (P, 4) or None.",
 }
 
@@ -89,13 +90,17 @@ def standalone_module(
     )
     one_stage = space.inputs == "one_stage"
     extras = "".join(f"\n        {extra.name}: Tensor | None = None," for extra in needs)
-    meanings = "".join(f"\n    {extra.name}: {extra.meaning}" for extra in needs)
+    said = [_ARGUMENTS[space.inputs], *(f"{extra.name}: {extra.meaning}" for extra in needs)]
+    arguments = "\n    ".join(textwrap.fill(line, 90, subsequent_indent="    ") for line in said)
+    formula = textwrap.fill(str(canonical(expression, space)), 96, break_long_words=True)
     alpha_line = "        self.alpha = alpha\n" if one_stage else ""
+    alpha_argument = f", alpha={alpha!r}" if one_stage else ""
+    own_alpha = "self.alpha" if one_stage else "None"
     known = "".join(f"* {note}\n" for note in notes)
     text = f'''\
 """{class_name}: a loss for object detectors that was found by search. Needs PyTorch alone.
 
-    {textwrap.fill(str(canonical(expression, space)), 110, subsequent_indent="    ", break_long_words=True)}
+{textwrap.indent(formula, "    ")}
 {chr(10) + known if known else ""}"""
 import math  # noqa: F401
 
@@ -105,10 +110,10 @@ from torch import Tensor, nn
 
 {chr(10).join(f"{_source(function)}{chr(10)}{chr(10)}" for function in carried)}
 class {class_name}(nn.Module):
-    """{_ARGUMENTS[space.inputs]}{meanings}
+    """{arguments}
     """
 
-    def __init__(self, loss_weight={loss_weight!r}, reduction="mean"{f", alpha={alpha!r}" if one_stage else ""}):
+    def __init__(self, loss_weight={loss_weight!r}, reduction="mean"{alpha_argument}):
         super().__init__()
         self.loss_weight = loss_weight
         self.reduction = reduction
@@ -127,7 +132,7 @@ class {class_name}(nn.Module):
         if avg_factor is not None and reduction == "sum":
             raise ValueError('avg_factor cannot be used with reduction="sum"')
 {textwrap.indent(chr(10).join([*_variables(rows, space, stable), body]), "        ")}
-        loss = {weigh.__name__}(value, pred, target, {"self.alpha" if one_stage else "None"}, weight)
+        loss = {weigh.__name__}(value, pred, target, {own_alpha}, weight)
         return reduced(loss, avg_factor, reduction) * self.loss_weight
 '''
     return text
@@ -164,7 +169,8 @@ def _source(function: Callable[..., Any]) -> str:
         source = ""
     if not source.startswith("def "):
         raise ValueError(
-            f"{function!r} has no source that an exported loss could carry: write it with 'def' in a file"
+            f"{function!r} has no source that an exported loss could carry: write it with 'def' in "
+            "a file"
         )
     return source
 
@@ -247,6 +253,7 @@ def _call(primitive: Primitive, functions: dict[str, Callable[..., Any]]) -> str
             return f"{prefix}.{function.__name__}"
     if functions.setdefault(function.__name__, function) is not function:
         raise ValueError(
-            f"operator {primitive.name}: another operator's torch function is called {function.__name__}, too"
+            f"operator {primitive.name}: another operator's torch function is called "
+            f"{function.__name__}, too"
         )
     return function.__name__

@@ -1,4 +1,5 @@
-"""What runs on the nodes of a cluster: actors that hold a trainer and train one trial after another.
+"""What runs on the nodes of a cluster: actors that hold a trainer and train one trial after
+another.
 
 A worker is an actor that has imported the detection library and holds the data, so a trial pays for
 its training only. Text (JSON) goes in and comes back. A worker may be several processes that train

@@ -8,7 +8,8 @@ import detectors  # noqa: F401 - for its patches
 
 if len(sys.argv) < 2:
     sys.exit(
-        "usage: python -m detectors SCRIPT [ARGS...], for instance mmdet's tools/train.py and a config"
+        "usage: python -m detectors SCRIPT [ARGS...], for instance mmdet's tools/train.py and a "
+        "config"
     )
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")

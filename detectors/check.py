@@ -1,5 +1,5 @@
-"""Whether a config builds and trains: its losses on a batch made up on the spot, without weights or a
-GPU."""
+"""Whether a config builds and trains: its losses on a batch made up on the spot, without weights or
+a GPU."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What mmdet 2.28 and mmcv-full 1.7, the last of their line, need to run beside today's torch and
 NumPy.
 
-Narrow patches, made once by ``import detectors``. Each touches only the mmcv or mmdet module that it
-names; nothing that another library could see is changed.
+Narrow patches, made once by ``import detectors``. Each touches only the mmcv or mmdet module that
+it names; nothing that another library could see is changed.
 
 * torchvision. ``mmcv/runner/checkpoint.py`` imports it at its top, for checkpoints named
   ``torchvision://...`` alone. Where torchvision cannot be imported, a placeholder stands in for it
@@ -98,7 +98,7 @@ def _torchvision_works() -> bool:
     in many ways."""
     try:
         importlib.import_module("torchvision")
-    except Exception:  # ImportError, RuntimeError (operator torchvision::nms does not exist), OSError of the linker
+    except Exception:  # ImportError, OSError of the linker, RuntimeError of an operator not there
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         return False

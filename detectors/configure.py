@@ -171,7 +171,8 @@ def change(config: Config, changes: Mapping[str, Any], option: str) -> None:
             raise ConfigError(f"{option}.{path}: the config has no such key; did you mean {near}?")
         if isinstance(before, dict) and isinstance(value, (str, bool, int, float)):
             raise ConfigError(
-                f"{option}.{path}: should be a dict with keys such as {', '.join(list(before)[:3])}, "
+                f"{option}.{path}: should be a dict with keys such as "
+                f"{', '.join(list(before)[:3])}, "
                 f"found {value!r}"
             )
     try:
@@ -245,7 +246,8 @@ def heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = box_heads(model)
     if not found:
         raise ConfigError(
-            "the config's model has neither roi_head.bbox_head nor bbox_head, where box losses stand"
+            "the config's model has neither roi_head.bbox_head nor bbox_head, where box losses "
+            "stand"
         )
     for head in found:
         if "roi_head" not in model and len(found) > 1:
@@ -407,7 +409,8 @@ def check_needs(model: Mapping[str, Any], needed: Mapping[str, frozenset[str]]) 
         for head, handed in hands(model)[branch].items():
             for missing in sorted(names - handed):
                 raise ConfigError(
-                    f"the {branch} loss needs {missing}, {inputs.EXTRAS[missing].meaning}, which the "
+                    f"the {branch} loss needs {missing}, {inputs.EXTRAS[missing].meaning}, which "
+                    "the "
                     f"config's head {head!r} does not hand over"
                 )
 

@@ -47,7 +47,8 @@ def write(folder: Path, seed: int) -> None:
         raise click.ClickException(str(error)) from error
     for split, count in shapes.SPLITS.items():
         click.echo(
-            f"{folder / 'annotations' / f'instances_{split}2017.json'}: {count} images in {folder / f'{split}2017'}"
+            f"{folder / 'annotations' / f'instances_{split}2017.json'}: {count} images in "
+            f"{folder / f'{split}2017'}"
         )
 
 

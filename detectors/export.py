@@ -90,7 +90,8 @@ def snippet(expression: str, space: str, loss_weight: float) -> str:
 def header(found: Found) -> str:
     """Comment lines that say where the losses come from."""
     lines = [
-        "Written by cse-search export. Trains with mmdet's tools/train.py or with: cse-search train THIS_FILE",
+        "Written by cse-search export. Trains with mmdet's tools/train.py or with: cse-search "
+        "train THIS_FILE",
         "",
         *(
             line

@@ -68,7 +68,8 @@ class HeadStage:
         info = self._features("train").info
         if info["images"] < size:
             raise ConfigError(
-                f"proxy.head.cache_bytes: features of {info['images']} images fit; a batch is {size}"
+                f"proxy.head.cache_bytes: features of {info['images']} images fit; a batch is "
+                f"{size}"
             )
         return Batches(info["images"], info["chances"], size, seed)
 

@@ -34,8 +34,8 @@ def wants_pos_ious(loss: nn.Module) -> bool:
 @contextlib.contextmanager
 def handing_over(loss: nn.Module, **inputs: Callable[[Tensor, Tensor], Any]) -> Iterator[None]:
     """Within, each call of the loss gets what it needs of ``inputs``, each computed from the call's
-    prediction and target. An argument that the caller gives goes before, as does what is handed over
-    within.
+    prediction and target. An argument that the caller gives goes before, as does what is handed
+    over within.
 
     For heads of mmdet whose methods call their loss in the middle.
     """

@@ -1,8 +1,8 @@
 """Found losses for MMDetection 3.x: a config that inherits the user's, or MMDetection's own.
 
 It holds the losses as text and imports :mod:`cse_autoloss.adapters.mmdet3`, which makes modules of
-them, and nothing else: copied, inherited or dumped by mmengine, it is the same config. MMDetection 3
-need not be installed to write it.
+them, and nothing else: copied, inherited or dumped by mmengine, it is the same config. MMDetection
+3 need not be installed to write it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def config_text(
     for head in configure.heads(model):
         if configure.kind(head).aware not in _HEADS:
             raise ConfigError(
-                f"--target mmdet3: {head['type']} has no IoU-aware form for MMDetection 3; heads that "
+                f"--target mmdet3: {head['type']} has no IoU-aware form for MMDetection 3; heads "
+                "that "
                 f"work: {', '.join(name.removeprefix('IoUAware') for name in _HEADS)}"
             )
     for branch, loss in losses.items():
@@ -89,7 +90,8 @@ def _read(path: str) -> Config:
         config = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # a config is a program: anything can come out of it
         raise ConfigError(
-            f"--config {path} does not read: {configure.reason(error)}; bases should be given by path, "
+            f"--config {path} does not read: {configure.reason(error)}; bases should be given by "
+            "path, "
             "not as 'mmdet::...' or read_base()"
         ) from error
     if not isinstance(config.get("model"), dict):

@@ -106,9 +106,9 @@ def make(config: Config, options: Mapping[str, Any], seconds: float, say: Say) -
 
 
 def adopt(options: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """A run's ``detector`` section with a proxy in its config's place where that config is of a whole
-    training; one that was made before, of the same config and data on the same kind of device, is
-    taken from the user's cache."""
+    """A run's ``detector`` section with a proxy in its config's place where that config is of a
+    whole training; one that was made before, of the same config and data on the same kind of
+    device, is taken from the user's cache."""
     if "runner" not in (
         config := configure.read_config(str(options.get("config", "faster_rcnn_proxy")))
     ):
@@ -173,7 +173,8 @@ class _Maker:
             shape = last
         if middle < low:
             self._note(
-                f"weak: with an mAP of {middle:.3f} losses can hardly be told apart; more --seconds, "
+                f"weak: with an mAP of {middle:.3f} losses can hardly be told apart; more "
+                "--seconds, "
                 "a GPU, or weights to start from would help"
             )
         config = self._proxy(shape, schedule)
@@ -207,7 +208,8 @@ class _Maker:
                 reasons[path] = _missing(path)
             if reasons[path]:
                 self._note(
-                    f"{path} cannot be had here ({reasons[path]}): the warm-up starts from new weights; "
+                    f"{path} cannot be had here ({reasons[path]}): the warm-up starts from new "
+                    "weights; "
                     f"with the file at hand: --cfg-options {remedy}"
                 )
             else:
@@ -234,8 +236,10 @@ class _Maker:
         if cost * fewest > training:
             needed = math.ceil(cost * fewest / _TRAINING / 10) * 10
             raise ConfigError(
-                f"a trial of {fewest} steps of {_BATCH} images of {side} pixels takes about {needed} s "
-                f"here, and {self._seconds:g} were asked for: --seconds {needed}, a GPU, or a smaller "
+                f"a trial of {fewest} steps of {_BATCH} images of {side} pixels takes about "
+                f"{needed} s "
+                f"here, and {self._seconds:g} were asked for: --seconds {needed}, a GPU, or a "
+                "smaller "
                 "backbone"
             )
         # At the rate of the smallest, which a larger one never exceeds
@@ -252,7 +256,8 @@ class _Maker:
         steps = min(most, max(fewest, int(left / cost) // 10 * 10))
         if measuring + steps * cost > 1.2 * self._seconds:
             self._note(
-                f"measuring mAP on val takes {measuring:.0f} s of each trial: fewer val images would do"
+                f"measuring mAP on val takes {measuring:.0f} s of each trial: fewer val images "
+                "would do"
             )
         return Shape(side, _BATCH, steps, 2 * steps)
 

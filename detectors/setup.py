@@ -22,7 +22,8 @@ from cse_autoloss.version import __version__
 from detectors import configure, datasets
 
 _FEWEST = 10  # steps: fewer are no schedule
-_WARMUP = "3"  # counts the ways in which training.py has made warm weights; a cached one of another way is stale
+# Counts the ways in which training.py has made warm weights; a cached one of another way is stale.
+_WARMUP = "3"
 
 
 class Options(BaseModel):
@@ -41,7 +42,8 @@ class Options(BaseModel):
             ``proxy.warmup.steps`` unless given. No warm-up at 0: weights as the config says.
         device: ``cpu`` or ``cuda``; a GPU where there is one unless given.
         cfg_options: changes of the config, dotted key to value, as in mmdet's ``--cfg-options``.
-        trial_seconds: that a trial may take, where a run makes a proxy of a whole training's config.
+        trial_seconds: that a trial may take, where a run makes a proxy of a whole training's
+            config.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -136,7 +138,8 @@ class Setup:
         if config.get("runner", {}).get("type") != "IterBasedRunner":
             raise ConfigError(
                 "detector.config: a trial is measured in steps; the config should have "
-                "runner=dict(type='IterBasedRunner', max_iters=...) and an lr_config with by_epoch=False; "
+                "runner=dict(type='IterBasedRunner', max_iters=...) and an lr_config with "
+                "by_epoch=False; "
                 f"cse-search proxy {self.options.config} makes one"
             )
         configure.set_losses(config.model, {})

@@ -106,7 +106,8 @@ def train(training: Training) -> Path:
         logger = get_root_logger(str(work_dir / f"{timestamp}.log"), config.log_level)
         environment = "\n".join(f"{key}: {value}" for key, value in collect_env().items())
         logger.info(
-            f"Environment info:\n{environment}\nDistributed training: {joined}\nConfig:\n{config.pretty_text}"
+            f"Environment info:\n{environment}\nDistributed training: "
+            f"{joined}\nConfig:\n{config.pretty_text}"
         )
         if config.checkpoint_config is not None:
             config.checkpoint_config.meta = dict(CLASSES=dataset.CLASSES)
@@ -186,13 +187,15 @@ def join_processes(launcher: str) -> bool:
         return False
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
         raise ConfigError(
-            "--launcher pytorch: this process was not started by torchrun; use scripts/dist_train.sh CONFIG N"
+            "--launcher pytorch: this process was not started by torchrun; use "
+            "scripts/dist_train.sh CONFIG N"
         )
     if torch.cuda.is_available():
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise ConfigError(
-                f"--launcher pytorch: {torch.cuda.device_count()} GPUs here, and none for process {local}"
+                f"--launcher pytorch: {torch.cuda.device_count()} GPUs here, and none for process "
+                f"{local}"
             )
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -268,7 +271,8 @@ def _check_files(config: Config, training: Training) -> None:
                 path = Path(part.get("data_root") or "", name)
                 if not path.is_file():
                     raise ConfigError(
-                        f"{path}: no such file (data.{split}.ann_file); give --data embedded or --data /path"
+                        f"{path}: no such file (data.{split}.ann_file); give --data embedded or "
+                        "--data /path"
                     )
 
 
@@ -279,7 +283,8 @@ def _check_classes(config: Config, dataset: Any, name: str) -> None:
         count = head.get("num_classes")
         if classes and count is not None and count != len(classes):
             raise ConfigError(
-                f"{name}: {head['type']} has num_classes={count}, and data.train has {len(classes)} "
+                f"{name}: {head['type']} has num_classes={count}, and data.train has "
+                f"{len(classes)} "
                 f"classes: {', '.join(list(classes)[:5])}{', ...' if len(classes) > 5 else ''}"
             )
 
@@ -306,7 +311,8 @@ def _build(training: Training, config: Config) -> tuple[torch.nn.Module, CocoDat
         raise ConfigError(f"{training.config}: {configure.reason(error)}") from error
     if len(dataset) == 0:
         raise ConfigError(
-            f"{training.config}: data.train has no image to train on, with an object and of 32 pixels "
+            f"{training.config}: data.train has no image to train on, with an object and of 32 "
+            "pixels "
             "at least"
         )
     _check_classes(config, dataset, training.config)

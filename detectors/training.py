@@ -44,11 +44,13 @@ from detectors.setup import Options, Setup, absolute, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
-# Of the warm-up's weights, what trials do not start from: R-CNN heads, and the layer of a dense head
-# that puts out class logits. A new regression layer's boxes would overlap nothing: a classification
-# loss that weighs positives by their IoU would not see one, and with one seed of five never learn.
+# Of the warm-up's weights, what trials do not start from: R-CNN heads, and the layer of a dense
+# head that puts out class logits. A new regression layer's boxes would overlap nothing: a
+# classification loss that weighs positives by their IoU would not see one, and with one seed of
+# five never learn.
 _LOGITS = re.compile(r"bbox_head\.\w+_cls\.")
-_MEASURED_ON = "measured_on."  # prefix of a dense head's layer of logits: whoever loads them for a training passes it over
+# Prefix of a dense head's layer of logits: whoever loads them for a training passes it over.
+_MEASURED_ON = "measured_on."
 _MEASURED_AT_ONCE = 8  # images
 # mmcv's runner wants a logger; a trial tells by its result
 _SILENT = logging.getLogger("detectors.silent")
@@ -162,7 +164,8 @@ class DetectorTrainer:
         images = self._setup.config.data.samples_per_gpu
         if images % self._processes:
             raise ConfigError(
-                f"detector.batch_size: {images} images cannot be shared evenly by {self._processes} processes"
+                f"detector.batch_size: {images} images cannot be shared evenly by "
+                f"{self._processes} processes"
             )
         self._device = self._setup.device
         if self._device.type == "cuda" and not torch.cuda.is_available():
@@ -449,7 +452,8 @@ class DetectorTrainer:
     def _parallel(self, model: nn.Module) -> MMDataParallel:
         wrapped = MMDataParallel(model, device_ids=[0] if self._device.type == "cuda" else None)
         if self._device.type == "cpu":
-            wrapped.device_ids = []  # torch lists every GPU where there is one, also for a model on the CPU
+            # torch lists every GPU where there is one, also for a model on the CPU
+            wrapped.device_ids = []
         return wrapped
 
     def _provenance(self, trial: Trial) -> dict[str, Any]:
@@ -514,7 +518,8 @@ class _Watch:
             float(time.monotonic() > self._deadline)
         ):  # given up by all or none
             raise _GivenUp(
-                f"time limit reached after {self.curve[-1][0] if self.curve else 0} of {self._steps} steps"
+                f"time limit reached after {self.curve[-1][0] if self.curve else 0} of "
+                f"{self._steps} steps"
             )
 
 

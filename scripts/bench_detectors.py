@@ -76,9 +76,10 @@ def main() -> None:
                     f"{memory / 2**30:.2f}",
                 )
             )
+    threads = f"CPU, {torch.get_num_threads()} threads"
     print(
         f"{options.images} images of {options.size} pixels a step; torch {torch.__version__}, "
-        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'}\n"
+        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else threads}\n"
     )
     memory = (
         "peak GiB on the GPU" if torch.cuda.is_available() else "peak GiB of the process so far"

@@ -3,9 +3,9 @@
     python scripts/bench_driver.py journal     # reading the status, and writing a training down
     python scripts/bench_driver.py workers     # busy share of simulated workers
 
-No detector trains here: workers are simulated, in virtual time that goes on by the CPU time that the
-driver takes, too. Rounds of proposals are ready-made and take ``ROUND`` virtual seconds, as those of
-a real run do in a process of their own (20,000 offspring in each of two branches).
+No detector trains here: workers are simulated, in virtual time that goes on by the CPU time that
+the driver takes, too. Rounds of proposals are ready-made and take ``ROUND`` virtual seconds, as
+those of a real run do in a process of their own (20,000 offspring in each of two branches).
 """
 
 from __future__ import annotations

@@ -170,7 +170,8 @@ def survivors(count: int, seed: int = 0) -> None:
         by_graph.append(statistics.median(graph / hand for hand, _, graph in rounds))
     for name, ratios in (("kernel", by_kernel), ("graph", by_graph)):
         print(
-            f"{name}: median {statistics.median(ratios):.2f}, most {max(ratios):.2f} of {len(ratios)}"
+            f"{name}: median {statistics.median(ratios):.2f}, most {max(ratios):.2f} of "
+            f"{len(ratios)}"
         )
 
 
@@ -210,12 +211,14 @@ def main() -> None:
         )
         print(
             f"\n{where}, torch {torch.__version__}{', compiled' if args.compile else ''}\n\n"
-            "| searched loss | against | size | searched, ms | hand-written, ms | ratio |\n|---|---|---|---|---|---|"
+            "| searched loss | against | size | searched, ms | hand-written, ms | ratio "
+            "|\n|---|---|---|---|---|---|"
         )
         for name, other, size, ours, theirs in rows(device, args.compile):
             mine, hand, ratio = compare(ours, theirs, args.seconds, device)
             print(
-                f"| {name} | {other} | {size} | {mine * 1e3:.3f} | {hand * 1e3:.3f} | {ratio:.2f} |",
+                f"| {name} | {other} | {size} | {mine * 1e3:.3f} | {hand * 1e3:.3f} | {ratio:.2f} "
+                "|",
                 flush=True,
             )
             results.append(

@@ -314,7 +314,8 @@ def main(
 ) -> None:
     results: dict[str, dict[str, object]] = {}
     print(
-        "| space | DEAP + torch, per second | screening, per second | ratio (lowest) | same fate, same property "
+        "| space | DEAP + torch, per second | screening, per second | ratio (lowest) | same fate, "
+        "same property "
         "| mean nodes |\n"
         "|---|---|---|---|---|---|"
     )
@@ -340,12 +341,14 @@ def main(
         moved, copied = bandwidth(load_space(name))
         results[name]["bytes_per_second"] = [moved, copied]
         print(
-            f"\nevaluation moves {moved / 1e9:.1f} GB/s, a plain copy of 64 MiB {copied / 1e9:.1f} GB/s",
+            f"\nevaluation moves {moved / 1e9:.1f} GB/s, a plain copy of 64 MiB {copied / 1e9:.1f} "
+            "GB/s",
             flush=True,
         )
         results[name]["peak_mib"] = peak_memory(load_space(name), BATCH_SIZE)
         print(
-            f"peak memory, a million candidates in batches of {BATCH_SIZE:,}: {results[name]['peak_mib']:.0f} MiB",
+            f"peak memory, a million candidates in batches of {BATCH_SIZE:,}: "
+            f"{results[name]['peak_mib']:.0f} MiB",
             flush=True,
         )
     if output:

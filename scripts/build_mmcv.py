@@ -7,8 +7,8 @@ compilers take the plain way. CUDA's ``.cu`` files do not read the header, the `
 
     python scripts/build_mmcv.py FOLDER      # needs torch, setuptools < 81, wheel, ninja, psutil
 
-Environment: MAX_JOBS (compile jobs, default all cores), CXX (the compiler, default g++), FORCE_CUDA=1
-(build the CUDA ops).
+Environment: MAX_JOBS (compile jobs, default all cores), CXX (the compiler, default g++),
+FORCE_CUDA=1 (build the CUDA ops).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """MMDetection's own tests of heads and losses, run against ours.
 
-    python scripts/check_mmdet_tests.py CHECKOUT      # a clone of open-mmlab/mmdetection, tag v2.28.2
+    python scripts/check_mmdet_tests.py CHECKOUT   # a clone of open-mmlab/mmdetection, tag v2.28.2
 
-Each test file runs three times: as it is; with the IoU-aware heads in the place of mmdet's; and with
-searched losses in these: for classification CSE-Autoloss-A in R-CNN heads and CSE-Autoloss-B in
-one-stage ones, for regression CSE-Autoloss-A's, which is never negative, as such tests expect of a
-loss. What passes as it is and not with ours is listed.
+Each test file runs three times: as it is; with the IoU-aware heads in the place of mmdet's; and
+with searched losses in these: for classification CSE-Autoloss-A in R-CNN heads and CSE-Autoloss-B
+in one-stage ones, for regression CSE-Autoloss-A's, which is never negative, as such tests expect of
+a loss. What passes as it is and not with ours is listed.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _replace(name: str, kind: Any, searched: bool) -> None:
 
 
 def _modules() -> Iterator[Any]:
-    """mmdet's packages that export heads; not the modules that define them, whose classes inherit."""
+    """mmdet's packages that export heads; not the modules that define them, whose classes
+    inherit."""
     for name in ("models", "models.dense_heads", "models.roi_heads", "models.roi_heads.bbox_heads"):
         yield sys.modules[f"mmdet.{name}"]
 

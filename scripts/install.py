@@ -34,7 +34,10 @@ from torch.utils.cpp_extension import CUDA_HOME
 cuda = torch.version.cuda if torch.version.cuda and CUDA_HOME else "cpu"
 print(f"torch{torch.__version__}-cuda{cuda}-cp{sys.version_info[0]}{sys.version_info[1]}-{sysconfig.get_platform()}")
 """
-HAS_OPS = "import importlib.util, torch, mmcv; assert importlib.util.find_spec('mmcv._ext'); import mmcv._ext"
+HAS_OPS = (
+    "import importlib.util, torch, mmcv; assert importlib.util.find_spec('mmcv._ext'); "
+    "import mmcv._ext"
+)
 
 
 def cache_folder() -> Path:
@@ -95,7 +98,8 @@ def main() -> None:
         return
     if sys.version_info < (3, 11):
         sys.exit(
-            f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]} (make PYTHON=python3.11 ...)"
+            f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]} (make "
+            "PYTHON=python3.11 ...)"
         )
 
     python = str(folder / "bin" / "python")

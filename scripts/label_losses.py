@@ -277,7 +277,8 @@ def table(names: tuple[str, ...]) -> None:
     """Print the confusion table: all that were drawn, of which the file has every good and every
     accepted one."""
     click.echo(
-        "| space | candidates | good | good, accepted | good, rejected | bad, accepted | bad, rejected "
+        "| space | candidates | good | good, accepted | good, rejected | bad, accepted | bad, "
+        "rejected "
         "| good fell to |\n|---|---|---|---|---|---|---|---|"
     )
     for name in names:
@@ -296,7 +297,8 @@ def table(names: tuple[str, ...]) -> None:
         counts = ", ".join(f"{prop} {fell.count(prop)}" for prop in PROPERTIES if prop in fell)
         bad_accepted = int((accepted & ~good).sum())
         click.echo(
-            f"| {name} | {drawn} | {good.sum()} | {(good & accepted).sum()} | {(good & ~accepted).sum()} "
+            f"| {name} | {drawn} | {good.sum()} | {(good & accepted).sum()} | "
+            f"{(good & ~accepted).sum()} "
             f"| {bad_accepted} | {drawn - good.sum() - bad_accepted} | {counts} |"
         )
 

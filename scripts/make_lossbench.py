@@ -2,13 +2,13 @@
 
     python scripts/make_lossbench.py sample faster_rcnn_proxy --known more.json
     python scripts/make_lossbench.py train faster_rcnn_proxy --seeds 0 1
-    python scripts/make_lossbench.py train faster_rcnn_proxy --task full --steps 1000 --batch-size 8 \
-        --losses default Poly-1 sampled-007 --seeds 0 1 2
+    python scripts/make_lossbench.py train faster_rcnn_proxy --task full --steps 1000 \
+        --batch-size 8 --losses default Poly-1 sampled-007 --seeds 0 1 2
 
 ``sample`` writes the losses down: the known ones, pairs of these, and what evolution from them and
 screening let through, half of it near the default in gradient, half wherever it came out. ``train``
-trains each with each seed, on one thread of each process, and appends a row as it is done; it goes on
-where it stopped.
+trains each with each seed, on one thread of each process, and appends a row as it is done; it goes
+on where it stopped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What found and known losses gain over the tuned default in whole trainings: docs/claims.md from the
-rows of docs/claims, one a training.
+"""What found and known losses gain over the tuned default in whole trainings: docs/claims.md from
+the rows of docs/claims, one a training.
 
     python scripts/make_lossbench.py train faster_rcnn_proxy --folder docs/claims --task full \
-        --steps 1000 --batch-size 8 --seeds 0 1 2 --data-seed 0      # and --data-seed 1, 2: other draws
+        --steps 1000 --batch-size 8 --seeds 0 1 2 --data-seed 0  # and 1, 2: other draws
     python scripts/table_claims.py
 
 A draw is a data set and the warm-up on it; every loss trains with the same seeds on every draw. A

@@ -137,7 +137,8 @@ def table(cells: list[dict[str, Any]]) -> str:
         }
         if len(made_by) > 1:
             raise SystemExit(
-                f"{detector}: its trainings are of different configs or first weights; take the old lines out"
+                f"{detector}: its trainings are of different configs or first weights; take the "
+                "old lines out"
             )
         default = {cell["seed"]: cell["mAP"] for cell in mine if cell["searched"] == "default"}
         for searched in COMBINATIONS:
@@ -187,23 +188,25 @@ def table(cells: list[dict[str, Any]]) -> str:
     )
     return f"""# Six detectors, four combinations
 
-Written by `scripts/table_detectors.py` from `docs/results.jsonl`, one line a training. {len(cells)} of {wanted} are done
-(three seeds of each); run the script again and it measures what is missing.
+Written by `scripts/table_detectors.py` from `docs/results.jsonl`, one line a training.
+{len(cells)} of {wanted} are done (three seeds of each); run the script again and it measures what
+is missing.
 
 {chr(10).join(lines)}
 
-* mAP: COCO AP in per cent on the val split of the embedded data set, of proxies that train on one CPU core
-  ([detectors.md](detectors.md): ResNet-18, for R101 ResNet-34, at a quarter of its width); mean and, of more than one
-  seed, standard deviation. Nothing was chosen by these numbers. One seed says little: Faster R-CNN's default alone has a
-  standard deviation of 0.6 between seeds.
-* Searched losses are those that the paper found, CSE-Autoloss-A and -B. Their weights are found, not chosen: a searched loss's
-  gradients start as strong as the default's. Nothing is tuned.
-* The R-CNNs with ResNet-18 start from the same backbone, neck and RPN, those of the Faster R-CNN proxy's warm-up.
+* mAP: COCO AP in per cent on the val split of the embedded data set, of proxies that train on one
+  CPU core ([detectors.md](detectors.md): ResNet-18, for R101 ResNet-34, at a quarter of its width);
+  mean and, of more than one seed, standard deviation. Nothing was chosen by these numbers. One seed
+  says little: Faster R-CNN's default alone has a standard deviation of 0.6 between seeds.
+* Searched losses are those that the paper found, CSE-Autoloss-A and -B. Their weights are found,
+  not chosen: a searched loss's gradients start as strong as the default's. Nothing is tuned.
+* The R-CNNs with ResNet-18 start from the same backbone, neck and RPN, those of the Faster R-CNN
+  proxy's warm-up.
 * In FCOS and ATSS the IoU stands for the centerness with the default losses, too.
-* CPU ms a step: the process's CPU time, median over a training, on a shared two-core machine: other work there makes it
-  differ by a tenth and more between equal trainings.
-* The last column is **the paper's, on COCO, at full size and schedule**; it was not measured here, and proxies are not to be
-  compared with it.
+* CPU ms a step: the process's CPU time, median over a training, on a shared two-core machine: other
+  work there makes it differ by a tenth and more between equal trainings.
+* The last column is **the paper's, on COCO, at full size and schedule**; it was not measured here,
+  and proxies are not to be compared with it.
 
 Measured with {versions}.
 """

@@ -1,7 +1,8 @@
 """Every known loss on the heads of the proxies, with intervals: docs/known_losses.md.
 
-    python scripts/table_known.py faster_rcnn_proxy atss_proxy                        the table, of what is trained
-    python scripts/table_known.py faster_rcnn_proxy --measure --seeds 0 1 2           trains what is missing first
+    # the table, of what is trained, and the same once what is missing has been
+    python scripts/table_known.py faster_rcnn_proxy atss_proxy
+    python scripts/table_known.py faster_rcnn_proxy --measure --seeds 0 1 2
 
 Trainings that docs/lossbench has are not done again. Others are appended to docs/known_losses as
 they are done, in the benchmark's form; stop it when you like, start it again.
@@ -122,7 +123,8 @@ def section(detector: str) -> list[str]:
     lines = [
         f"## {detector}",
         "",
-        f"{rows[0].steps} steps of the head, gradient norms as multiples of the default's: {dict(rows[0].scale)}.",
+        f"{rows[0].steps} steps of the head, gradient norms as multiples of the default's: "
+        f"{dict(rows[0].scale)}.",
         "",
         "| branch | loss | seeds | val mAP | test mAP | over the default, same seeds, val |",
         "|---|---|---|---|---|---|",
@@ -134,7 +136,8 @@ def section(detector: str) -> list[str]:
         gain = paired_interval(*({seed: v for seed, (v, _) in s.items()} for s in (found, base)))
         over = gain.text(4, sign=True) if loss.branch and gain.n else ""
         lines.append(
-            f"| {loss.branch or ''} | {loss.name} | {len(found)} | {val.text(4)} | {test.text(4)} | {over} |"
+            f"| {loss.branch or ''} | {loss.name} | {len(found)} | {val.text(4)} | {test.text(4)} "
+            f"| {over} |"
         )
     missing = [f"{loss.name} ({loss.branch})" for loss, found in columns.items() if not found]
     if missing:
@@ -159,9 +162,12 @@ def main() -> None:
     text = [
         "# Known losses, measured",
         "",
-        "Each known loss ([losses.md](losses.md)) in one branch, the other branch's loss the detector's default. Heads alone are",
-        "trained, on cached features of one frozen warm trunk ([instrument.md](instrument.md)), on the embedded data set; with a",
-        "seed all see the same images in the same order. Means with their 95% intervals (Student's t) over seeds; one seed has none.",
+        "Each known loss ([losses.md](losses.md)) in one branch, the other branch's loss the "
+        "detector's default. Heads alone are",
+        "trained, on cached features of one frozen warm trunk ([instrument.md](instrument.md)), on "
+        "the embedded data set; with a",
+        "seed all see the same images in the same order. Means with their 95% intervals (Student's "
+        "t) over seeds; one seed has none.",
         "Written by `python scripts/table_known.py`.",
         "",
     ]

@@ -1,5 +1,5 @@
-"""Trainings of many losses with many seeds, a row of the benchmark each, in as many processes as asked
-for: what make_lossbench.py and table_known.py share."""
+"""Trainings of many losses with many seeds, a row of the benchmark each, in as many processes as
+asked for: what make_lossbench.py and table_known.py share."""
 
 from __future__ import annotations
 

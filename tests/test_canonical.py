@@ -20,7 +20,8 @@ def formulas(draw: st.DrawFn, space: str, depth: int = 4) -> str:
     if depth == 0 or draw(st.integers(0, 2)) == 0:
         return draw(expressions(space, min(depth, 2)))
     operator = draw(st.sampled_from(ARITHMETIC))
-    return f"{operator}({','.join(draw(formulas(space, depth - 1)) for _ in range(1 + (operator != 'Neg')))})"
+    arguments = [draw(formulas(space, depth - 1)) for _ in range(1 + (operator != "Neg"))]
+    return f"{operator}({','.join(arguments)})"
 
 
 def check(space: str, text: str) -> None:

@@ -1,4 +1,5 @@
-"""Formulas of any origin, judged: on a cluster in virtual time with a detector whose mAP is a formula."""
+"""Formulas of any origin, judged: on a cluster in virtual time with a detector whose mAP is a
+formula."""
 
 import json
 

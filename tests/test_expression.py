@@ -206,11 +206,13 @@ def test_a_spaces_plug_in_brings_an_operator(tmp_path, monkeypatch) -> None:
     (tmp_path / "my_operators.py").write_text(
         "import torch\nfrom cse_autoloss.primitives import Primitive, elementwise, register\n\n\n"
         "def cube(x):\n    return x * x * x\n\n\n"
-        "register(Primitive('Cube', 1, lambda xp, x: x * x * x, elementwise(lambda xp, v, x: 3 * x * x), cube,\n"
+        "register(Primitive('Cube', 1, lambda xp, x: x * x * x, elementwise(lambda xp, v, x: 3 * x "
+        "* x), cube,\n"
         "                   lambda sp, x: x**3, r'\\left(#1\\right)^{3}', (2, 0)))\n"
     )
     (tmp_path / "mine.yaml").write_text(
-        "name: mine\nbranch: reg\ninputs: boxes\nplugins: [my_operators]\nconstants: [1]\noperators: [Add, Sub, Div, Cube]\n"
+        "name: mine\nbranch: reg\ninputs: boxes\nplugins: [my_operators]\nconstants: "
+        "[1]\noperators: [Add, Sub, Div, Cube]\n"
         "variables: {U: union, I: intersection}\nlosses:\n"
         "  - {name: CubedIoU, expression: 'Sub(1,Cube(Div(I,U)))', source: me}\n"
     )

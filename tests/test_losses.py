@@ -642,8 +642,7 @@ def test_a_blocked_batch_equals_a_whole_one() -> None:
         assert value < 1e-5 and gradient < 1e-5
 
 
-# --- errors
-# ------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_what_a_loss_cannot_be_is_said_when_it_is_built() -> None:

@@ -17,7 +17,8 @@ from cse_autoloss.operator_check import check_operator
 from cse_autoloss.primitives import NUMPY, PRIMITIVES, TORCH, Primitive, elementwise, register
 
 RELEASED = (
-    "Neg Exp Log Abs Sqrt Softmax Softplus Sig Sgdf Salf Serf Serfc Tanh Relu Sin Cos Add Sub Mul Div Dot"
+    "Neg Exp Log Abs Sqrt Softmax Softplus Sig Sgdf Salf Serf Serfc Tanh Relu Sin Cos Add Sub Mul "
+    "Div Dot"
 ).split()
 ROWS = [PRIMITIVES[name] for name in (*reference.OPERATORS, "LogSoftmax", "LogSig")]
 IDS = [row.name for row in ROWS]

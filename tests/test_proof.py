@@ -216,6 +216,7 @@ def test_what_is_false_is_not_proved(space: str, text: str, property: str) -> No
 def test_a_rise_beyond_the_probes_is_refuted_with_where() -> None:
     space = load_space("one_stage_cls")
     # Sound within the probes' logits (-8 to 8); from 14 on the loss of a positive rises.
-    text = "Add(Neg(Mul(PY,Log(Sig(X)))),Add(Mul(NY,Softplus(X)),Mul(PY,Relu(Sub(X,Mul(2,Add(2,Add(2,3))))))))"
+    far = "Relu(Sub(X,Mul(2,Add(2,Add(2,3)))))"
+    text = f"Add(Neg(Mul(PY,Log(Sig(X)))),Add(Mul(NY,Softplus(X)),Mul(PY,{far})))"
     finding = prove(Expression.parse(text, space), space)[MONOTONICITY]
     assert finding.status == "refuted" and finding.counterexample["X"] > 14

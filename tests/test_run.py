@@ -1,4 +1,5 @@
-"""Whole runs through Ray, from the command line, with a trainer that computes mAP from a formula."""
+"""Whole runs through Ray, from the command line, with a trainer that computes mAP from a
+formula."""
 
 import json
 import os

@@ -114,7 +114,7 @@ def test_at_other_ious_there_must_be_one_best_score():
     assert verdict.failed == "convergence" and "positive of IoU 0" in verdict.counterexample.sweep
 
 
-def test_a_quality_aware_loss_is_held_to_its_properties_at_iou_1_only_but_must_be_finite_everywhere():
+def test_a_quality_aware_loss_has_its_properties_at_iou_1_and_must_be_finite_everywhere():
     broken = parse(
         f"Add({ONE.losses['QualityFocal'].expression},Log(Sub(Mul(2,Q),Mul(PY,1))))", ONE
     )

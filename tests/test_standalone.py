@@ -120,8 +120,10 @@ def test_an_exported_loss_imports_nothing_of_ours(tmp_path: Path) -> None:
     (tmp_path / "found.py").write_text(standalone_module(space.expression("CSE-Autoloss-B"), space))
     code = (
         "import sys, torch, found;"
-        "loss = found.SearchedLoss()(torch.zeros(3, 2), torch.tensor([0, 2, 1]), pos_ious=torch.ones(2));"
-        "print(loss.item() > 0, [m for m in sys.modules if m.startswith(('cse_autoloss', 'mmdet', 'mmcv', 'sympy'))])"
+        "loss = found.SearchedLoss()(torch.zeros(3, 2), torch.tensor([0, 2, 1]), "
+        "pos_ious=torch.ones(2));"
+        "print(loss.item() > 0, [m for m in sys.modules if m.startswith(('cse_autoloss', 'mmdet', "
+        "'mmcv', 'sympy'))])"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],

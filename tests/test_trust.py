@@ -1,5 +1,5 @@
-"""A run folder that somebody sent runs no code when it is looked at; names lead to code in one place
-alone."""
+"""A run folder that somebody sent runs no code when it is looked at; names lead to code in one
+place alone."""
 
 import io
 import os

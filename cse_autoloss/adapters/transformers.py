@@ -178,7 +178,8 @@ class _Searched:
         targets: list[dict[str, Tensor]],
         indices: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """(P, 4) predicted boxes of the matched queries and their targets, x1 y1 x2 y2 in pixels."""
+        """(P, 4) predicted boxes of the matched queries and their targets, x1 y1 x2 y2 in
+        pixels."""
         pred = outputs["pred_boxes"][self._get_source_permutation_idx(indices)]  # type: ignore[attr-defined]
         chosen = [target["boxes"][j] for target, (_, j) in zip(targets, indices, strict=True)]
         sizes = [

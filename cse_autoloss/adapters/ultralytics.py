@@ -57,8 +57,8 @@ def criterion(
             are in pixels of the training image.
         cls_weight, reg_weight: their factors, on top of the library's gains.
         cls_space, reg_space: the search spaces that they are written in.
-        alpha: weight of labels in the classification loss, 1 - alpha that of the others; None, as in
-            the library, for no weighting (MMDetection's detectors have 0.25).
+        alpha: weight of labels in the classification loss, 1 - alpha that of the others; None, as
+            in the library, for no weighting (MMDetection's detectors have 0.25).
 
     Raises:
         ValueError: if the model's criterion is not built on ``v8DetectionLoss``.

@@ -35,7 +35,8 @@ FORMATS = ("text", "sympy", "latex", "torch", "mmdet")
     "--plot",
     "picture",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the loss and its derivative beside the known losses, and its tree, into FILE (.png, .svg, .pdf).",
+    help="Draw the loss and its derivative beside the known losses, and its tree, into FILE (.png, "
+    ".svg, .pdf).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(

@@ -52,7 +52,8 @@ def opened(folder: Path, trust: bool = False) -> Iterator[tuple[Journal, bool]]:
 )
 @click.option(
     "--data",
-    help="A data set's path, embedded, or config (what the detector's config names). Short for --set detector.data=...",
+    help="A data set's path, embedded, or config (what the detector's config names). Short for "
+    "--set detector.data=...",
 )
 @click.option("--address", help="A Ray cluster to join. Short for --set cluster.address=...")
 @click.option("--seed", type=int, help="Short for --set seed=...")

@@ -30,7 +30,8 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object, fo
     "--plot",
     "picture",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the loss and its slope along the sweep where it fails, or along many, into FILE (.png, .svg, .pdf).",
+    help="Draw the loss and its slope along the sweep where it fails, or along many, into FILE "
+    "(.png, .svg, .pdf).",
 )
 @JSON
 def verify(expression: str, space: str, picture: Path | None, as_json: bool) -> None:
@@ -105,7 +106,8 @@ def _table(verdict: Verdict) -> Iterator[str]:
     yield f"{'':2}{example.axis:>18} {'loss':>14} {'slope':>14}"
     for i in range(max(0, example.at - 2), min(len(example.positions), example.at + 3)):
         yield (
-            f"{'>' if i == example.at else '':2}{example.positions[i]:18.4g} {example.values[i]:14.6g} "
+            f"{'>' if i == example.at else '':2}{example.positions[i]:18.4g} "
+            f"{example.values[i]:14.6g} "
             f"{example.slopes[i]:14.6g}"
         )
     yield "  there: " + ", ".join(
@@ -219,10 +221,12 @@ def screen(
         )
         return
     click.echo(
-        f"{result.generated:,} candidates in {result.seconds:.1f} s: {rate:,.0f} a second; {result.unique:,} unique"
+        f"{result.generated:,} candidates in {result.seconds:.1f} s: {rate:,.0f} a second; "
+        f"{result.unique:,} unique"
     )
     for name, number in result.rejected.items():
         click.echo(f"  {name:16} rejects {number / result.unique:8.3%}")
     click.echo(
-        f"{len(result.survivors):,} survivors ({len(result.survivors) / result.unique:.3%}), written to {output}"
+        f"{len(result.survivors):,} survivors ({len(result.survivors) / result.unique:.3%}), "
+        f"written to {output}"
     )

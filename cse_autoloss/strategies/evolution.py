@@ -21,8 +21,8 @@ OPERATORS = ("growth", "mutation", "crossover")
 
 
 class Evolution:
-    """Works on the branches' expressions one by one (that is how they are screened), and on members,
-    which hold the losses of all searched branches together with their fitness."""
+    """Works on the branches' expressions one by one (that is how they are screened), and on
+    members, which hold the losses of all searched branches together with their fitness."""
 
     def __init__(self, settings: SearchSection) -> None:
         self._settings = settings

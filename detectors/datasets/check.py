@@ -18,7 +18,8 @@ _MANY = 0.2  # of a file's boxes: so many that reach out of their images are no 
 
 
 def boxes(part: Part, findings: Findings) -> None:
-    """Leave out boxes without area and outside of their images; recognise corners and shares in width's place."""
+    """Leave out boxes without area and outside of their images; recognise corners and shares in
+    width's place."""
     if not part.annotations:
         return
     sizes = {image["id"]: (image["width"], image["height"]) for image in part.images}
@@ -45,7 +46,8 @@ def boxes(part: Part, findings: Findings) -> None:
         findings.error(
             "shares",
             part.label,
-            f"boxes are shares of the image, 0 to 1 ({shown}); a bbox is [x, y, width, height] in pixels",
+            f"boxes are shares of the image, 0 to 1 ({shown}); a bbox is [x, y, width, height] in "
+            "pixels",
         )
         return
     if reach.any():
@@ -54,7 +56,8 @@ def boxes(part: Part, findings: Findings) -> None:
         findings.note(
             "thin",
             part.label,
-            f"{int(thin.sum()):,} of {len(box):,} boxes are thinner than a pixel: mmdet does not train on "
+            f"{int(thin.sum()):,} of {len(box):,} boxes are thinner than a pixel: mmdet does not "
+            "train on "
             "such, and measures them",
         )
     larger = np.array([a["area"] for a in part.annotations]) > 1.1 * box[:, 2:].prod(1) + 2
@@ -62,7 +65,8 @@ def boxes(part: Part, findings: Findings) -> None:
         findings.note(
             "area",
             part.label,
-            f"{int(larger.sum()):,} of {len(box):,} areas are larger than their boxes; mAP_s, mAP_m and "
+            f"{int(larger.sum()):,} of {len(box):,} areas are larger than their boxes; mAP_s, "
+            "mAP_m and "
             "mAP_l go by them",
         )
     for mask, what in (
@@ -89,7 +93,8 @@ def masks(part: Part, findings: Findings) -> None:
             findings.error(
                 f"mask {wrong[:12]}",
                 part.label,
-                f"annotation {annotation['id']}: {wrong}; the detector has a mask head: annotate masks, "
+                f"annotation {annotation['id']}: {wrong}; the detector has a mask head: annotate "
+                "masks, "
                 "or take a detector without one",
             )
 
@@ -106,7 +111,10 @@ def _wrong_mask(mask: Any, size: list[int]) -> str | None:
         if isinstance(counts, list) and all(type(c) is int and c >= 0 for c in counts):
             if sum(counts) == size[0] * size[1]:
                 return None
-            return f"segmentation's counts add up to {sum(counts)}, not to its {size[0] * size[1]} pixels"
+            return (
+                f"segmentation's counts add up to {sum(counts)}, not to its {size[0] * size[1]} "
+                "pixels"
+            )
         return "segmentation's counts should be text or a list of run lengths"
     if not isinstance(mask, list) or not all(isinstance(p, list) for p in mask):
         return "segmentation should be a list of polygons or an RLE"
@@ -134,7 +142,8 @@ def same_classes(parts: Sequence[Part], findings: Findings) -> None:
             findings.note(
                 "root class",
                 first.label,
-                f"class {category['name']!r} is left out: it is the others' supercategory and has no object",
+                f"class {category['name']!r} is left out: it is the others' supercategory and has "
+                "no object",
             )
         else:
             kept.append({"id": category["id"], "name": category["name"]})
@@ -175,7 +184,8 @@ def usable(parts: Sequence[Part], findings: Findings) -> None:
             findings.error(
                 f"no object in {split}",
                 part.label,
-                f"no annotated object in {where}{why}; there should be at least one box that has an "
+                f"no annotated object in {where}{why}; there should be at least one box that has "
+                "an "
                 "area and is not a crowd",
             )
             continue

@@ -128,7 +128,8 @@ def _content(path: Path) -> dict[str, Any] | ConfigError | None:
     for key in _LISTS:
         if not isinstance(content.get(key), list):
             return ConfigError(
-                f"{path}: no list '{key}'; a COCO annotation file has images, annotations and categories"
+                f"{path}: no list '{key}'; a COCO annotation file has images, annotations and "
+                "categories"
             )
     if not content["images"]:
         return ConfigError(f"{path}: no images; there should be at least one")
@@ -245,7 +246,8 @@ def _annotation(
         findings.error(
             "bbox",
             path,
-            f"{where}: bbox should be [x, y, width, height] in pixels, finite numbers, found {found}",
+            f"{where}: bbox should be [x, y, width, height] in pixels, finite numbers, found "
+            f"{found}",
         )
         return None
     crowd, ignored = (annotation.get(key) for key in ("iscrowd", "ignore"))
@@ -278,7 +280,8 @@ def _check_ids(path: Path, kind: str, ids: list[Any], findings: Findings) -> boo
         findings.error(
             f"{kind} ids",
             path,
-            f"{kind} id {odd!r}: ids should be all numbers or all text, and others here are not as this",
+            f"{kind} id {odd!r}: ids should be all numbers or all text, and others here are not as "
+            "this",
         )
         return False
     identity, count = Counter(ids).most_common(1)[0]

@@ -25,7 +25,8 @@ from detectors.datasets import check, coco, images, named, shapes, splits, voc, 
 from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import SPLITS, Listing, Part
 
-_DERIVATION = "1"  # counts the ways in which annotations have been derived; cached ones of another way are not used
+# Counts the ways in which annotations have been derived; cached ones of another way are not used.
+_DERIVATION = "1"
 _READERS: dict[str, Callable[[Listing, Findings], list[Part]]] = {
     "coco": coco.parts,
     "yolo": yolo.parts,
@@ -189,7 +190,8 @@ def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
     folder = Path(path).expanduser().absolute() if path.strip() else None
     if folder is None or not folder.exists():
         raise ConfigError(
-            f"detector.data: {folder or repr(name)} is no folder; data is 'embedded', 'config', or a "
+            f"detector.data: {folder or repr(name)} is no folder; data is 'embedded', 'config', or "
+            "a "
             f"folder with {_READ}"
         )
     listing = Listing(folder if folder.is_dir() else folder.parent)
@@ -205,7 +207,8 @@ def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
     if not parts:
         form = f"{kind.upper()} data" if kind else "data set"
         raise ConfigError(
-            f"detector.data: {folder}: no {form} that can be read; {holds}; what can be read: {_READ}"
+            f"detector.data: {folder}: no {form} that can be read; {holds}; what can be read: "
+            f"{_READ}"
         )
     return parts, listing
 

@@ -67,7 +67,10 @@ def of_config(config: Any, findings: Findings) -> tuple[list[Part], Listing]:
         for entry in datasets(config.data.get(split)):
             name = entry.get("ann_file")
             if parts and str(name).startswith(_INHERITED) and not Path(str(name)).is_file():
-                text = f"data.{split} is what mmdet's own config names, {name}, and not there: not read"
+                text = (
+                    f"data.{split} is what mmdet's own config names, {name}, and not there: not "
+                    "read"
+                )
                 findings.note(f"inherited {split}", "", text)
                 continue
             pieces += _of_dataset(entry, split, findings)

@@ -85,7 +85,8 @@ def leaks(splits: dict[str, Part], findings: Findings) -> None:
             findings.note(
                 "leak",
                 part.label,
-                f"{copies:,} of {len(part.images):,} images of {split} are made of images that train has, too",
+                f"{copies:,} of {len(part.images):,} images of {split} are made of images that "
+                "train has, too",
             )
 
 
@@ -112,7 +113,8 @@ def _halves(part: Part) -> tuple[Part, Part]:
     groups = _groups(part)
     if len(groups) < 2:
         raise ConfigError(
-            f"{part.label}: one image cannot be halved into val and test; give at least two, or a test split"
+            f"{part.label}: one image cannot be halved into val and test; give at least two, or a "
+            "test split"
         )
     return _keep(part, groups[0::2]), _keep(part, groups[1::2])
 

@@ -1,5 +1,5 @@
-"""Losses in Hugging Face's DETR family: tiny models with random weights, the library's own loss beside
-ours."""
+"""Losses in Hugging Face's DETR family: tiny models with random weights, the library's own loss
+beside ours."""
 
 import pytest
 import torch

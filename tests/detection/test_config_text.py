@@ -1,5 +1,5 @@
-"""What an exported config says of where its losses come from, and of names that stand in a data set,
-is text and nothing else."""
+"""What an exported config says of where its losses come from, and of names that stand in a data
+set, is text and nothing else."""
 
 import pytest
 from mmcv import Config

@@ -1,4 +1,5 @@
-"""On a GPU detectors, heads and a cluster's workers train as on the CPU. Skipped, in words, without one."""
+"""On a GPU detectors, heads and a cluster's workers train as on the CPU. Skipped, in words, without
+one."""
 
 import time
 

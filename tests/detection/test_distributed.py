@@ -20,8 +20,10 @@ proxy = dict(warmup=dict(steps=0))
 data = dict(samples_per_gpu={images})
 train_pipeline = [
     dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", img_scale=(128, 128), keep_ratio=True), dict(type="RandomFlip", flip_ratio=0.0),
-    dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
+    dict(type="Resize", img_scale=(128, 128), keep_ratio=True),
+    dict(type="RandomFlip", flip_ratio=0.0),
+    dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
+        to_rgb=True),
     dict(type="Pad", size_divisor=32), dict(type="DefaultFormatBundle"),
     dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels"]),
 ]
@@ -107,7 +109,8 @@ def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path, base, name
         difference = {key: gradients_1[key] - gradients_2[key] for key in gradients_1}
         gradients.append(norm(difference) / norm(gradients_1))
     print(
-        f"{base}: {STEPS} steps, largest relative difference of a loss {max(losses):.1e}, of the gradient "
+        f"{base}: {STEPS} steps, largest relative difference of a loss {max(losses):.1e}, of the "
+        "gradient "
         f"{max(gradients):.1e} (median {median(gradients):.1e})"
     )
     assert max(losses) < 1e-4 and max(gradients) < 1e-4 and median(gradients) < 1e-5

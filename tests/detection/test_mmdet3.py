@@ -38,8 +38,10 @@ B = Found(
 THEIRS = """
 model = dict(type='FasterRCNN', backbone=dict(type='ResNet', depth=50), roi_head=dict(
     type='StandardRoIHead',
-    bbox_head=dict(type='Shared2FCBBoxHead', in_channels=256, fc_out_channels=1024, roi_feat_size=7, num_classes=3,
-        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2]),
+    bbox_head=dict(type='Shared2FCBBoxHead', in_channels=256, fc_out_channels=1024,
+        roi_feat_size=7, num_classes=3,
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.],
+            target_stds=[0.1, 0.1, 0.2, 0.2]),
         reg_class_agnostic=False,
         loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
         loss_bbox=dict(type='L1Loss', loss_weight=1.0))))
@@ -141,8 +143,8 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, change, found, name, messa
 
 @pytest.fixture
 def adapter(monkeypatch):
-    """The adapter as MMDetection 3 would import it; its heads land in the registry of 2.28 under names
-    of their own."""
+    """The adapter as MMDetection 3 would import it; its heads land in the registry of 2.28 under
+    names of their own."""
 
     def registered(name=None, module=None):
         return lambda cls: (

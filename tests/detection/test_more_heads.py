@@ -1,5 +1,6 @@
-"""RetinaNet's, GFL's, PAA's, YOLOX's, Double-Head's and SABL's heads, IoU-aware: mmdet's with mmdet's
-losses, and with ours the IoU that a loss gets is that of the boxes that the head regresses."""
+"""RetinaNet's, GFL's, PAA's, YOLOX's, Double-Head's and SABL's heads, IoU-aware: mmdet's with
+mmdet's losses, and with ours the IoU that a loss gets is that of the boxes that the head
+regresses."""
 
 import copy
 
@@ -27,7 +28,8 @@ METAS = [dict(img_shape=(128, 128, 3), pad_shape=(128, 128, 3))] * 2
 
 
 def small(name, **losses):
-    """The head of mmdet's config with few channels, and what the model's config says of training."""
+    """The head of mmdet's config with few channels, and what the model's config says of
+    training."""
     model = Config.fromfile(mmdet_config(DENSE[name])).model
     head = model.bbox_head
     head.update(in_channels=32, feat_channels=32, stacked_convs=1, num_classes=5)

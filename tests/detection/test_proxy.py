@@ -16,10 +16,12 @@ from detectors.training import DetectorTrainer
 SHAPE = Shape(short_side=160, batch_size=2, steps=120, warmup_steps=240)
 WHOLE = """
 _base_ = {base!r}
-data = dict(train=dict(ann_file={train!r}, img_prefix={images!r}), val=dict(ann_file={val!r}, img_prefix={val_images!r}),
+data = dict(train=dict(ann_file={train!r}, img_prefix={images!r}),
+    val=dict(ann_file={val!r}, img_prefix={val_images!r}),
     test=dict(ann_file={val!r}, img_prefix={val_images!r}))
 optimizer = dict(_delete_=True, type='SGD', lr=0.02, momentum=0.9)
-lr_config = dict(_delete_=True, policy='step', step=[8, 11], warmup='linear', warmup_iters=500, warmup_ratio=0.001)
+lr_config = dict(_delete_=True, policy='step', step=[8, 11], warmup='linear',
+    warmup_iters=500, warmup_ratio=0.001)
 runner = dict(_delete_=True, type='EpochBasedRunner', max_epochs=12)
 load_from = 'https://example.invalid/theirs.pth'
 proxy = None

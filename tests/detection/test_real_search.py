@@ -20,7 +20,8 @@ CSE_SEARCH = [sys.executable, "-m", "cse_autoloss.cli"]
 MINIATURE = """
 detector: {trainer: "detectors.training:DetectorTrainer", config: faster_rcnn_proxy, data: embedded,
            steps: 20, tiny_steps: 10, warmup_steps: 20}
-search: {branch: both, known: 1, population: 4, tournament: 2, offspring: 4000, candidates: 2, keep_rejected: true}
+search: {branch: both, known: 1, population: 4, tournament: 2, offspring: 4000, candidates: 2,
+         keep_rejected: true}
 budget: {trials: 3}
 tuning: {scales: [[1, 1]]}
 stages:

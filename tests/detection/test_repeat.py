@@ -35,7 +35,8 @@ TRIAL = Trial(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run of one trial: a found regression loss beside the default classification."""
+    """The folder of a run of one trial: a found regression loss beside the default
+    classification."""
     folder = tmp_path_factory.mktemp("repeat")
     data = shapes.write(folder / "data", seed=7, splits={"train": 16, "val": 6, "test": 4})
     config = parse_config(

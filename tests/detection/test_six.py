@@ -208,7 +208,7 @@ def losses_of(head, objects=3):
 
 
 @pytest.mark.parametrize("kind", ["fcos", "atss"])
-def test_the_iou_is_the_centerness_target_the_regression_weight_and_what_the_classification_loss_gets(
+def test_the_iou_is_centerness_target_regression_weight_and_what_the_classification_loss_gets(
     kind,
 ):
     head = dense_head(kind)
