@@ -115,10 +115,13 @@ class TrialRunner:
         other = {TUNE: self._ladder.comparison, REFERENCE: self._ladder.fitness}
         measure = self._ladder.stages[other.get(stage, stage)]
         first = 0 if stage in other else self._ladder.first_seed(stage)
+        splits = ("val",) if stage in other else self._ladder.splits(stage)
+        drawn = stage == self._ladder.comparison and not seed and "test" in splits
         settings: dict[str, Any] = {
             "task": measure.task,
             "share": measure.share,
-            "evaluate": ("val",) if stage in other else self._ladder.splits(stage),
+            "evaluate": splits,
+            "detections": "test" if drawn else None,
             "seed": self._config.seed + first + seed,
             "time_limit": self._config.cluster.time_limit,
             **(self._journal["tuned"] or {}),

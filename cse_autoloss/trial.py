@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -48,6 +48,8 @@ class Trial:
             fixed batch, so every loss starts equally strong.
         lr_scale: multiple of the configured learning rate.
         time_limit: seconds after which the trial is given up, or None.
+        detections: the one of ``evaluate`` whose boxes the result should hold, for people to look
+            at, or None.
     """
 
     key: str
@@ -60,6 +62,7 @@ class Trial:
     scale: Mapping[str, float] = field(default_factory=dict)
     lr_scale: float = 1.0
     time_limit: float | None = None
+    detections: str | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -93,6 +96,10 @@ class TrialResult:
         failure: why there is no mAP (one line), or None.
         provenance: versions, configuration digest, device and host that the number was measured
             with.
+        detections: of the split that the trial asks for, or of some of its images, the same for
+            all trials: file name to ``{"objects": [[x1, y1, x2, y2, class], ...], "found": [[x1,
+            y1, x2, y2, class, score], ...]}``, in pixels and class indices; ``found`` the surest
+            boxes, as many in all as there are objects. Empty where a trainer does not tell.
     """
 
     key: str
@@ -104,6 +111,7 @@ class TrialResult:
     steps: int = 0
     failure: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    detections: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(vars(self), sort_keys=True)
@@ -152,7 +160,18 @@ def _wrong(trial: Trial, result: TrialResult) -> str | None:
             return f"{name} {value!r}; it should be in [0, 1]"
     measured = () if trial.task == "tiny" else trial.evaluate
     missing = [split for split in measured if f"{split}/mAP" not in result.metrics]
-    return f"no mAP on {', '.join(missing)}" if missing else None
+    if missing:
+        return f"no mAP on {', '.join(missing)}"
+    return next(
+        (
+            f"detections.{name}: rows that are not {width} finite numbers"
+            for name, boxes in result.detections.items()
+            for kind, width in (("objects", 5), ("found", 6))
+            for row in boxes[kind]
+            if len(row) != width or not all(map(math.isfinite, row))
+        ),
+        None,
+    )
 
 
 @dataclass(frozen=True)
@@ -180,6 +199,31 @@ class Found:
     lr_scale: float = 1.0
     steps: int | None = None
     strength: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to be looked at.
+
+    Attributes:
+        width, height: in pixels of the data set's image, which boxes are given in.
+        jpeg: the image, perhaps smaller.
+    """
+
+    width: int
+    height: int
+    jpeg: bytes
+
+
+class HasPictures(Protocol):
+    """What a trainer may have besides, whose trials' results hold detections: a run's report draws
+    them on its images."""
+
+    @staticmethod
+    def pictures(
+        options: Mapping[str, Any], split: str, images: Sequence[str]
+    ) -> dict[str, Picture]:
+        """These images of a split, by the names that ``TrialResult.detections`` gives them."""
 
 
 class Trainer(Protocol):

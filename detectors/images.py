@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 from mmcv import Config
@@ -16,8 +17,12 @@ from mmdet.datasets import CocoDataset, build_dataloader, build_dataset, replace
 from mmdet.datasets.api_wrappers import COCOeval
 from torch.utils.data import DataLoader
 
+from cse_autoloss.trial import Picture
 from detectors import configure
 from detectors.setup import Setup
+
+SAMPLE = 200  # images that a trial tells its boxes of
+SIDE = 400  # pixels, of a picture's longer side
 
 
 def dataset(
@@ -81,6 +86,50 @@ def average_precision(data: CocoDataset, found: Sequence[list[np.ndarray]]) -> d
         "mAP_75": precision[thresholds.index(0.75)],
     }
     return {name: float(values[values > -1].mean()) for name, values in by_name.items()}
+
+
+def surest(data: CocoDataset, found: Sequence[list[np.ndarray]]) -> dict[str, dict[str, list]]:
+    """The surest boxes of ``SAMPLE`` images, drawn once and for all: as many as there are objects in
+    them (``TrialResult.detections``). Scores mean something else with each loss; their order is
+    what AP is measured by.
+
+    Args:
+        found: as for :func:`average_precision`.
+    """
+    chosen = np.random.default_rng(0).permutation(len(data))[:SAMPLE]
+    images, rows, objects = {}, [], 0
+    for index in sorted(chosen.tolist()):
+        truth = data.get_ann_info(index)
+        objects += len(truth["labels"])
+        boxes = np.column_stack([truth["bboxes"].round(1), truth["labels"]])
+        name = data.data_infos[index]["filename"]
+        images[name] = {"objects": [_plain(row) for row in boxes], "found": []}
+        rows += [(name, label, row) for label, of in enumerate(found[index]) for row in of]
+    rows.sort(key=lambda entry: -entry[2][4])
+    for name, label, (*box, score) in rows[:objects]:
+        row = [*np.round(np.array(box, float), 1), label, round(float(score), 3)]
+        images[name]["found"].append(_plain(row))
+    return images
+
+
+def _plain(row: Sequence[float]) -> list[float]:
+    return [int(value) if value == int(value) else float(value) for value in row]
+
+
+def pictures(setup: Setup, split: str, names: Sequence[str]) -> dict[str, Picture]:
+    """Images of a split by their file names, as its pipeline loads them."""
+    data = dataset(setup, split, training=False)
+    load = data.pipeline.transforms[0]
+    made = {}
+    for info in data.data_infos:
+        if info["filename"] in names:
+            image = load({"img_info": info, "img_prefix": data.img_prefix})["img"]
+            height, width = image.shape[:2]
+            scale = min(1.0, SIDE / max(height, width))
+            small = mmcv.imrescale(image, scale, interpolation="area") if scale < 1 else image
+            _, jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])
+            made[info["filename"]] = Picture(width, height, jpeg.tobytes())
+    return made
 
 
 def _in_memory(step: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -35,11 +35,11 @@ from torch.utils.data import DataLoader
 
 from cse_autoloss.cache import digest
 from cse_autoloss.files import write_whole
-from cse_autoloss.trial import BRANCHES, ConfigError, Found, Trial, TrialResult
+from cse_autoloss.trial import BRANCHES, ConfigError, Found, Picture, Trial, TrialResult
 from detectors import configure, export, mmdet3
 from detectors.check import check_trains, check_trial
 from detectors.head_stage import HeadStage
-from detectors.images import average_precision, dataset, loader, quiet
+from detectors.images import average_precision, dataset, loader, pictures, quiet, surest
 from detectors.setup import Options, Setup, absolute, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -52,6 +52,8 @@ _LOGITS = re.compile(r"bbox_head\.\w+_cls\.")
 # Prefix of a dense head's layer of logits: whoever loads them for a training passes it over.
 _MEASURED_ON = "measured_on."
 _MEASURED_AT_ONCE = 8  # images
+# Metric to value, and for each image, for each class, (boxes, 5) of x1 y1 x2 y2 and score.
+_Measured = tuple[dict[str, float], list[list[np.ndarray]]]
 # mmcv's runner wants a logger; a trial tells by its result
 _SILENT = logging.getLogger("detectors.silent")
 _SILENT.setLevel(logging.CRITICAL)
@@ -98,6 +100,12 @@ class DetectorTrainer:
             "notes": [finding.line for finding in setup.data.findings],
             "digests": {"data": setup.data.digest, "detector": setup.config_digest},
         }
+
+    @staticmethod
+    def pictures(
+        options: Mapping[str, Any], split: str, images: Sequence[str]
+    ) -> dict[str, Picture]:
+        return pictures(Setup(options), split, images)
 
     @staticmethod
     def adopt(options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
@@ -210,11 +218,12 @@ class DetectorTrainer:
                 self._train_detector(model, config, split, steps, trial.seed, watch, trial.lr_scale)
             evaluated = ("tiny",) if trial.task == "tiny" else trial.evaluate
             measure = self._measure_head if trial.task == "head" else self._measure_detector
-            metrics = {
-                f"{name}/{key}": value
-                for name in evaluated
-                for key, value in measure(model, name, watch).items()
-            }
+            metrics, detections = {}, {}
+            for name in evaluated:
+                values, found = measure(model, name, watch)
+                metrics |= {f"{name}/{key}": value for key, value in values.items()}
+                if name == trial.detections:
+                    detections = surest(self._dataset(name, training=False), found)
         except _GivenUp as reason:
             return TrialResult.failed(trial, str(reason), time.monotonic() - started)
         return TrialResult(
@@ -226,6 +235,7 @@ class DetectorTrainer:
             seconds=time.monotonic() - started,
             steps=steps,
             provenance=self._provenance(trial),
+            detections=detections,
         )
 
     def _with_losses(self, trial: Trial) -> tuple[Config, dict[str, float]]:
@@ -372,21 +382,23 @@ class DetectorTrainer:
             watch.step(runner.iter, runner.outputs["log_vars"]["loss"], _gradient_norm(runner))
             runner.log_buffer.clear()
 
-    def _measure_head(self, model: nn.Module, split: str, watch: _Watch) -> dict[str, float]:
-        """The mean over images as they are and in each flip: more images to tell heads apart by."""
-        stage, views = self._head_stage(), {}
+    def _measure_head(self, model: nn.Module, split: str, watch: _Watch) -> _Measured:
+        """The mean over images as they are and in each flip: more images to tell heads apart by.
+        And the boxes in images as they are."""
+        stage, views, seen = self._head_stage(), {}, {}
         data = self._dataset(split, training=False)
         for number, view in enumerate(stage.views):
             found = []
             for boxes in stage.detect(model, split, number):
                 watch.check_time()
                 found += boxes
-            views[view] = average_precision(data, found)
+            views[view], seen[view] = average_precision(data, found), found
         means = {
             name: statistics.fmean(metrics[name] for metrics in views.values())
             for name in views["as is"]
         }
-        return means | {f"mAP {view}": metrics["mAP"] for view, metrics in views.items()}
+        means |= {f"mAP {view}": metrics["mAP"] for view, metrics in views.items()}
+        return means, seen["as is"]
 
     @torch.no_grad()
     def _detect(self, model: nn.Module, split: str) -> Iterator[list[list[np.ndarray]]]:
@@ -403,9 +415,9 @@ class DetectorTrainer:
             found = parallel(return_loss=False, rescale=True, **batch)
             yield [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # and masks
 
-    def _measure_detector(self, model: nn.Module, split: str, watch: _Watch) -> dict[str, float]:
+    def _measure_detector(self, model: nn.Module, split: str, watch: _Watch) -> _Measured:
         """COCO AP on a split: metric to value in [0, 1]; sizes of which the split has no object are
-        absent."""
+        absent. And the boxes."""
         results = []
         for boxes in self._detect(model, split):
             watch.check_time()
@@ -416,11 +428,12 @@ class DetectorTrainer:
             parts: list[Any] = [None] * self._processes
             distributed.all_gather_object(parts, results)
             results = [result for turn in zip(*parts, strict=True) for result in turn]
+        results = results[: len(dataset)]
         with quiet():
-            values = dataset.evaluate(results[: len(dataset)], metric="bbox", logger="silent")
+            values = dataset.evaluate(results, metric="bbox", logger="silent")
         # Without a single detection mmdet returns nothing at all, and the AP is 0.
         metrics = {name: float(values.get(f"bbox_{name}", 0.0)) for name in _METRICS}
-        return {name: value for name, value in metrics.items() if value >= 0}
+        return {name: value for name, value in metrics.items() if value >= 0}, results
 
     def _loader(self, config: Config, split: str, seed: int) -> DataLoader:
         return loader(self._dataset(split, training=True), config, seed, self._processes)

@@ -29,6 +29,17 @@ from typing import TextIO
 MMCV = "mmcv-full==1.7.2"
 HEADER = Path("mmcv/ops/csrc/common/pytorch_cpp_helper.hpp")
 FASTER = ("-O2", "-g0", "-w")
+# mmcv's setup.py reads its version from the locals that exec leaves behind; from Python 3.13 on it
+# leaves none there (PEP 667). pip and setuptools read any setup.py by tokenize.open.
+OLD, NEW = (
+    "version_file, 'exec'))\n    return locals()[",
+    "version_file, 'exec'), globals())\n    return globals()[",
+)
+MENDED = f"""
+import io, tokenize
+plain = tokenize.open
+tokenize.open = lambda name: io.StringIO(plain(name).read().replace({OLD!r}, {NEW!r}))
+"""
 _COMPILER, _SOURCES = "BUILD_MMCV_CXX", "BUILD_MMCV_SOURCES"  # what compile_one is told by main
 _DONE = re.compile(r"^\[(\d+)/(\d+)\]")  # ninja's count
 
@@ -76,12 +87,21 @@ def main(folder: Path) -> None:
 def _unpack(folder: Path, log: TextIO) -> Path:
     command = ["-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
     command += ["--disable-pip-version-check", "-d", str(folder), MMCV]
-    if subprocess.run([sys.executable, *command], stdout=log, stderr=log).returncode:
+    mended = folder / "mended" / "sitecustomize.py"
+    mended.parent.mkdir()
+    mended.write_text(MENDED)
+    environment = {**os.environ, "PYTHONPATH": str(mended.parent)}
+    if subprocess.run(
+        [sys.executable, *command], stdout=log, stderr=log, env=environment
+    ).returncode:
         sys.exit(f"{MMCV}: its source does not download; full log: {log.name}")
     (archive,) = folder.glob("mmcv*.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    return folder / archive.name.removesuffix(".tar.gz")
+    source = folder / archive.name.removesuffix(".tar.gz")
+    setup = source / "setup.py"
+    setup.write_text(setup.read_text(encoding="utf-8").replace(OLD, NEW), encoding="utf-8")
+    return source
 
 
 def _is_gcc(compiler: str) -> bool:

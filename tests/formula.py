@@ -29,7 +29,25 @@ def result(trial, score):
     splits = ("tiny",) if trial.task == "tiny" else trial.evaluate
     metrics = {f"{split}/mAP": score - 0.07 * (split == "test") for split in splits}
     weights = dict.fromkeys(("cls", "reg"), 1.0)
-    return TrialResult(trial.key, metrics[f"{splits[0]}/mAP"], metrics, (), weights, 0.01, 1)
+    mAP = metrics[f"{splits[0]}/mAP"]
+    seen = detections(trial) if trial.detections else {}
+    return TrialResult(
+        trial.key, mAP, metrics, (), weights, 0.01, 1, provenance={}, detections=seen
+    )
+
+
+def detections(trial):
+    """Ten images of an object each, which the losses find or do not find, by luck."""
+    losses = sorted(trial.losses.items())
+    return {
+        f"folder/{place}.jpg": {
+            "objects": [[10, 10, 50, 60, 0]],
+            "found": [[11, 10, 50, 61, 0, 0.9]]
+            if luck(losses, place) < 0.5
+            else [[60, 10, 90, 61, 0, 0.4]],
+        }
+        for place in range(10)
+    }
 
 
 class FormulaTrainer(PlainTrainer):

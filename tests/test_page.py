@@ -1,5 +1,6 @@
 """The page of a run: whole in itself, drawn in a browser, served to who has the token."""
 
+import io
 import json
 import re
 import shutil
@@ -10,21 +11,36 @@ import urllib.request
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 from test_search_decisions import search
 
 from cse_autoloss.caveats import caveats
 from cse_autoloss.journal import Journal
 from cse_autoloss.page import page, write_page
+from cse_autoloss.page.detections import choose, f1, hits, keep_detections, read_detections
 from cse_autoloss.page.page import gather
 from cse_autoloss.page.watch import WatchServer
 from cse_autoloss.status import read_status
+from cse_autoloss.trial import Picture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+
+
+class Photographer:
+    """A trainer, as far as it shows pictures."""
+
+    @staticmethod
+    def pictures(options, split, images):
+        assert options == {"data": "here"} and split == "test"
+        file = io.BytesIO()
+        Image.new("RGB", (50, 40), "teal").save(file, "jpeg")
+        return {name: Picture(100, 80, file.getvalue()) for name in images}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     journal = search(tmp_path_factory.mktemp("page") / "<run> & co", {"budget": {"trials": 25}})
+    keep_detections(journal, Photographer, {"data": "here"})
     yield Journal.read(journal.folder)
     journal.close()
 
@@ -61,13 +77,75 @@ def test_a_browser_draws_every_section_without_a_complaint(run, tmp_path):
         "Box losses, drawn",
         "The search",
         "Where the best loss comes from",
+        "On the same images",
         "From candidates to trainings",
         "Every candidate",
         "Provenance",
     ]
     assert "&lt;run&gt; &amp; co" in drawn and "<run>" not in drawn.partition("<main")[2]
     assert drawn.count('<tr id="c') == len(run.candidates())
+    pictures = run["detections"]["shown"]
+    assert drawn.count("<image") == 2 * len(pictures) >= 4
+    assert drawn.count("<figcaption><b>default</b>: ") == len(pictures)
     assert "<math" in drawn and "<polyline" in drawn and "NaN" not in drawn
+
+
+def test_images_are_chosen_by_what_the_winner_gains_and_loses_and_by_chance():
+    def seen(*found):
+        return {"objects": [[0, 0, 10, 10, 1], [20, 20, 40, 40, 1]], "found": list(found)}
+
+    one, other, wrong = [0, 0, 10, 9, 1, 0.9], [21, 20, 40, 40, 1, 0.8], [0, 0, 10, 10, 2, 0.7]
+    assert hits(seen()["objects"], [one, other, wrong]) == [True, True, False]
+    assert hits(seen()["objects"], [[0, 0, 10, 9, 1, 0.3], one]) == [False, True], "surest first"
+    assert hits(seen()["objects"], [[0, 0, 10, 4.9, 1, 0.9]]) == [False], "IoU below 0.5"
+    assert (f1(seen()), f1(seen(one)), f1(seen(one, other))) == (0, 2 / 3, 1)
+    assert f1(seen(one, other, wrong)) == 0.8
+    default = {"a": seen(), "b": seen(), "c": seen(one), "d": seen(one, other), "e": seen(one)}
+    winner = {"a": seen(one), "b": seen(one, other), "c": seen(one), "d": seen(), "e": seen(one)}
+    assert choose(default, winner) == [
+        *(("b", "gained"), ("a", "gained"), ("d", "lost")),
+        *((name, "drawn") for name in ("c", "e")),
+    ]
+    assert choose(default, default) == [(name, "drawn") for name in "ce"], "no difference, no claim"
+
+
+def test_the_comparisons_first_seed_shows_its_detections_and_images_are_chosen_once(run):
+    final = run.trials("final")
+    first = min(row.trial.seed for row in final)
+    for row in run.trials():
+        asked = row.stage == "final" and row.trial.seed == first
+        assert bool(row.trial.detections) == bool(row.result.detections) == asked
+    kept = run["detections"]
+    best = next(row for row in read_status(run).comparison if row.label.startswith("found"))
+    assert kept["labels"] == ["default", best.label] and kept["images"] == kept["objects"] == 10
+    keep_detections(run, Photographer, {"data": "gone"})  # which would fail, were it asked again
+
+
+def test_a_trainer_without_pictures_or_a_run_without_a_found_loss_has_no_such_section(tmp_path):
+    journal = search(tmp_path / "run", {"budget": {"trials": 0}})
+    keep_detections(journal, Photographer, {"data": "here"})
+    keep_detections(journal, object, {})
+    assert gather(journal)["detections"] is None
+
+
+def test_a_page_takes_numbers_and_jpegs_alone():
+    shown = {"name": "C:\\x\\<b>.jpg", "kind": "drawn", "width": 1, "height": 1, "jpeg": "AAAA"}
+    shown |= {"objects": [], "found": [[], []]}
+
+    def read(**changes):
+        kept = {"labels": ["default", "found #1"], "images": 1, "objects": 0}
+        kept["shown"] = [{**shown, **changes}]
+        return read_detections({"detections": kept})["shown"][0]
+
+    assert read()["image"] == "data:image/jpeg;base64,AAAA" and read()["name"] == "<b>.jpg"
+    for changes in (
+        {"jpeg": 'AAAA" onload="x'},
+        {"objects": [['1"/><script>', 0, 1, 1, 0]]},
+        {"width": '1" onload="x'},
+    ):
+        with pytest.raises(ValueError):
+            read(**changes)
+    assert read_detections({"detections": None}) is None
 
 
 class _Links(HTMLParser):

@@ -20,6 +20,7 @@ from cse_autoloss.export import ranking
 from cse_autoloss.files import write_whole
 from cse_autoloss.intervals import mean_interval
 from cse_autoloss.journal import FUNNEL, Candidate, Journal, found_label
+from cse_autoloss.page.detections import read_detections
 from cse_autoloss.page.pictures import curves, examples, formula
 from cse_autoloss.space import SearchSpace, load_space
 from cse_autoloss.stages import Ladder
@@ -96,6 +97,7 @@ def gather(journal: Journal) -> dict[str, Any]:
         "candidates": [_row(one, spaces) for one in candidates if one.id in shown],
         "hidden": len(candidates) - len(shown),
         "timeline": _timeline(journal, ladder.fitness),
+        "detections": read_detections(journal),
     }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cse_autoloss.trial import ConfigError, Trial
 from detectors import configure, head_stage
-from detectors.images import average_precision, dataset
+from detectors.images import average_precision, dataset, surest
 from detectors.training import DetectorTrainer
 
 SPLIT = "tiny"  # six images, which both ways of measuring can afford here
@@ -187,6 +187,26 @@ def test_a_head_is_measured_on_each_image_as_it_is_and_in_each_flip_of_training(
     assert metrics[f"{SPLIT}/mAP"] == pytest.approx(sum(views) / 3)
     directions = [meta["flip_direction"] for meta in trainer._head_stage()._features(SPLIT).metas]
     assert directions == [None, "horizontal", "vertical"] * 6
+
+
+def test_what_a_head_detects_is_told_of_images_as_they_are_the_surest_boxes(trainers, monkeypatch):
+    trainer = trainers("faster_rcnn_proxy")
+    stage, data, found = trainer._head_stage(), trainer._dataset(SPLIT, training=False), {}
+    detect = stage.detect
+
+    def watched(model, split, view):
+        found[view] = [boxes for batch in detect(model, split, view) for boxes in batch]
+        yield found[view]
+
+    monkeypatch.setattr(stage, "detect", watched)
+    told = trainer.train(trial(detections=SPLIT)).detections
+    assert len(told) == 6 and told == surest(data, found[0]) != surest(data, found[1])
+    objects = sum(len(of["objects"]) for of in told.values())
+    scores = sorted((box[4] for image in found[0] for of in image for box in of), reverse=True)
+    assert len(scores) > objects > 6
+    assert sorted((box[5] for of in told.values() for box in of["found"]), reverse=True) == (
+        pytest.approx(scores[:objects], abs=1e-3)
+    )
 
 
 def test_heads_are_measured_as_mmdet_measures():

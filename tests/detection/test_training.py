@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import mmdet
+import numpy as np
 import pytest
 import torch
 from mmcv import Config
 
-from cse_autoloss.trial import ConfigError, Found, Trial, TrialResult
+from cse_autoloss.trial import ConfigError, Found, Trial, TrialResult, read_result
 from detectors import configure
 from detectors.check import check_trial
 from detectors.setup import Setup
@@ -263,3 +265,25 @@ def test_every_config_of_the_package_reads_and_inherits_from_mmdets():
     for name in configure.config_names():
         config = configure.read_config(name)
         assert configure.heads(config.model) and "FPN" in config.model.neck.type
+
+
+def test_a_trial_tells_its_surest_boxes_in_some_images_of_a_split(trainer, prepared, monkeypatch):
+    monkeypatch.setattr("detectors.images.SAMPLE", 30)
+    result = trainer.train(trial(evaluate=("val", "test"), detections="test", share=1.0))
+    names = {info["filename"] for info in trainer._dataset("test", False).data_infos}
+    assert len(result.detections) == 30 and result.detections.keys() < names
+    seen = list(result.detections.values())
+    objects = [box for of in seen for box in of["objects"]]
+    assert len([box for of in seen for box in of["found"]]) == len(objects) > 30
+    for *box, label in objects:
+        assert 0 <= box[0] < box[2] <= 128 and label in range(6)
+    for *_, label, score in (box for of in seen for box in of["found"]):
+        assert 0 < score <= 1 and label in range(6)
+    assert read_result(trial(evaluate=("val", "test")), result.to_json()) == result
+    assert trainer.train(trial(evaluate=("val",))).detections == {}
+    some = sorted(result.detections)[:2]
+    pictures = DetectorTrainer.pictures(OPTIONS, "test", some)
+    assert sorted(pictures) == some
+    for picture in pictures.values():
+        image = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert image.shape == (picture.height, picture.width, 3) and image.std() > 10
