@@ -102,7 +102,7 @@ class Candidates:
             funnel[branch] = {**totals, "reasons": reasons}
         with self._journal.step():
             self._journal["round"], self._journal["funnel"] = made.number, funnel
-            self._journal["stopped"] = made.stopped
+            self._journal["stopped"], self._journal["standing"] = made.stopped, made.standing
             self._journal.set_estimates(made.estimates)
             for candidate in made.repeats:
                 self._journal.move(candidate, WAITING)

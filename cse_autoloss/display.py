@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def watching(journal: Journal, console: Console) -> Iterator[Callable[[], None]]:
     """Show a run while it goes on; yields the function that is to be called again and again."""
-    last, line = float("-inf"), ""
+    last, said = float("-inf"), ["", ""]
     every = REFRESH if console.is_terminal else PLAIN_EVERY
 
     def due() -> bool:
@@ -49,10 +49,13 @@ def watching(journal: Journal, console: Console) -> Iterator[Callable[[], None]]
         return True
 
     def print_line() -> None:
-        nonlocal line
-        if due() and line != (new := plain_line(read_status(journal))):
-            line = new
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if not due():
+            return
+        status = read_status(journal)
+        for place, line in enumerate((printable(" ".join(status.story)), plain_line(status))):
+            if line != said[place]:
+                said[place] = line
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     if not console.is_terminal:
         yield print_line
@@ -87,7 +90,7 @@ def stage_counts(stages: Mapping[str, tuple[int, int]]) -> str:
 
 
 def panel(status: Status) -> Group:
-    """The live view: funnel, running trials, rate, best so far."""
+    """The live view: what goes on and why, funnel, running trials, rate, best so far."""
     head = _text(f"{status.folder}: {status.phase}")
     funnel = Table(title=head, title_justify="left")
     for column in ("branch", *FUNNEL):
@@ -101,6 +104,7 @@ def panel(status: Status) -> Group:
     )
     left = f", {duration(status.seconds_left)} left" if status.seconds_left else ""
     return Group(
+        *map(_text, status.story),
         funnel if status.funnel else head,
         _text(
             f"trainings: {stage_counts(status.stages) or 'none'}   candidates waiting: "

@@ -73,6 +73,10 @@ class Round:
         proposals: in the order in which they should train.
         rejected: branch to (text, reason), where the run keeps these.
         stopped: why no further training is worth its time, or None.
+        standing: of the found losses that have trained: ``leader``'s id, its ``mAP`` and
+            ``deviation`` by what is believed, ``noise`` of one training, ids of the ``rivals`` that
+            cannot be told from it, whether one of these may train again (``raced``), and how many
+            have ``trained``. None before the first.
     """
 
     number: int
@@ -85,6 +89,7 @@ class Round:
     proposals: Sequence[Proposal]
     rejected: Mapping[str, Sequence[tuple[str, str]]]
     stopped: str | None = None
+    standing: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +149,9 @@ class Proposals:
         that have earned another; with 0, only what is believed now."""
         rng = np.random.default_rng((self._config.seed, number))
         known = self._known_so_far(rng)
+        standing = self._standing(known)
         if not count:
-            return Round(number, known.estimates, (), {}, {}, {}, (), (), {})
+            return Round(number, known.estimates, (), {}, {}, {}, (), (), {}, standing=standing)
         branches = list(self._spaces)
         parts = [self._screen(branch, known.population, number, rng) for branch in branches]
         counts, reasons, seen, fresh, rejected = (dict(zip(branches, part)) for part in zip(*parts))
@@ -161,7 +167,8 @@ class Proposals:
                 del self._pool[used]
         return Round(
             *(number, known.estimates, repeats, counts, reasons, seen, new, proposals, rejected),
-            *(f"{over}, and {stopped}",) if stopped else (),
+            f"{over}, and {stopped}" if stopped else None,
+            standing,
         )
 
     def _known_so_far(self, rng: np.random.Generator) -> _Known:
@@ -183,21 +190,46 @@ class Proposals:
         ]
         return _Known(candidates, measured, belief, self._strategy.population(members))
 
+    @staticmethod
+    def _racing(known: _Known) -> list[int]:
+        """Places of the best found losses, best first, by what is believed."""
+        return [
+            int(place)
+            for place in np.argsort(-known.belief.mean, kind="stable")
+            if known.candidates[place].fitness is not None and not known.candidates[place].known
+        ][:RACERS]
+
+    def _standing(self, known: _Known) -> dict[str, Any] | None:
+        racing = self._racing(known)
+        if not racing:
+            return None
+        belief = known.belief.take(np.array(racing))
+        ids = [known.candidates[place].id for place in racing]
+        rivals = self._race_rules.rivals(belief)
+        trainings = known.measured.trainings[racing]
+        return {
+            "leader": ids[0],
+            "mAP": float(belief.mean[0]),
+            "deviation": float(belief.deviation[0]),
+            "noise": known.measured.noise,
+            "rivals": [ids[rival] for rival in rivals],
+            "raced": bool(
+                (trainings[[0, *rivals]] < self._ladder.stages[self._ladder.fitness].seeds).any()
+            ),
+            "trained": len(racing),
+        }
+
     def _race(
         self, known: _Known, count: int, rng: np.random.Generator
     ) -> tuple[list[int], str | None]:
         """Which found candidates train again, of so many trainings; and why the race is over, if it
         is."""
-        racing = [
-            int(place)
-            for place in np.argsort(-known.belief.mean, kind="stable")
-            if known.candidates[place].fitness is not None and not known.candidates[place].known
-        ][:RACERS]
+        racing = self._racing(known)
         most = self._ladder.stages[self._ladder.fitness].seeds
         if most == 1 or not racing:
             return [], None
         race = replace(self._race_rules, most=most)
-        belief = Belief(known.belief.mean[racing], known.belief.covariance[np.ix_(racing, racing)])
+        belief = known.belief.take(np.array(racing))
         busy = [known.candidates[place].state != CandidateState.SCORED for place in racing]
         running = np.array(busy, float)
         trainings = known.measured.trainings[racing].tolist()

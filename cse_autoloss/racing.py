@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 
 from cse_autoloss.rankers.base import Belief
 
@@ -59,6 +60,15 @@ class Race:
                 raise ValueError(f"{name} should be in [0, 1], found {getattr(self, name)}")
         if self.most < 1:
             raise ValueError(f"most should be at least 1, found {self.most}")
+
+    def rivals(self, belief: Belief) -> list[int]:
+        """The losses that cannot be told from the leader: each is better by more than the margin
+        with a probability of ``risk`` or more. The likeliest first."""
+        leader = int(np.argmax(belief.mean))
+        spread = belief.covariance.diagonal() + belief.covariance[leader, leader]
+        deviation = np.sqrt(np.maximum(spread - 2 * belief.covariance[leader], 1e-18))
+        chance = ndtr((belief.mean - belief.mean[leader] - self.margin) / deviation)
+        return [i for i in np.argsort(-chance).tolist() if i != leader and chance[i] >= self.risk]
 
     def decide(
         self,

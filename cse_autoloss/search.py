@@ -120,6 +120,7 @@ class Search:
             pass
         with self._journal.step():
             self._journal.set_estimates(last.estimates)
+            self._journal["standing"] = last.standing
             self._journal["searched"] = True
 
     def _propose(self) -> bool:

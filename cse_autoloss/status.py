@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cse_autoloss.config import Config, parse_config
 from cse_autoloss.intervals import mean_interval
 from cse_autoloss.journal import DEFAULT, FOUND, CandidateState, Journal, TrialRow
 from cse_autoloss.stages import REFERENCE, TUNE, Ladder
+from cse_autoloss.story import tell
 
 RECENT = 1000  # trainings that the rate is told by
 
@@ -53,10 +54,12 @@ class Status:
             first few.
         seconds_left: estimate until these trainings are done, or None before the first ones.
         fitness: the search's last stage, whose mAP on val the next two are.
+        references: trainings that ``baseline``'s mAP is the mean of.
         baseline: mAP of the tuned default loss, and its loss-weight scales and learning-rate scale.
         best: of the found candidates: id, losses, mAP (the mean of its trainings).
         comparison: the final table, as far as it has come.
         stopped: why the search ended before its budget, or None.
+        story: what the run is doing and why, in sentences.
     """
 
     folder: str
@@ -71,10 +74,12 @@ class Status:
     trials_per_hour: float | None
     seconds_left: float | None
     fitness: str
+    references: int
     baseline: Mapping[str, Any] | None
     best: Mapping[str, Any] | None
     comparison: tuple[Compared, ...]
     stopped: str | None = None
+    story: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,7 +98,7 @@ def read_status(journal: Journal) -> Status:
     tuning = [row.result.mAP or 0.0 for row in journal.trials(TUNE) if row.result]
     measured = [max(tuning, default=0.0)] if not ladder.needs_reference else reference
     now = time.time()
-    return Status(
+    status = Status(
         folder=str(journal.folder),
         phase=_phase(journal, ladder, stages),
         funnel=journal["funnel"] or {},
@@ -108,6 +113,7 @@ def read_status(journal: Journal) -> Status:
         trials_per_hour=rate,
         seconds_left=left,
         fitness=ladder.fitness,
+        references=max(len(reference), 1),
         baseline={"mAP": sum(measured) / len(measured), **tuned} if tuned and measured else None,
         best={
             "id": best.id,
@@ -119,6 +125,7 @@ def read_status(journal: Journal) -> Status:
         comparison=read_comparison(journal),
         stopped=journal["stopped"],
     )
+    return replace(status, story=tell(journal, config, status))
 
 
 def _phase(journal: Journal, ladder: Ladder, stages: Mapping[str, tuple[int, int]]) -> str:

@@ -180,7 +180,9 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", stop=1)
     path = write_page(Journal.read(tmp_path / "run"), tmp_path / "run")
-    assert path.read_text(encoding="utf-8").count('"phase":"tuning"') == 1
+    text = path.read_text(encoding="utf-8")
+    assert text.count('"phase":"tuning"') == 1
+    assert text.count('"story":["Tuning the default losses, 0 of 3 trainings done: ') == 1
 
 
 @pytest.fixture

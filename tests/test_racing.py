@@ -42,6 +42,14 @@ def test_a_lead_that_is_not_worth_a_training_does_not_keep_the_race_open():
     assert Race(margin=0).decide(belief, [9, 9], NOISE, np.random.default_rng(0)).loss is not None
 
 
+def test_rivals_are_those_that_may_be_better_by_more_than_the_margin_the_likeliest_first():
+    belief = believe([0.470, 0.480, 0.479, 0.4795])
+    assert Race().rivals(belief) == [3, 2]
+    assert Race(margin=0.01).rivals(belief) == [] and Race(risk=0.0).rivals(belief) == [3, 2, 0]
+    together = Belief(np.array([0.48, 0.479]), 0.005**2 * np.array([[1, 0.999], [0.999, 1]]))
+    assert Race().rivals(together) == []
+
+
 def test_losses_that_rise_and_fall_together_are_not_raced_against_each_other():
     together = Belief(np.array([0.48, 0.479]), 0.005**2 * np.array([[1, 0.999], [0.999, 1]]))
     assert Race().decide(together, [1, 1], NOISE, np.random.default_rng(0)).loss is None

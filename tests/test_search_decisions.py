@@ -445,6 +445,13 @@ def test_candidates_that_fail_are_counted_and_no_parents(tmp_path):
         (TrialResult("full-1-0", 0.3, {"val/mAP": float("nan")}), "metrics.val/mAP nan"),
         (TrialResult("full-1-0", 0.3), "no mAP on val"),
         (TrialResult("other", 0.3, {"val/mAP": 0.3}), "the result of another trial, 'other'"),
+        (
+            TrialResult(
+                *("full-1-0", 0.3, {"val/mAP": 0.3}),
+                detections={"a.jpg": {"objects": [[0, 0, 9, 9]], "found": []}},
+            ),
+            "detections.a.jpg: rows that are not 5 finite numbers",
+        ),
         (TrialResult("full-1-0", 0.3, failure="diverged"), "mAP 0.3 with the failure 'diverged'"),
     ],
 )

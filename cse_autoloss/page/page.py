@@ -72,6 +72,7 @@ def gather(journal: Journal) -> dict[str, Any]:
         "branches": list(searched),
         "stopped": status.stopped,
         "running": [[key, round(seconds)] for key, seconds in status.running],
+        "story": list(status.story),
         "seconds_left": status.seconds_left,
         "baseline": status.baseline,
         "funnel": {

@@ -12,6 +12,7 @@ import pytest
 
 from cse_autoloss.cache import digest
 from cse_autoloss.export import found as found_by_rank
+from cse_autoloss.export import ranking
 from cse_autoloss.journal import Journal, found_label
 from cse_autoloss.trial import ConfigError
 from detectors.configure import read_config
@@ -111,6 +112,15 @@ def test_every_stage_was_real(finished):
     reasons = dict(journal.rejected("reg"))
     assert len(reasons) == status["funnel"]["reg"]["unique"] - status["funnel"]["reg"]["optimised"]
     assert len({reason.split(":")[0] for reason in reasons.values()}) > 2
+
+
+def test_the_report_shows_what_default_and_winner_detect_in_the_same_images(finished):
+    folder, *_ = finished
+    kept = Journal.read(folder)["detections"]
+    winner = found_label(ranking(Journal.read(folder))[0])
+    assert kept["labels"] == ["default", winner] and 0 < len(kept["shown"]) <= 6
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert text.count("data:image/jpeg;base64,") == len(kept["shown"]) and len(text) < 1_500_000
 
 
 def test_the_comparison_is_on_seeds_that_nothing_was_chosen_by(finished):
