@@ -1,0 +1,63 @@
+"""The wheel holds all that the package reads, and runs from a folder that is not the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("cse_autoloss", "search_spaces", "detectors")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A folder with the wheel's content; built of a copy, so that the checkout stays clean."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for package in PACKAGES:
+        unread = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, copy / package, ignore=unread)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(copy / done.stdout.split()[-1]) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_every_file_of_the_packages_is_in_it(wheel):
+    for package in PACKAGES:
+        files = [path for path in (ROOT / package).rglob("*") if path.is_file()]
+        names = {path.relative_to(ROOT) for path in files if "__pycache__" not in path.parts}
+        assert names == {p.relative_to(wheel) for p in (wheel / package).rglob("*") if p.is_file()}
+
+
+def test_it_runs_from_another_folder_with_plug_ins_of_that_folder(wheel, tmp_path):
+    (tmp_path / "mine.py").write_text("class Mine:\n    pass\n")
+    (tmp_path / "mine.yaml").write_text("base: reg\nname: mine\nplugins: [mine]\n")
+    looked_up = """
+import cse_autoloss
+from cse_autoloss.config import preset_names
+from cse_autoloss.named import load_class
+from cse_autoloss.page.page import TEMPLATE
+from cse_autoloss.space import load_space
+
+print(cse_autoloss.__file__, TEMPLATE.is_file(), *preset_names())
+print(load_class("mine:Mine", "key").__name__, load_space("mine.yaml").name)
+"""
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(wheel)}}
+    run = [sys.executable, "-P", "-c", looked_up]
+    done = subprocess.run(run, capture_output=True, text=True, **options)
+    assert done.stdout.split() == [
+        *(str(wheel / "cse_autoloss" / "__init__.py"), "True"),
+        *("quickstart", "standard", "Mine", "mine"),
+    ], done.stderr
+    verify = ["-P", "-m", "cse_autoloss.cli", "verify", "Sub(1,Div(I,U))", "--space", "mine.yaml"]
+    done = subprocess.run([sys.executable, *verify], capture_output=True, text=True, **options)
+    assert done.returncode == 0 and "accepted" in done.stdout, done.stdout + done.stderr
