@@ -51,13 +51,24 @@ from cse_autoloss.space import load_space
 print(cse_autoloss.__file__, TEMPLATE.is_file(), *preset_names())
 print(load_class("mine:Mine", "key").__name__, load_space("mine.yaml").name)
 """
-    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(wheel)}}
-    run = [sys.executable, "-P", "-c", looked_up]
-    done = subprocess.run(run, capture_output=True, text=True, **options)
-    assert done.stdout.split() == [
+    verify = "from cse_autoloss.cli import main\nmain()"
+
+    def run(script, *arguments):
+        """As a console script runs: its own folder, not the current one, is where it imports from."""
+        (wheel / "bin").mkdir(exist_ok=True)
+        (wheel / "bin" / "script.py").write_text(script)
+        done = subprocess.run(
+            [sys.executable, wheel / "bin" / "script.py", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(wheel)},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert run(looked_up).split() == [
         *(str(wheel / "cse_autoloss" / "__init__.py"), "True"),
         *("quickstart", "standard", "Mine", "mine"),
-    ], done.stderr
-    verify = ["-P", "-m", "cse_autoloss.cli", "verify", "Sub(1,Div(I,U))", "--space", "mine.yaml"]
-    done = subprocess.run([sys.executable, *verify], capture_output=True, text=True, **options)
-    assert done.returncode == 0 and "accepted" in done.stdout, done.stdout + done.stderr
+    ]
+    assert "accepted" in run(verify, "verify", "Sub(1,Div(I,U))", "--space", "mine.yaml")
