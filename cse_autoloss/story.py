@@ -147,10 +147,8 @@ def _closing(ladder: Ladder, status: Status) -> str:
         )
     labels = [row.label for row in status.comparison if row.label != DEFAULT]
     return (
-        f"Comparing {listed(labels)} with the tuned default ({_task(stage)}) on {seeds}: {done} "
-        "trainings are done."
-        if labels
-        else ""
+        f"Comparing {listed(labels) or 'the best'} with the tuned default ({_task(stage)}) on "
+        f"{seeds}: {done} trainings are done."
     )
 
 
