@@ -21,7 +21,7 @@ from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
-from cse_autoloss.errors import SearchError, UserError
+from cse_autoloss.errors import SearchError
 from cse_autoloss.inputs import EXTRAS, needs
 from cse_autoloss.journal import Journal
 from cse_autoloss.loggers import load_logger, logging
@@ -285,8 +285,8 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
                     Search(config, spaces, journal, cluster, breeder, on_progress).run()
         try:
             keep_detections(journal, _trainer(config), config.detector)
-        except (UserError, OSError) as error:  # data that is gone by now
-            _say(console, f"no detections in the report: {error}")
+        except Exception as error:  # data that is gone by now, a trainer's own: no report is lost
+            _say(console, f"no detections in the report: {type(error).__name__}: {error}")
         status = read_status(journal)
         console.print(comparison_table(status.comparison))
         for caveat in caveats(status.comparison):
