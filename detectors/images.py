@@ -89,8 +89,8 @@ def average_precision(data: CocoDataset, found: Sequence[list[np.ndarray]]) -> d
 
 
 def surest(data: CocoDataset, found: Sequence[list[np.ndarray]]) -> dict[str, dict[str, list]]:
-    """The surest boxes of ``SAMPLE`` images, drawn once and for all: as many as there are objects in
-    them (``TrialResult.detections``). Scores mean something else with each loss; their order is
+    """The surest boxes of ``SAMPLE`` images, drawn once and for all: as many as there are objects
+    in them (``TrialResult.detections``). Scores mean something else with each loss; their order is
     what AP is measured by.
 
     Args:

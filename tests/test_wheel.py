@@ -54,7 +54,7 @@ print(load_class("mine:Mine", "key").__name__, load_space("mine.yaml").name)
     verify = "from cse_autoloss.cli import main\nmain()"
 
     def run(script, *arguments):
-        """As a console script runs: its own folder, not the current one, is where it imports from."""
+        """As a console script: it imports from its own folder, not from the current one."""
         (wheel / "bin").mkdir(exist_ok=True)
         (wheel / "bin" / "script.py").write_text(script)
         done = subprocess.run(
