@@ -16,6 +16,7 @@ from cse_autoloss.screening import ACCEPTED, DUPLICATE, PROPERTIES, Screener, Se
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.screening.graph import Arrays, Graph, representatives
 from cse_autoloss.screening.predictions import draw_batch, gradients
+from cse_autoloss.screening.properties import violations
 from cse_autoloss.screening.sampling import sample
 from cse_autoloss.space import space_names
 from cse_autoloss.variation import Population, grow
@@ -69,6 +70,30 @@ def test_every_known_loss_passes_but_those_that_are_known_to_miss_a_property(spa
 def test_what_is_no_loss_falls_to_the_property_that_it_lacks(space, text, failed):
     verdict = verify(parse(text, space), space)
     assert not verdict.accepted and verdict.failed == failed, verdict.detail
+
+
+@pytest.mark.parametrize(
+    "space, value, slope", [(REG, 0.01, None), (TWO, 0.25, 0.1), (ONE, 0.25, 0.1)], ids=str
+)
+def test_a_loss_may_lie_so_high_and_be_so_steep_where_the_prediction_is_right(space, value, slope):
+    """As shares of its range and of its greatest slope; twice as much is too much."""
+    probes = Screener(space).probes
+    blocks = [block for block in probes.blocks if block.held and block.settled.any()]
+    assert blocks
+    for block in blocks:
+        groups, sweeps, steps = block.shape
+        falling = np.tile(np.clip(np.linspace(1, -0.5, steps), 0, 1), groups * sweeps)
+        flat = np.where(block.settled, 0.0, -1.0)
+
+        def converges(height, steepness):
+            values = np.where(block.settled, height, falling)[:, None]
+            slopes = np.where(block.settled, steepness, flat)[:, None]
+            found = dict(violations(values, slopes, block, probes.tolerances))
+            return not found["convergence"].any()
+
+        assert converges(0.9 * value, 0) and not converges(2 * value, 0)
+        if slope is not None:
+            assert converges(0, 0.9 * slope) and not converges(0, 2 * slope)
 
 
 BCE_TO = "Neg(Add(Mul({t},Log(Sig(X))),Mul(Sub(1,{t}),Log(Sub(1,Sig(X))))))"
@@ -375,6 +400,17 @@ def test_losses_that_differ_have_different_fingerprints(space):
     prints = fingerprint(expressions + opposite, space)
     assert len(set(prints)) == len(prints)
     assert fingerprint(expressions[1:2], space) == prints[1:2]  # company changes nothing
+
+
+def test_of_many_losses_that_differ_a_little_none_is_taken_for_another():
+    """More than their number in cells of one projection, so that by one some would be."""
+    texts = [
+        f"Add({BCE_TO.format(t='PY')},Mul(Sub(PY,Sig(X)),Add(Mul({a / 50:g},X),{b / 50:g})))"
+        for a in range(1, 33)
+        for b in range(1, 33)
+    ]
+    prints = fingerprint([parse(text, ONE_PLUS) for text in texts], ONE_PLUS)
+    assert len(set(prints)) == len(texts)
 
 
 def test_losses_without_a_gradient_are_not_taken_for_each_other():

@@ -122,6 +122,11 @@ def test_trials_of_dense_heads_start_with_new_logits_on_whose_warm_weights_losse
         )
         assert not torch.equal(started[name], new[name])
 
+    strength = trainer._gradient_norms(copy.deepcopy(trainer._setup.config))
+    trainer._warm[f"measured_on.{head}"].mul_(3)
+    assert trainer._gradient_norms(copy.deepcopy(trainer._setup.config)) != strength
+    trainer._warm[f"measured_on.{head}"].div_(3)
+
     text = export.proxy_config(
         config, trainer._setup.data, replace(FOUND_B, prepared=str(trainer._setup.warmup_path()))
     )

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from mmcv import Config
+from mmdet.datasets import CocoDataset
 
 from cse_autoloss.trial import ConfigError, Found, Trial, TrialResult, read_result
-from detectors import configure
+from detectors import configure, training
 from detectors.check import check_trial
+from detectors.datasets import shapes
+from detectors.images import dataset
 from detectors.setup import Setup
 from detectors.training import DetectorTrainer
 
@@ -204,6 +207,38 @@ def test_the_tiny_task_learns_its_few_images(trainer):
     assert result.steps == 40 and result.mAP == result.metrics["tiny/mAP"]
     curve = [loss for _, loss in result.curve]
     assert curve[-1] < 0.8 * curve[0]
+
+
+@pytest.mark.parametrize("task", ["full", "head"])
+def test_each_split_is_measured_on_its_own_images_and_boxes(task, tmp_path, monkeypatch):
+    folder = shapes.write(tmp_path, seed=7, splits={"train": 12, "val": 3, "test": 5})
+    options = {"data": f"coco:{folder}", "steps": 10, "head_steps": 10, "warmup_steps": 10}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trainer = DetectorTrainer({**options, "device": "cpu"}, b"")
+    weights = trainer._model(trainer._setup.config, 0).state_dict()  # that nobody has trained
+    trainer._warm = {k: v for k, v in weights.items() if not k.startswith("roi_head.")}
+    read, measured = [], []
+
+    def names(data):
+        return {f"{data.img_prefix}/{info['filename']}" for info in data.data_infos}
+
+    def reading(data, index):
+        read.append(f"{data.img_prefix}/{data.data_infos[index]['filename']}")
+        return item(data, index)
+
+    def measuring(function):
+        return lambda data, *args, **more: measured.append(data) or function(data, *args, **more)
+
+    item = CocoDataset.__getitem__
+    monkeypatch.setattr(CocoDataset, "__getitem__", reading)
+    monkeypatch.setattr(CocoDataset, "evaluate", measuring(CocoDataset.evaluate))
+    monkeypatch.setattr(training, "average_precision", measuring(training.average_precision))
+    result = trainer.train(trial(task=task, evaluate=("test",)))
+    assert result.failure is None and "test/mAP" in result.metrics
+    own = {split: names(dataset(trainer._setup, split, False)) for split in ("val", "test")}
+    assert len(own["val"]) == 3 and len(own["test"]) == 5
+    assert own["test"] <= set(read) and not own["val"] & set(read)
+    assert measured and all(names(data) == own["test"] for data in measured)
 
 
 def test_an_exported_config_trains_with_mmdets_own_script(tmp_path):
