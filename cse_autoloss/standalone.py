@@ -44,6 +44,12 @@ _PARTS = {
 #: Extras that a loss of the kind takes whether it needs them or not: its callers hand them over.
 _CALLED_WITH = {"two_stage": ("pos_ious",), "one_stage": ("pos_ious",), "boxes": ()}
 _CONSTANTS = ("MIN_IOU", "AREA_EPSILON", "IOU_EPSILON")
+_OWNED = "class_frequency"  # an extra that is the data's, and which a loss may be made with
+_OWN_FREQUENCY = """\
+        if class_frequency is not None:
+            class_frequency = torch.as_tensor(class_frequency, dtype=torch.float32)
+        self.register_buffer("class_frequency", class_frequency, persistent=False)
+"""
 _ARGUMENTS = {
     "two_stage": "pred: (N, C+1) logits, background last; target: (N,) labels in 0..C, negative "
     "ones are ignored; weight: (N,) or None.",
@@ -90,11 +96,17 @@ def standalone_module(
     )
     one_stage = space.inputs == "one_stage"
     extras = "".join(f"\n        {extra.name}: Tensor | None = None," for extra in needs)
-    said = [_ARGUMENTS[space.inputs], *(f"{extra.name}: {extra.meaning}" for extra in needs)]
+    said = [_ARGUMENTS[space.inputs]]
+    for extra in needs:
+        where = f"; for all calls, {class_name}({_OWNED}=[...])" if extra.name == _OWNED else ""
+        said.append(f"{extra.name}: {extra.meaning}{where}")
     arguments = "\n    ".join(textwrap.fill(line, 90, subsequent_indent="    ") for line in said)
     formula = textwrap.fill(str(canonical(expression, space)), 96, break_long_words=True)
-    alpha_line = "        self.alpha = alpha\n" if one_stage else ""
-    alpha_argument = f", alpha={alpha!r}" if one_stage else ""
+    own_lines = "        self.alpha = alpha\n" if one_stage else ""
+    own_arguments = f", alpha={alpha!r}" if one_stage else ""
+    if _OWNED in names:
+        own_lines += _OWN_FREQUENCY
+        own_arguments += f", {_OWNED}=None"
     own_alpha = "self.alpha" if one_stage else "None"
     known = "".join(f"* {note}\n" for note in notes)
     text = f'''\
@@ -113,11 +125,11 @@ class {class_name}(nn.Module):
     """{arguments}
     """
 
-    def __init__(self, loss_weight={loss_weight!r}, reduction="mean"{alpha_argument}):
+    def __init__(self, loss_weight={loss_weight!r}, reduction="mean"{own_arguments}):
         super().__init__()
         self.loss_weight = loss_weight
         self.reduction = reduction
-{alpha_line}
+{own_lines}
     def forward(
         self,
         pred,
@@ -144,8 +156,14 @@ def _variables(rows: tuple[Input, ...], space: SearchSpace, stable: bool) -> Ite
         yield f"{boxes} = {boxes} if {boxes}.dtype == torch.float64 else {boxes}.float()"
     for row in rows:
         for name in row.takes:
+            if name == _OWNED:
+                yield f"{name} = self.{name} if {name} is None else {name}"
             if name in EXTRAS and not EXTRAS[name].optional:
-                yield f'assert {name} is not None, "this loss needs {name}"'
+                yield f'assert {name} is not None, "this loss needs {name}: {EXTRAS[name].meaning}"'
+            if name == _OWNED:
+                classes = "pred.shape[1]" + (" - 1" if space.inputs == "two_stage" else "")
+                yield f"if {name}.shape[0] != {classes}:"
+                yield f'    raise ValueError("{name}: expected a number for each class")'
         arguments = ", ".join(str(stable) if name == "stable" else name for name in row.takes)
         yield f"{row.name} = {f'{row.compute.__name__}({arguments})' if row.compute else arguments}"
 

@@ -56,6 +56,33 @@ def test_an_exported_known_loss_computes_the_same(space: str, name: str, tmp_pat
     agree(name, space, tmp_path, weighted=True)
 
 
+@pytest.mark.parametrize(
+    "space, text, classes",
+    [
+        ("two_stage_cls_plus", "Neg(Dot(Mul(Y,F),Log(Softmax(X))))", 4),
+        ("one_stage_cls_plus", "Neg(Add(Mul(F,Log(Sig(X))),Mul(NY,Log(Sub(1,Sig(X))))))", 3),
+    ],
+)
+def test_an_exported_loss_has_class_frequencies_of_its_own_or_of_the_call(
+    space: str, text: str, classes: int, tmp_path: Path
+) -> None:
+    language, frequency = load_space(space), [0.5, 2.0, 1.5]
+    kind = load(standalone_module(language.expression(text), language, "Found"), tmp_path).Found
+    pred = torch.randn(20, classes, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(20) % 4
+    expected = build_loss(text, space, class_frequency=frequency)(pred, target)
+    owned = kind(class_frequency=frequency)
+    torch.testing.assert_close(owned(pred, target), expected)
+    torch.testing.assert_close(torch.jit.script(owned)(pred, target), expected)
+    called = kind()(pred, target, class_frequency=torch.tensor(frequency))
+    torch.testing.assert_close(called, expected)
+    assert not owned.state_dict(), "checkpoints of a detector stay loadable"
+    with pytest.raises(AssertionError, match=r"^this loss needs class_frequency: \(C,\) objects"):
+        kind()(pred, target)
+    with pytest.raises(ValueError, match="class_frequency: expected a number for each class"):
+        kind(class_frequency=[1.0, 1.0])(pred, target)
+
+
 @pytest.mark.parametrize("space, name", KNOWN)
 def test_an_exported_loss_takes_mmdetections_arguments_in_their_order(
     space: str, name: str, tmp_path: Path
