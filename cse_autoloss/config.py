@@ -56,6 +56,8 @@ class SearchSection(Section):
         population: members.
         tournament: members drawn for a tournament; its best becomes a parent.
         mutation, crossover: shares of offspring made by each; the rest is grown at random.
+        fitting: share of the candidates that are a leading loss with other numbers and nothing else
+            changed, in spaces with real constants: a structure that does well gets its constants.
         strategy: where offspring come from: ``evolution``, ``random`` (all grown from nothing), or
             ``"package.module:Class"`` (see ``strategies/base.py``).
         ranker: in which order survivors train: ``shuffled``, ``model``, or
@@ -81,6 +83,7 @@ class SearchSection(Section):
     tournament: Positive = 4
     mutation: Share = 0.5
     crossover: Share = 0.3
+    fitting: Share = 0.125
     offspring: Annotated[int, Field(gt=0, le=10_000_000)] = 20_000
     strategy: str = "evolution"
     ranker: str = "shuffled"

@@ -9,6 +9,7 @@ reads what it builds on from the journal and writes nothing: the search writes i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from cse_autoloss.screening.screener import ACCEPTED, BATCH_SIZE, DUPLICATE, Scr
 from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
-from cse_autoloss.strategies import Member, load_strategy
+from cse_autoloss.strategies import FITTING, Member, load_strategy
 
 EVIDENCE = 40  # losses that have trained, at least, before the search may end early
 RACERS = 100  # the best of those that have trained, who can earn another training
@@ -390,7 +391,8 @@ class Proposals:
         number: int,
         count: int,
     ) -> list[Proposal]:
-        """The first of the ranker's order, none of which share a survivor."""
+        """The first of the ranker's order, none of which share a survivor; and before them, in the
+        share that the run has for these, the first that have a leader's loss with other numbers."""
         order = ranking.order
         if ranking.mean is None:  # nothing is known of any: the newest first, from better parents
             rounds = [
@@ -398,9 +400,13 @@ class Proposals:
                 for offer in offers
             ]
             order = order[np.argsort(-np.array(rounds, int)[order], kind="stable")]
+        share = self._config.search.fitting * count
+        reserved = math.floor(number * share) - math.floor((number - 1) * share)
+        order = order[: len(offers)]
+        fitted = [place for place in order if FITTING in offers[place].origin.split(" + ")]
         chosen: list[Proposal] = []
         used: set[int] = set()
-        for place in order[: len(offers)]:
+        for place in dict.fromkeys([*fitted[:reserved], *order]):
             if len(chosen) == count:
                 break
             offer = offers[place]

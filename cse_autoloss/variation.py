@@ -225,6 +225,16 @@ def mutate(rng: np.random.Generator, population: Population, language: Language)
     return _within_limits(Population(population.language, programs, mutants.lengths), population)
 
 
+def rescale(rng: np.random.Generator, population: Population, language: Language) -> Population:
+    """Each tree with all of its numbers multiplied by others near 1, each by its own; nothing else
+    changes. The language has literals."""
+    places = np.nonzero(np.isfinite(language.numbers[population.programs]))
+    numbers = language.numbers[population.programs[places]]
+    programs = population.programs.copy(order="F")
+    programs[places] = literals.codes_of(numbers * np.exp(rng.normal(0, SCALING, len(numbers))))
+    return Population(population.language, programs, population.lengths)
+
+
 def crossover(
     rng: np.random.Generator, mothers: Population, fathers: Population, language: Language
 ) -> Population:

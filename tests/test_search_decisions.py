@@ -1,5 +1,7 @@
 """What the search decides, on a cluster in virtual time with a detector whose mAP is a formula."""
 
+import math
+import re
 import statistics
 
 import formula
@@ -62,10 +64,11 @@ def detector(fail=lambda trial: None, stop=None, returned=None, mAP=formula.mAP)
 
 def search(folder, changes=None, journal=None, size=2, seconds=lambda trial: 1.0, **faults):
     config = parse_config({**CONFIG, **(changes or {})})
-    meta = {"config": config.model_dump(mode="json"), "spaces": SPACES}
+    spaces = {**SPACES, **config.search.spaces}
+    meta = {"config": config.model_dump(mode="json"), "spaces": spaces}
     journal = journal or Journal.create(folder, meta)
     cluster = SimulatedCluster(detector(**faults), size, seconds)
-    Search(config, SPACES, journal, cluster, InlineBreeder.of(config, SPACES, journal)).run()
+    Search(config, spaces, journal, cluster, InlineBreeder.of(config, spaces, journal)).run()
     journal.seconds = cluster.now
     return journal
 
@@ -311,6 +314,38 @@ def test_what_comes_after_the_search_is_for_those_that_the_ranker_believes_in(tm
     worst = sorted(found(journal), key=lambda candidate: candidate.fitness)[:3]
     confirmed = {row.candidate for row in journal.trials("confirm")}
     assert confirmed == {candidate.id for candidate in worst}
+
+
+ONE_STAGE = {"head": {"task": "head"}, "final": {"best": 1, "seeds": 1}}
+
+
+def test_a_structure_that_does_well_gets_its_numbers(tmp_path):
+    """Losses 1 - IoU^c are good, and better the nearer c is to 0.8; nothing else is."""
+
+    def number(losses):
+        found = re.fullmatch(r"Sub\([\d.]+,Pow\(Div\(I,U\),([\d.]+)\)\)", losses.get("reg", ""))
+        return float(found[1]) if found else None
+
+    def mAP(trial):
+        c = number(trial.losses)
+        return 0.1 if c is None else 0.4 - 0.05 * abs(math.log(c / 0.8))
+
+    def best(fitting, seed):
+        settings = {"branch": "reg", "spaces": {"reg": str(tmp_path / "powers.yaml")}}
+        settings |= {"known": 20, "fitting": fitting, "offspring": 300}
+        changes = {"search": CONFIG["search"] | settings, "seed": seed}
+        changes |= {"budget": {"trials": 30}, "stages": ONE_STAGE}
+        journal = search(tmp_path / f"{fitting}-{seed}", changes, mAP=mAP)
+        fitted = [c for c in found(journal) if c.origin == "fitting"]
+        assert len(fitted) >= fitting * len(found(journal)) - 2 and (fitting or not fitted)
+        return max(candidate.fitness for candidate in journal.trained())
+
+    (tmp_path / "powers.yaml").write_text(
+        "name: powers\nbase: reg_plus\nlosses:\n"
+        "  - {name: Power, expression: 'Sub(1,Pow(Div(I,U),3))', source: a structure that does well}\n"
+    )
+    with_it, without = (np.mean([best(n, seed) for seed in range(2)]) for n in (0.5, 0))
+    assert with_it > 0.39 and with_it > without + 0.01
 
 
 def test_parents_and_operators_are_written_down(done):

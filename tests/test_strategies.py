@@ -7,7 +7,7 @@ from cse_autoloss import Expression, load_space
 from cse_autoloss.config import SearchSection
 from cse_autoloss.errors import UserError
 from cse_autoloss.strategies import Member, load_strategy
-from cse_autoloss.strategies.evolution import Evolution, tournament
+from cse_autoloss.strategies.evolution import FITTED, Evolution, tournament
 from cse_autoloss.strategies.random_search import RandomSearch
 
 REG = load_space("reg")
@@ -43,11 +43,8 @@ def test_offspring_resemble_their_parents_and_say_who_they_are():
     offspring = ask(strategy, members(0.3, 0.3), 500)
     assert np.mean(["Div(I,U)" in text for text in texts(offspring)]) > 0.2
     kinds = [offspring.origin(row) for row in range(500)]
-    assert [sum(kind == name for kind, _ in kinds) for name in offspring.operators] == [
-        50,
-        250,
-        200,
-    ]
+    counted = [sum(kind == name for kind, _ in kinds) for name in offspring.operators]
+    assert counted == [50, 250, 200, 0]
     assert all(parents == () for kind, parents in kinds if kind == "growth")
     assert {parents for kind, parents in kinds if kind == "mutation"} == {(0,), (1,)}
     assert {parents for kind, parents in kinds if kind == "crossover"} == {
@@ -56,6 +53,39 @@ def test_offspring_resemble_their_parents_and_say_who_they_are():
         (0, 1),
         (1, 0),
     }
+
+
+def test_a_leader_s_numbers_are_changed_and_nothing_else():
+    plus = load_space("reg_plus")
+    losses = ("Sub(1,Pow(Div(I,U),3))", "Div(U,I)", "Sub(1,Div(I,Add(E,0.5)))", "Neg(Div(I,U))")
+    population = [Member(n, {"reg": text}, 0.1 * n) for n, text in enumerate(losses)]
+    offspring = Evolution(SearchSection()).ask(
+        population, "reg", plus, 300, np.random.default_rng(0)
+    )
+    fitted = [
+        (expression, parents)
+        for row, expression in enumerate(offspring.population.expressions())
+        for kind, parents in [offspring.origin(row)]
+        if kind == "fitting"
+    ]
+    assert len(fitted) == FITTED and len(offspring.population) == 300
+
+    def shape(expression):
+        return ["number" if name[0].isdigit() else name for name in expression.program]
+
+    assert {parents for _, parents in fitted} == {(0,), (2,)}, "who has a number"
+    for expression, (parent,) in fitted:
+        original = Expression.parse(losses[parent], plus)
+        assert shape(expression) == shape(original) and expression != original
+    numbers = {name for e, (parent,) in fitted if parent == 2 for name in e.program if "." in name}
+    assert len(numbers) > 10 and all(0.05 < float(number) < 5 for number in numbers)
+    kinds = {
+        Evolution(SearchSection())
+        .ask(members(0.3), "reg", REG, 300, np.random.default_rng(0))
+        .origin(row)[0]
+        for row in range(300)
+    }
+    assert "fitting" not in kinds, "a space without real constants"
 
 
 def test_without_members_all_offspring_are_grown():

@@ -4,6 +4,6 @@ A run names its strategy (``search.strategy``): ``evolution``, ``random``, or
 ``"package.module:Class"``.
 """
 
-from cse_autoloss.strategies.base import Member, Offspring, Strategy, load_strategy
+from cse_autoloss.strategies.base import FITTING, Member, Offspring, Strategy, load_strategy
 
-__all__ = ["Member", "Offspring", "Strategy", "load_strategy"]
+__all__ = ["FITTING", "Member", "Offspring", "Strategy", "load_strategy"]

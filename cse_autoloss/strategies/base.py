@@ -26,6 +26,9 @@ STRATEGIES = {
 }
 
 
+FITTING = "fitting"  # the operator by which a loss has other numbers than its parent; nothing else
+
+
 @dataclass(frozen=True)
 class Member:
     """A trained candidate: its losses (branch to expression text) and its fitness, mAP on val (of

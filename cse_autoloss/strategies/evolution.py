@@ -7,17 +7,21 @@ Real et al., Regularized Evolution for Image Classifier Architecture Search (AAA
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from cse_autoloss.config import SearchSection
 from cse_autoloss.expression import Expression
+from cse_autoloss.literals import is_number
 from cse_autoloss.space import SearchSpace
-from cse_autoloss.strategies.base import Member, Offspring
-from cse_autoloss.variation import Population, crossover, grow, mutate
+from cse_autoloss.strategies.base import FITTING, Member, Offspring
+from cse_autoloss.variation import Population, crossover, grow, mutate, rescale
 
-OPERATORS = ("growth", "mutation", "crossover")
+OPERATORS = ("growth", "mutation", "crossover", FITTING)
+LEADERS = 3  # whose numbers are changed
+FITTED = 32  # offspring a round that are made so
 
 
 class Evolution:
@@ -43,14 +47,16 @@ class Evolution:
         count: int,
         rng: np.random.Generator,
     ) -> Offspring:
-        """Offspring that are mutated, crossed, and freshly grown, in the settings' shares. Without
-        members that have a loss in this branch, all are grown."""
+        """Offspring that are mutated, crossed, and freshly grown, in the settings' shares, and leading
+        losses with other numbers. Without members that have a loss in this branch, all are grown."""
         members = [member for member in population if branch in member.losses]
         mutated, crossed = (
             int(count * share) if members else 0
             for share in (self._settings.mutation, self._settings.crossover)
         )
-        grown = count - mutated - crossed
+        leaders = self._leaders(members, branch, space)
+        fitted = min(FITTED, count - mutated - crossed) if leaders else 0
+        grown = count - mutated - crossed - fitted
         parts, parents = [grow(rng, grown, space)], np.full((count, 2), -1)
         if members:
             ids = np.array([member.id for member in members])
@@ -65,9 +71,30 @@ class Evolution:
                 crossover(rng, pool.take(mothers), pool.take(fathers), space),
             ]
             parents[grown : grown + mutated, 0] = ids[chosen]
-            parents[grown + mutated :] = np.stack([ids[mothers], ids[fathers]], axis=1)
-        made_by = np.repeat(np.arange(3, dtype=np.int8), (grown, mutated, crossed))
+            parents[grown + mutated : count - fitted] = np.stack(
+                [ids[mothers], ids[fathers]], axis=1
+            )
+        if fitted:
+            turns = [leaders[place % len(leaders)] for place in range(fitted)]
+            pool = Population.from_expressions(
+                [Expression.parse(member.losses[branch], space) for member in turns], space
+            )
+            parts.append(rescale(rng, pool, space))
+            parents[count - fitted :, 0] = [member.id for member in turns]
+        kinds = np.arange(len(OPERATORS), dtype=np.int8)
+        made_by = np.repeat(kinds, (grown, mutated, crossed, fitted))
         return Offspring(Population.concatenate(parts), OPERATORS, made_by, parents)
+
+    def _leaders(self, members: Sequence[Member], branch: str, space: SearchSpace) -> list[Member]:
+        """The fittest whose loss has a number that may be another."""
+        fittest = sorted(members, key=lambda member: -member.fitness)
+        numbered = (
+            member
+            for member in fittest
+            if any(map(is_number, Expression.parse(member.losses[branch], space).program))
+        )
+        fitting = space.real_constants and self._settings.fitting > 0
+        return list(itertools.islice(numbered, LEADERS)) if fitting else []
 
     def partners(
         self, population: Sequence[Member], count: int, rng: np.random.Generator
