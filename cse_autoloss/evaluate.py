@@ -90,6 +90,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         beside: losses of the other branch, by its name, that formula and default have in common.
         results: file to keep results in; the user's cache where None.
         cluster: makes the cluster that trains.
+        depends: what the numbers depend on (:func:`cse_autoloss.pins.pins`). Where it is given, no
+            worker starts for formulas of which all is known.
+        say: gets a line of what is about to be trained.
 
     Raises:
         ConfigError: if the task is none of those, or ``beside`` names the branch itself.
@@ -105,6 +108,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         beside: Mapping[str, str] | None = None,
         results: Path | None = None,
         cluster: Callable[[], Cluster] | None = None,
+        depends: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         if task not in TASKS:
             raise ConfigError(f"--task {task}: expected one of {', '.join(TASKS)}")
@@ -121,7 +126,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         self._store = _Results(results or cache_dir() / "evaluations.sqlite")
         self._make = cluster or (lambda: Cluster(config.cluster, config.detector))
         self._cluster: Cluster | None = None
-        self._context = ""
+        self._say = say
+        self._depends = depends and _digest([dict(depends), config.cluster.num_gpus])
+        self._context = self._store.context(self._depends) if self._depends else None
         self._tuned: dict[str, Any] | None = None
 
     def __call__(self, text: str, force: bool = False) -> Evaluation:
@@ -157,7 +164,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         form = str(canonical(expression, self._space))
         trials = [self._trial({self._branch: form}, seed) for seed in self._seeds]
         trials += [self._trial({}, seed) for seed in self._seeds]
-        results, trained = self._train(trials)
+        results, trained = self._train(trials, "formula and default")
         mine, default = results[: len(self._seeds)], results[len(self._seeds) :]
         by_seed = [
             dict(zip(self._seeds, map(_score, part), strict=True)) for part in (mine, default)
@@ -202,28 +209,38 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         return self._tuned
 
     def _best(self, settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        results, _ = self._train([self._trial({}, 0, **setting) for setting in settings])
+        trials = [self._trial({}, 0, **setting) for setting in settings]
+        results, _ = self._train(trials, "tuning of the default")
         place = max(range(len(results)), key=lambda i: _score(results[i]))
         if results[place].mAP is None:
             raise ConfigError(f"the detector's default loss does not train: {results[0].failure}")
         return settings[place]
 
-    def _train(self, trials: Sequence[Trial]) -> tuple[list[TrialResult], int]:
+    def _train(self, trials: Sequence[Trial], of: str) -> tuple[list[TrialResult], int]:
         """The trials' results, in their order, and how many had to be trained."""
-        cluster = self._started()
+        trained: list[str] = []
+        keyed, results = self._known(trials)
+        if len(results) < len(trials):
+            cluster = self._started()
+            keyed, results = self._known(trials)  # of what trials start from now
+            queue = [trial for trial in keyed if trial.key not in results]
+            if queue:
+                self._say(f"{of}: {len(queue)} of {len(keyed)} trainings to do, the rest is known")
+            while len(results) < len(keyed):
+                while queue and cluster.free > 0:
+                    cluster.submit(queue.pop(0))
+                for result in cluster.wait():
+                    results[result.key] = result
+                    trained.append(result.key)
+                    self._store.write(result)
+        return [results[trial.key] for trial in keyed], len(trained)
+
+    def _known(self, trials: Sequence[Trial]) -> tuple[list[Trial], dict[str, TrialResult]]:
+        """The trials under the keys that their results are kept by, and those that are."""
+        if self._context is None:
+            return [], {}
         keyed = [replace(trial, key=self._key(trial)) for trial in trials]
-        results = self._store.read(trial.key for trial in keyed)
-        missing = {trial.key: trial for trial in keyed if trial.key not in results}
-        queue = list(missing.values())
-        left = set(missing)
-        while left:
-            while queue and cluster.free > 0:
-                cluster.submit(queue.pop(0))
-            for result in cluster.wait():
-                left.discard(result.key)
-                results[result.key] = result
-                self._store.write(result)
-        return [results[trial.key] for trial in keyed], len(missing)
+        return keyed, self._store.read(trial.key for trial in keyed)
 
     def _started(self) -> Cluster:
         if self._cluster is None:
@@ -231,11 +248,17 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             prepared = self._cluster.prepare()
             detector = json.dumps(self._config.detector, sort_keys=True, default=str)
             self._context = hashlib.sha256(prepared + detector.encode()).hexdigest()
+            if self._depends:
+                self._store.keep_context(self._depends, self._context)
         return self._cluster
 
     def _key(self, trial: Trial) -> str:
         text = replace(trial, key="", time_limit=None).to_json()
-        return "evaluate-" + hashlib.sha256((self._context + text).encode()).hexdigest()[:24]
+        return "evaluate-" + hashlib.sha256((f"{self._context}{text}").encode()).hexdigest()[:24]
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _score(result: TrialResult) -> float:
@@ -251,6 +274,18 @@ class _Results:
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, result TEXT) WITHOUT ROWID"
         )
+        self._database.execute(  # what numbers depend on, to what the keys of results begin with
+            "CREATE TABLE IF NOT EXISTS contexts (depends TEXT PRIMARY KEY, context TEXT) "
+            "WITHOUT ROWID"
+        )
+
+    def context(self, depends: str) -> str | None:
+        row = self._database.execute("SELECT context FROM contexts WHERE depends = ?", (depends,))
+        found = row.fetchone()
+        return found[0] if found else None
+
+    def keep_context(self, depends: str, context: str) -> None:
+        self._database.execute("INSERT OR REPLACE INTO contexts VALUES (?, ?)", (depends, context))
 
     def read(self, keys: Iterable[str]) -> dict[str, TrialResult]:
         found = {}

@@ -57,7 +57,7 @@ def check(config: Config, searched: bool = True) -> dict[str, Any]:
         ConfigError, SpaceError, ClusterError: one line that names the key and what would be right.
     """
     check_machine(config.cluster)
-    checked = _trainer(config).check(config.detector)
+    checked = trainer_of(config).check(config.detector)
     if config.detector.get("device") == "cuda" and not config.cluster.num_gpus:
         raise ConfigError(
             "detector.device: cuda, and workers see no GPU with cluster.num_gpus=0; "
@@ -105,11 +105,11 @@ def _check_variables(space: SearchSpace, hands: Mapping[str, Collection[str]]) -
 
 def _adopted(config: Config, say: Callable[[str], None]) -> Config:
     """The configuration with the trial that its trainer makes of a whole training, where it can."""
-    detector = _trainer(config).adopt(config.detector, say)
+    detector = trainer_of(config).adopt(config.detector, say)
     return config.model_copy(update={"detector": detector})
 
 
-def _trainer(config: Config) -> type[Trainer]:
+def trainer_of(config: Config) -> type[Trainer]:
     name = config.detector.get("trainer")
     if not isinstance(name, str):
         raise ConfigError(
@@ -119,19 +119,19 @@ def _trainer(config: Config) -> type[Trainer]:
     return load_trainer(name)
 
 
-def _absolute(config: Config) -> Config:
+def absolute(config: Config) -> Config:
     """With the paths in it made absolute: a run goes on from any folder, and on any node."""
     spaces = {branch: load_space(origin).origin for branch, origin in config.search.spaces.items()}
     search = config.search.model_copy(update={"spaces": spaces})
-    detector = _trainer(config).resolve(config.detector)
+    detector = trainer_of(config).resolve(config.detector)
     return config.model_copy(update={"search": search, "detector": detector})
 
 
 def start(config: Config, folder: Path, console: Console) -> None:
     """Start a run in a new folder and see it through."""
     check_machine(config.cluster)  # before a proxy is made, which takes minutes
-    config = _adopted(_absolute(config), lambda line: _say(console, line))
-    checked, trainer = check(config), _trainer(config)
+    config = _adopted(absolute(config), lambda line: _say(console, line))
+    checked, trainer = check(config), trainer_of(config)
     was_there = folder.exists()
     journal = Journal.create(
         folder,
@@ -188,7 +188,7 @@ def resume(
     before = parse_config(journal["config"])
     config = change_config(before, settings)
     checked = check(config)
-    now = pins(config, checked, versions(_trainer(config)))
+    now = pins(config, checked, versions(trainer_of(config)))
     if different := changes(journal["pins"], now):
         if not accept_changes:
             raise ConfigError(
@@ -284,7 +284,7 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
                     spaces = journal["spaces"]
                     Search(config, spaces, journal, cluster, breeder, on_progress).run()
         try:
-            keep_detections(journal, _trainer(config), config.detector)
+            keep_detections(journal, trainer_of(config), config.detector)
         except Exception as error:  # data that is gone by now, a trainer's own: no report is lost
             _say(console, f"no detections in the report: {type(error).__name__}: {error}")
         status = read_status(journal)

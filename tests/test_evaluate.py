@@ -70,6 +70,27 @@ def test_what_was_measured_is_not_measured_again_whatever_its_form(tmp_path):
         assert evaluate(CROSS_ENTROPY).trained == 2, "the fourth seed's alone"
 
 
+def test_no_worker_starts_for_what_is_known_unless_what_it_depends_on_has_changed(tmp_path):
+    lines = []
+    with evaluator(tmp_path, Detector(), depends={"torch": "1"}, say=lines.append) as evaluate:
+        first = evaluate(CROSS_ENTROPY)
+    assert lines[0] == "tuning of the default: 2 of 2 trainings to do, the rest is known"
+    assert lines[-1] == "formula and default: 6 of 6 trainings to do, the rest is known"
+
+    def started():
+        raise RuntimeError("a cluster was started")
+
+    def known(text, **depends):
+        options = dict(results=tmp_path / "results.sqlite", cluster=started, depends=depends)
+        with Evaluator(CONFIG, SPACES, **options) as evaluate:
+            return evaluate(text)
+
+    assert known("Dot(Neg(Y),Log(Softmax(X)))", torch="1").mAP == first.mAP
+    for text, version in (("Poly-1", "1"), (CROSS_ENTROPY, "2")):
+        with pytest.raises(RuntimeError, match="a cluster was started"):
+            known(text, torch=version)
+
+
 def test_a_fault_is_tried_again_the_next_time(tmp_path):
     with evaluator(tmp_path, Detector(lambda t: t.losses and "diverged")) as evaluate:
         found = evaluate(CROSS_ENTROPY)

@@ -70,7 +70,8 @@ def evaluate(
     formula on the same detector, data and seeds is not trained again. Exit status 1 if a formula
     was rejected.
     """
-    from cse_autoloss.run import check
+    from cse_autoloss.pins import pins
+    from cse_autoloss.run import absolute, check, trainer_of, versions
 
     texts = [*expressions, *(line.strip() for line in source or ())]
     texts = [text for text in texts if text and not text.startswith("#")]
@@ -81,12 +82,19 @@ def evaluate(
     shorts = [f"detector.data={data}"] if data is not None else []
     shorts += [f"search.spaces.{branch}={space}"] if space is not None else []
     preset = None if config_file else preset or "quickstart"
-    config = read_config(config_file, preset, [*settings, *shorts])
-    spaces = check(config, searched=False)["spaces"]
+    config = absolute(read_config(config_file, preset, [*settings, *shorts]))
+    checked = check(config, searched=False)
     other, _, text = (beside or "").partition("=")
     rejected = False
     with Evaluator(
-        config, spaces, branch, stage, seeds, {other: text} if beside else None
+        config,
+        checked["spaces"],
+        branch,
+        stage,
+        seeds,
+        {other: text} if beside else None,
+        depends=pins(config, checked, versions(trainer_of(config))),
+        say=_say,
     ) as evaluator:
         for number, formula in enumerate(texts, 1):
             try:
@@ -99,6 +107,12 @@ def evaluate(
             else:
                 _show(evaluation)
     sys.exit(1 if rejected else 0)
+
+
+def _say(line: str) -> None:
+    """To whoever looks on; a program that calls this has the standard error for errors alone."""
+    if sys.stderr.isatty():
+        click.echo(line, err=True)
 
 
 def _show(evaluation: Evaluation) -> None:
