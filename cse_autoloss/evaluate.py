@@ -23,6 +23,7 @@ from cse_autoloss.cache import cache_dir
 from cse_autoloss.canonical import canonical
 from cse_autoloss.cluster import Cluster
 from cse_autoloss.config import Config
+from cse_autoloss.expression import Expression
 from cse_autoloss.intervals import mean_interval, paired_interval
 from cse_autoloss.screening import Screener
 from cse_autoloss.simulation import simulate_predictions
@@ -115,6 +116,11 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             raise ConfigError(f"--task {task}: expected one of {', '.join(TASKS)}")
         if branch in (beside or {}):
             raise ConfigError(f"--with {branch}=...: formulas of this branch are what is evaluated")
+        for name in (beside or {}).keys() - spaces.keys():
+            raise ConfigError(
+                f"--with {name}=...: expected BRANCH=EXPR with the branch "
+                f"{' or '.join(spaces.keys() - {branch})}"
+            )
         self._config, self._spaces, self._branch = config, dict(spaces), branch
         self._space = load_space(spaces[branch])
         self._screener = Screener(self._space)
@@ -131,6 +137,15 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         self._context = self._store.context(self._depends) if self._depends else None
         self._tuned: dict[str, Any] | None = None
 
+    def expression(self, text: str) -> Expression:
+        """A formula, as it is read.
+
+        Raises:
+            ExpressionError: for text that is neither an expression of the space nor the name of one
+                of its known losses.
+        """
+        return self._space.expression(text)
+
     def __call__(self, text: str, force: bool = False) -> Evaluation:
         """Evaluate a formula.
 
@@ -139,10 +154,10 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             force: train also what fell before.
 
         Raises:
-            ExpressionError: for text that is neither.
+            ExpressionError: as :meth:`expression`.
             ClusterError: if workers do not start.
         """
-        expression = self._space.expression(text)
+        expression = self.expression(text)
         verdict = self._screener.verify(expression)
         found = Evaluation(
             str(expression),

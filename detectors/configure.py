@@ -123,7 +123,7 @@ def read_config(name: str, option: str = "detector.config") -> Config:
     """
     path = CONFIGS / f"{name}.py" if name in config_names() else Path(name).expanduser()
     if not path.is_file():
-        near = difflib.get_close_matches(name, config_names(), n=1)
+        near = difflib.get_close_matches(Path(name).stem, config_names(), n=1)
         right = (
             f"did you mean {near[0]!r}?"
             if near

@@ -121,6 +121,10 @@ def test_what_cannot_work_is_refused(tmp_path):
         evaluator(tmp_path, Detector(), task="long")
     with pytest.raises(ConfigError, match="--with cls=...: formulas of this branch"):
         evaluator(tmp_path, Detector(), beside={"cls": "CrossEntropy"})
+    with pytest.raises(
+        ConfigError, match="--with box=...: expected BRANCH=EXPR with the branch reg"
+    ):
+        evaluator(tmp_path, Detector(), beside={"box": "GIoU"})
     with evaluator(tmp_path, Detector()) as evaluate, pytest.raises(ExpressionError, match="Loog"):
         evaluate("Loog(X)")
     with evaluator(tmp_path, Detector(lambda t: "no memory")) as evaluate:

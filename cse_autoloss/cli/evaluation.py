@@ -98,9 +98,11 @@ def evaluate(
     ) as evaluator:
         for number, formula in enumerate(texts, 1):
             try:
-                evaluation = evaluator(formula, force)
+                evaluator.expression(formula)
             except ExpressionError as error:
                 raise ExpressionError(f"formula {number}: {error}") from None
+        for formula in texts:
+            evaluation = evaluator(formula, force)
             rejected |= not (evaluation.accepted and evaluation.optimises)
             if as_json:
                 click.echo(json.dumps(evaluation.to_dict()))

@@ -66,6 +66,7 @@ def test_check_says_what_will_be_trained_on_what():
         ({"steps": 3}, "detector.steps: should be greater than or equal to 10"),
         ({"warmup_steps": 3}, "detector.warmup_steps: should be 0 or at least 10"),
         ({"config": "faster_rcn_proxy"}, "did you mean 'faster_rcnn_proxy'?"),
+        ({"config": "/here/faster_rcn_proxy"}, "did you mean 'faster_rcnn_proxy'?"),
         ({"config": "/nowhere/config.py"}, "no config '/nowhere/config.py'"),
         ({"data": "coco:/nowhere"}, "/nowhere is no folder"),
         ({"device": "tpu"}, "detector.device"),
