@@ -342,7 +342,8 @@ def test_a_structure_that_does_well_gets_its_numbers(tmp_path):
 
     (tmp_path / "powers.yaml").write_text(
         "name: powers\nbase: reg_plus\nlosses:\n"
-        "  - {name: Power, expression: 'Sub(1,Pow(Div(I,U),3))', source: a structure that does well}\n"
+        "  - {name: Power, expression: 'Sub(1,Pow(Div(I,U),3))', "
+        "source: a structure that does well}\n"
     )
     with_it, without = (np.mean([best(n, seed) for seed in range(2)]) for n in (0.5, 0))
     assert with_it > 0.39 and with_it > without + 0.01

@@ -47,8 +47,9 @@ class Evolution:
         count: int,
         rng: np.random.Generator,
     ) -> Offspring:
-        """Offspring that are mutated, crossed, and freshly grown, in the settings' shares, and leading
-        losses with other numbers. Without members that have a loss in this branch, all are grown."""
+        """Offspring that are mutated, crossed, and freshly grown, in the settings' shares, and
+        leading losses with other numbers. Without members that have a loss in this branch, all are
+        grown."""
         members = [member for member in population if branch in member.losses]
         mutated, crossed = (
             int(count * share) if members else 0
