@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,10 @@ def test_drawn_slopes_are_those_of_the_drawn_values() -> None:
 def test_a_tree_in_text_has_a_line_for_each_node() -> None:
     expression = Expression.parse("Add(1,Neg(Div(I,U)))", load_space("reg"))
     assert text_tree(expression) == "Add\n├─ 1\n└─ Neg\n   └─ Div\n      ├─ I\n      └─ U"
+
+
+def test_detectors_commands_without_a_detection_library_say_what_is_missing() -> None:
+    script = "import sys; sys.modules['mmcv'] = None; from cse_autoloss.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script, "train"], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "train: needs MMDetection, and no module 'mmcv' is installed; 'make" in done.stderr

@@ -50,7 +50,16 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if not module.startswith("detectors."):
+                raise
+            missing = str(error.name).partition(".")[0]
+            raise UserError(
+                f"{name}: needs MMDetection, and no module {missing!r} is installed; 'make setup' "
+                "in a checkout installs all of it (docs/install.md)"
+            ) from None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
