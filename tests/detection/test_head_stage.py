@@ -190,7 +190,7 @@ def test_a_head_is_measured_on_each_image_as_it_is_and_in_each_flip_of_training(
 
 
 def test_what_a_head_detects_is_told_of_images_as_they_are_the_surest_boxes(trainers, monkeypatch):
-    trainer = trainers("faster_rcnn_proxy")
+    trainer = trainers("fcos_proxy")
     stage, data, found = trainer._head_stage(), trainer._dataset(SPLIT, training=False), {}
     detect = stage.detect
 

@@ -90,7 +90,7 @@ def test_a_wrong_option_is_one_line_that_says_what_would_be_right(options, messa
     ("changes", "message"),
     [
         # what the model is built of knows its keys
-        ({"model.backbone.depht": 18}, "'depht'; did you mean model.backbone.depth?"),
+        ({"model.backbone.depht": 18}, "; did you mean model.backbone.depth?"),
         ({"model.backbone.depth": 19}, "model.backbone.depth does not train: KeyError"),
         ({"model": {"neck": {"num_outz": 5}}}, "did you mean model.neck.num_outs?"),
         ({"optimizer.lr": "fast"}, "with cfg_options optimizer.lr does not train: TypeError"),
