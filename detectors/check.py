@@ -85,8 +85,9 @@ def check_trial(setup: Setup) -> None:
             if setup.device.type == "cpu":  # which all that is written for a GPU need not run on
                 _losses(model, config)
                 batch = _batch(config.model)
+                given = {name: batch[name] for name in ("proposals",) if name in batch}
                 with torch.no_grad():
-                    model.eval().simple_test(batch["img"], batch["img_metas"])
+                    model.eval().simple_test(batch["img"], batch["img_metas"], **given)
     except Exception as error:  # whatever a config's own modules raise
         changes = options.cfg_options
         given = f" with cfg_options {', '.join(changes)}" if changes else ""

@@ -6,7 +6,7 @@ from mmcv import Config
 
 from cse_autoloss.trial import ConfigError
 from detectors import configure, proxy, shrink
-from detectors.check import check_trains
+from detectors.check import check_trains, check_trial
 from detectors.configs import mmdet_config
 from detectors.datasets import shapes
 from detectors.setup import Setup
@@ -64,6 +64,7 @@ def test_a_proxy_of_a_stock_config_is_a_trial_and_its_losses_are_finite(name, tm
     assert (setup.steps, setup.warmup_steps, setup.tiny_steps) == (120, 240, 24)
     assert setup.warmup_config().runner.max_iters == 240
     check_trains(setup.config, name)
+    check_trial(setup)
 
 
 def test_its_own_schedule_is_scaled_to_steps_and_images():
