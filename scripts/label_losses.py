@@ -1,10 +1,11 @@
 """Which random losses optimise, and does verification know? Makes the labelled set and its
 confusion table.
 
-    python scripts/label_losses.py make --space reg          # draws, trains, writes
-    docs/labelled/reg.csv python scripts/label_losses.py table                     # the confusion
-    table of the set, with today's tolerances python scripts/label_losses.py detector
-      # a sample of it on the tiny detector: docs/labelled/detector.csv
+    python scripts/label_losses.py make --space reg     # draws, trains: docs/labelled/reg.csv
+    python scripts/label_losses.py extend --space reg   # adds what is accepted by now
+    python scripts/label_losses.py table                # the confusion, with today's tolerances
+    python scripts/label_losses.py detector             # a sample on the tiny detector: detector.csv
+    python scripts/label_losses.py heads                # more, on a detector's head: heads.csv
 
 Candidates are drawn at random and filtered by nothing but "uses the prediction" and "is no
 duplicate". Each is trained from three seeds: first the predictions themselves, by the batched
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,12 +38,18 @@ from cse_autoloss import Expression, SearchSpace, load_space
 from cse_autoloss.inputs import EXTRAS
 from cse_autoloss.losses import build_loss
 from cse_autoloss.screening import ACCEPTED, DUPLICATE, PROPERTIES, Screener
+from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.screening.predictions import BoxBatch
-from cse_autoloss.screening.properties import USES_PREDICTION
+from cse_autoloss.screening.properties import (
+    CONVERGENCE,
+    MONOTONICITY,
+    NOT_FLAT,
+    USES_PREDICTION,
+)
 from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import space_names
 from cse_autoloss.trial import Trial, load_trainer
-from cse_autoloss.variation import grow
+from cse_autoloss.variation import Population, grow, mutate
 
 FOLDER = Path(__file__).parent.parent / "docs" / "labelled"
 SEEDS = (1, 2, 3)
@@ -158,14 +166,32 @@ def main() -> None:
     """Make the labelled set, or tabulate it."""
 
 
-@main.command()
-@click.option("--space", "name", required=True, type=click.Choice(space_names()))
-@click.option(
+def _drawn(space: SearchSpace, draw: int) -> tuple[list[Expression], np.ndarray]:
+    """Candidates that use the prediction, no two the same, and which of them are accepted."""
+    report = Screener(space).screen(grow(np.random.default_rng(20261123), draw, space))
+    rows = np.flatnonzero(
+        (report.codes != DUPLICATE) & (report.codes != PROPERTIES.index(USES_PREDICTION))
+    )
+    return report.population.take(rows).expressions(), report.codes[rows] == ACCEPTED
+
+
+def _write(name: str, rows: list[list[object]]) -> None:
+    with open(FOLDER / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["expression", "score", "good", "sampled", "drawn"], *rows])
+
+
+_SPACE = click.option("--space", "name", required=True, type=click.Choice(space_names()))
+_DRAW = click.option(
     "--draw",
     default=15_000,
     show_default=True,
     help="Random trees; duplicates and those without the prediction go.",
 )
+
+
+@main.command()
+@_SPACE
+@_DRAW
 @click.option(
     "--random",
     "kept",
@@ -176,31 +202,16 @@ def main() -> None:
 def make(name: str, draw: int, kept: int) -> None:
     """Draw, train and write a set."""
     space = load_space(name)
-    report = Screener(space).screen(grow(np.random.default_rng(20261123), draw, space))
-    rows = np.flatnonzero(
-        (report.codes != DUPLICATE) & (report.codes != PROPERTIES.index(USES_PREDICTION))
-    )
-    expressions, accepted = (
-        report.population.take(rows).expressions(),
-        report.codes[rows] == ACCEPTED,
-    )
+    expressions, accepted = _drawn(space, draw)
     scores = label(expressions, space)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["expression", "score", "good", "sampled", "drawn"])
-        for index, (expression, score) in enumerate(zip(expressions, scores)):
-            good = bool(score >= GOOD[space.branch])
-            if index < kept or good or accepted[index]:
-                writer.writerow(
-                    [
-                        expression,
-                        f"{score:.3f}",
-                        int(good),
-                        "random" if index < kept else "rare",
-                        len(expressions),
-                    ]
-                )
+    rows: list[list[object]] = []
+    for index, (expression, score) in enumerate(zip(expressions, scores)):
+        good = bool(score >= GOOD[space.branch])
+        if index < kept or good or accepted[index]:
+            sampled = "random" if index < kept else "rare"
+            rows.append([expression, f"{score:.3f}", int(good), sampled, len(expressions)])
+    _write(name, rows)
     known = ", ".join(
         f"{score:.3f}"
         for score in label([loss.expression for loss in space.losses.values()], space)
@@ -209,6 +220,27 @@ def make(name: str, draw: int, kept: int) -> None:
     click.echo(
         f"{name}: {len(expressions)} candidates, {good:.3%} good; known losses score {known}"
     )
+
+
+@main.command()
+@_SPACE
+@_DRAW
+def extend(name: str, draw: int) -> None:
+    """Train what was drawn, is accepted by now, and does not stand in the set yet; and add it."""
+    space, rows = load_space(name), _read(name)
+    there = {row["expression"] for row in rows}
+    expressions, accepted = _drawn(space, draw)
+    new = [
+        expression
+        for expression, taken in zip(expressions, accepted)
+        if taken and str(expression) not in there
+    ]
+    added: list[list[object]] = [
+        [expression, f"{score:.3f}", int(score >= GOOD[space.branch]), "rare", rows[0]["drawn"]]
+        for expression, score in zip(new, label(new, space) if new else ())
+    ]
+    _write(name, [*(list(row.values()) for row in rows), *added])
+    click.echo(f"{name}: {len(added)} more, {sum(int(row[2] == 1) for row in added)} of them good")
 
 
 @main.command()
@@ -251,6 +283,73 @@ def detector(each: int) -> None:
                 file.flush()
 
 
+HEADS = {
+    "two_stage_cls": "faster_rcnn_proxy",
+    "reg": "faster_rcnn_proxy",
+    "one_stage_cls": "atss_proxy",
+}  # space to the detector whose head is trained
+SHARE = 0.25  # of the steps of a head's training
+TRAINS = 0.8  # of the default loss's mAP: what a loss reaches that trains a head
+
+
+@main.command()
+@click.option("--space", "names", multiple=True, default=HEADS)
+@click.option("--each", default=12, show_default=True, help="Losses of each kind and space.")
+def heads(names: tuple[str, ...], each: int) -> None:
+    """Train a detector's head with the default loss, with some of each kind of the set (good or
+    not, accepted or not), and with mutants of known losses, accepted and rejected; write their mAP
+    to heads.csv. What stands there already is not trained again."""
+    path = FOLDER / "heads.csv"
+    there = (
+        {(row["space"], row["expression"]) for row in _read("heads")} if path.exists() else set()
+    )
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if not there:
+            writer.writerow(["space", "expression", "mAP", "failure"])
+        for name in names:
+            space = load_space(name)
+            options = {"config": HEADS[name], "data": "embedded", "device": "cpu"}
+            trainer = load_trainer("detectors.training:DetectorTrainer")
+            worker = trainer(options, trainer.prepare(options))
+            for text in ["", *_mutants(space, each), *_of_each_kind(name, space, each)]:
+                if (name, text) in there:
+                    continue
+                losses = {space.branch: text} if text else {}
+                trial = Trial("label", losses, {space.branch: name}, task="head", share=SHARE)
+                result = worker.train(trial)
+                writer.writerow([name, text, result.mAP, result.failure])
+                file.flush()
+
+
+def _of_each_kind(name: str, space: SearchSpace, each: int) -> Iterator[str]:
+    screener, left = Screener(space), Counter()
+    for row in _read(name):
+        verdict = screener.verify(Expression.parse(row["expression"], space))
+        left[row["good"], verdict.accepted] += 1
+        if left[row["good"], verdict.accepted] <= each:
+            yield row["expression"]
+
+
+def _mutants(space: SearchSpace, each: int) -> list[str]:
+    """Known losses with one change each, as a search makes them: new, finite, some accepted and some
+    that are no loss by one of the other properties."""
+    known = [loss.expression for loss in space.losses.values()]
+    rng = np.random.default_rng(20261123)
+    pool = Population.from_expressions(known, space).take(rng.integers(len(known), size=40 * each))
+    mutants = Screener(space).screen(mutate(rng, pool, space))
+    late = [PROPERTIES.index(name) for name in (MONOTONICITY, CONVERGENCE, NOT_FLAT)]
+    chosen: list[str] = []
+    prints = set(fingerprint(known, space))
+    for codes in ([ACCEPTED], late):
+        rows = np.flatnonzero(np.isin(mutants.codes, codes))
+        expressions = mutants.population.take(rows).expressions()
+        new = dict(zip(fingerprint(expressions, space), expressions))
+        kept = [str(expression) for gradients, expression in new.items() if gradients not in prints]
+        chosen += kept[:each]
+    return chosen
+
+
 def _sample(name: str, space: SearchSpace, each: int) -> Iterator[tuple[dict[str, str], bool]]:
     """A known loss, and the first few of each kind; each with its verdict."""
     screener, left = (
@@ -272,10 +371,15 @@ def _read(name: str) -> list[dict[str, str]]:
 
 
 @main.command()
-@click.option("--space", "names", multiple=True, default=space_names())
+@click.option(
+    "--space",
+    "names",
+    multiple=True,
+    default=[name for name in space_names() if (FOLDER / f"{name}.csv").exists()],
+)
 def table(names: tuple[str, ...]) -> None:
-    """Print the confusion table: all that were drawn, of which the file has every good and every
-    accepted one."""
+    """Print the confusion tables: of all that were drawn, of which the file has every good and every
+    accepted one; and of those that heads were trained with."""
     click.echo(
         "| space | candidates | good | good, accepted | good, rejected | bad, accepted | bad, "
         "rejected "
@@ -301,6 +405,44 @@ def table(names: tuple[str, ...]) -> None:
             f"{(good & ~accepted).sum()} "
             f"| {bad_accepted} | {drawn - good.sum() - bad_accepted} | {counts} |"
         )
+    if (FOLDER / "heads.csv").exists():
+        _heads_table(names)
+
+
+def _heads_table(names: tuple[str, ...]) -> None:
+    """Of each kind that heads were trained with, how many train one, and their mean mAP, beside the
+    default's."""
+    click.echo(
+        "\n| space | kind | accepted: number, train a head, mean mAP | rejected | the default |\n"
+        "|---|---|---|---|---|"
+    )
+    rows = _read("heads")
+    for name in names:
+        space, own = load_space(name), [row for row in rows if row["space"] == name]
+        default = next((float(row["mAP"]) for row in own if not row["expression"]), None)
+        if default is None:
+            continue
+        screener = Screener(space)
+        labels = {row["expression"]: row["good"] for row in _read(name)}
+        kinds = {
+            "1": "random, good on features",
+            "0": "random, bad",
+            None: "mutants of known losses",
+        }
+        cells: dict[tuple[str, bool], list[float]] = defaultdict(list)
+        for row in own:
+            if row["expression"]:
+                accepted = screener.verify(Expression.parse(row["expression"], space)).accepted
+                kind = kinds[labels.get(row["expression"])]
+                cells[kind, accepted].append(float(row["mAP"] or 0))
+        for kind in kinds.values():
+            texts = [
+                f"{len(mAPs)}, {sum(mAP >= TRAINS * default for mAP in mAPs)}, {np.mean(mAPs):.3f}"
+                if (mAPs := cells[kind, accepted])
+                else "-"
+                for accepted in (True, False)
+            ]
+            click.echo(f"| {name} | {kind} | {' | '.join(texts)} | {default:.3f} |")
 
 
 if __name__ == "__main__":
