@@ -237,8 +237,9 @@ def screened_search(instrument: Instrument) -> Strategy:
         table, fitness = replay.table, {}
         for loss in replay.rng.permutation(len(table.truth))[:KNOWN]:
             fitness[int(loss)] = replay.train(int(loss), instrument)
+        batch = table.seconds * (8 * TINY.cost + 3 * instrument.cost)
         confirm = 10 * table.seconds * instrument.cost
-        while not replay.spent and replay.seconds + confirm < replay.budget:
+        while not replay.spent and replay.seconds + batch + confirm <= replay.budget:
             population = dict(sorted(fitness.items(), key=lambda item: -item[1])[:20])
             fresh = {near_parent(replay, population) for _ in range(8)}
             replay.seconds += len(fresh) * table.seconds * TINY.cost
