@@ -1,7 +1,7 @@
 """A run as one HTML file that needs nothing else: no network, no server, no other file.
 
-The page is a template (``page.html``) with the run's data put into it as JSON. What is shown is drawn
-by the template's script; what is known is gathered here.
+The page is a template (``page.html``) with the run's data put into it as JSON. What is shown is
+drawn by the template's script; what is known is gathered here.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ class WatchServer(ThreadingHTTPServer):
         place = path.strip("/")
         if not place and len(self.folders) > 1:
             frames = "".join(
-                f'<iframe src="/{n}?token={self.token}" title="{html.escape(str(folder))}"></iframe>'
-                for n, folder in enumerate(self.folders)
+                f'<iframe src="/{n}?token={self.token}" title="{html.escape(folder)}"></iframe>'
+                for n, folder in enumerate(map(str, self.folders))
             )
             return _SIDE_BY_SIDE.format(columns=len(self.folders), frames=frames)
         if place and not (place.isdecimal() and int(place) < len(self.folders)):

@@ -191,7 +191,7 @@ class IoUAwarePAAHead(PAAHead):
             return super().loss(cls_scores, bbox_preds, iou_preds, *args, **kwargs)
 
     def get_targets(self, anchor_list: list[list[Tensor]], *args: Any, **kwargs: Any) -> Any:
-        """As ``mmdet.models.PAAHead.get_targets``; anchors and their boxes are kept for the IoUs."""
+        """As ``mmdet.models.PAAHead.get_targets``; anchors and boxes are kept for the IoUs."""
         targets = super().get_targets(anchor_list, *args, **kwargs)
         self._anchors = torch.cat([torch.cat(levels) for levels in anchor_list])
         self._targets = torch.cat(targets[2])

@@ -74,8 +74,8 @@ class SeesImages:
             self.images = None
 
     def seen(self, **given: Callable[[Images], Tensor]) -> dict[str, Callable[..., Tensor]]:
-        """For :func:`detectors.losses.handing_over`: what is computed from the images; nothing where
-        the head sees none."""
+        """For :func:`detectors.losses.handing_over`: what is computed from the images; nothing
+        where the head sees none."""
         images = self.images
         if images is None:
             return {}
