@@ -4,7 +4,7 @@ confusion table.
     python scripts/label_losses.py make --space reg     # draws, trains: docs/labelled/reg.csv
     python scripts/label_losses.py extend --space reg   # adds what is accepted by now
     python scripts/label_losses.py table                # the confusion, with today's tolerances
-    python scripts/label_losses.py detector             # a sample on the tiny detector: detector.csv
+    python scripts/label_losses.py detector             # a sample on the tiny detector
     python scripts/label_losses.py heads                # more, on a detector's head: heads.csv
 
 Candidates are drawn at random and filtered by nothing but "uses the prediction" and "is no
@@ -332,8 +332,8 @@ def _of_each_kind(name: str, space: SearchSpace, each: int) -> Iterator[str]:
 
 
 def _mutants(space: SearchSpace, each: int) -> list[str]:
-    """Known losses with one change each, as a search makes them: new, finite, some accepted and some
-    that are no loss by one of the other properties."""
+    """Known losses with one change each, as a search makes them: new, finite, some accepted and
+    some that are no loss by one of the other properties."""
     known = [loss.expression for loss in space.losses.values()]
     rng = np.random.default_rng(20261123)
     pool = Population.from_expressions(known, space).take(rng.integers(len(known), size=40 * each))
@@ -378,8 +378,8 @@ def _read(name: str) -> list[dict[str, str]]:
     default=[name for name in space_names() if (FOLDER / f"{name}.csv").exists()],
 )
 def table(names: tuple[str, ...]) -> None:
-    """Print the confusion tables: of all that were drawn, of which the file has every good and every
-    accepted one; and of those that heads were trained with."""
+    """Print the confusion tables: of all that were drawn, of which the file has every good and
+    every accepted one; and of those that heads were trained with."""
     click.echo(
         "| space | candidates | good | good, accepted | good, rejected | bad, accepted | bad, "
         "rejected "
