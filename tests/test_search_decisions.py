@@ -346,7 +346,7 @@ def test_a_structure_that_does_well_gets_its_numbers(tmp_path):
         "source: a structure that does well}\n"
     )
     with_it, without = (np.mean([best(n, seed) for seed in range(2)]) for n in (0.5, 0))
-    assert with_it > 0.39 and with_it > without + 0.01
+    assert with_it > 0.36 and with_it > without + 0.02
 
 
 def test_parents_and_operators_are_written_down(done):
