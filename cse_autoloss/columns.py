@@ -282,9 +282,8 @@ class _Rows:
                 return (label - other / self.others) * at_label * (elsewhere * self.others)
             return -label * torch.expm1(at_label) - other * at_label.exp()
         label = torch.zeros_like(at_label) if label is None else label.expand_as(at_label)
-        if (
-            other is None
-        ):  # the label's share alone: its slope is everywhere a multiple of the softmax
+        # The label's share alone: its slope is everywhere a multiple of the softmax
+        if other is None:
             rising = label * at_label if plain else label
             shares = elsewhere if plain else elsewhere.exp()
             return (shares * -rising).scatter_add_(1, self.index, rising)

@@ -67,9 +67,8 @@ class _WithGradient(torch.autograd.Function):
             return gradient, None, None
         gradient = ctx.compute(pred, True)[1] if ctx.gradient is None else ctx.gradient
         ctx.gradient = None
-        if (
-            scale.device.type != "cpu" or scale.item() != 1
-        ):  # on a GPU the look at it would cost more than the product
+        # On a GPU the look at it would cost more than the product
+        if scale.device.type != "cpu" or scale.item() != 1:
             gradient = gradient.mul_(scale)
         return gradient.to(pred.dtype), None, None
 

@@ -104,9 +104,8 @@ class Population:
         sizes = np.zeros((width + 1, count), np.int32)
         heights = np.zeros((width + 1, count), np.int32)
         rows = np.arange(count)
-        for column in range(
-            width - 1, -1, -1
-        ):  # the first argument follows at once, the second after it
+        # The first argument follows at once, the second after it
+        for column in range(width - 1, -1, -1):
             arity = self.language.arity[self.programs[:, column]]
             after = np.minimum(column + 1 + sizes[column + 1], width)
             second = np.where(arity == 2, sizes[after, rows], 0)

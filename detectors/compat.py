@@ -73,10 +73,11 @@ class _NoTorchvision(types.ModuleType):
     """What ``mmcv.runner.checkpoint`` holds in torchvision's place."""
 
     def __getattr__(self, name: str) -> object:
+        # What the loader of such checkpoints asks for first
         if name not in (
             "__version__",
             "models",
-        ):  # what the loader of such checkpoints asks for first
+        ):
             raise AttributeError(name)
         raise ImportError(
             "checkpoints named torchvision://... need torchvision: pip install torchvision"

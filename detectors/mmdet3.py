@@ -104,9 +104,8 @@ def _read(path: str) -> Config:
 def _config(inherited: str, model: Mapping[str, Any], imports: list[str], found: Found) -> str:
     two_stage = "roi_head" in model
     head = model["roi_head"]["bbox_head"] if two_stage else model["bbox_head"]
-    if not isinstance(
-        head, list
-    ):  # a list replaces the inherited one; a dict would be merged into it
+    # A list replaces the inherited one; a dict would be merged into it
+    if not isinstance(head, list):
         head = {**head, "_delete_": True}
     changes = dict(roi_head=dict(bbox_head=head)) if two_stage else dict(bbox_head=head)
     body = Config(

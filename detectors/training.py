@@ -527,9 +527,8 @@ class _Watch:
         self.check_time()
 
     def check_time(self) -> None:
-        if self._deadline and _mean_of_processes(
-            float(time.monotonic() > self._deadline)
-        ):  # given up by all or none
+        # Given up by all or none
+        if self._deadline and _mean_of_processes(float(time.monotonic() > self._deadline)):
             raise _GivenUp(
                 f"time limit reached after {self.curve[-1][0] if self.curve else 0} of "
                 f"{self._steps} steps"

@@ -283,11 +283,12 @@ def detector(each: int) -> None:
                 file.flush()
 
 
+# Space to the detector whose head is trained
 HEADS = {
     "two_stage_cls": "faster_rcnn_proxy",
     "reg": "faster_rcnn_proxy",
     "one_stage_cls": "atss_proxy",
-}  # space to the detector whose head is trained
+}
 SHARE = 0.25  # of the steps of a head's training
 TRAINS = 0.8  # of the default loss's mAP: what a loss reaches that trains a head
 

@@ -1,4 +1,4 @@
-"""What a loss does to a detector, as a row of numbers: its gradient on a fixed batch of predictions.
+"""What a loss does to a detector, as a row of numbers: its gradient on a batch of predictions.
 
 Training sees a loss through its gradient alone. Two expressions with one gradient field are one
 loss (``equivalence.py`` hashes the field), and two with fields that are close train to a similar

@@ -144,9 +144,8 @@ def representatives(hashes: np.ndarray) -> np.ndarray:
     (n,)."""
     result = np.empty(len(hashes), np.int32)
     waiting, mine = np.arange(len(hashes), dtype=np.int32), hashes
-    while len(
-        waiting
-    ):  # equals always meet in one slot; who shares it without being equal tries again with other bits
+    # Equals always meet in one slot; who shares it without being equal tries again with other bits.
+    while len(waiting):
         bits = len(waiting).bit_length() + 2
         slot = (mine >> np.uint64(64 - bits)).view(np.int64)
         owner = np.empty(1 << bits, np.int32)

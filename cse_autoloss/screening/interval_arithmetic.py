@@ -1,9 +1,9 @@
-"""Interval arithmetic that the operator table runs on: :data:`INTERVALS` beside its NumPy and torch.
+"""Interval arithmetic that the operator table runs on: :data:`INTERVALS` beside NumPy and torch.
 
-An :class:`Interval` holds arrays of bounds. They are float32 numbers, rounded outwards: between them
-lie both the exact result and that of any float32 arithmetic that rounds sums, products, quotients
-and roots to the nearest and other functions to within four units in the last place. What may be
-infinite or no number at all is (-inf, inf).
+An :class:`Interval` holds arrays of bounds. They are float32 numbers, rounded outwards: between
+them lie both the exact result and that of any float32 arithmetic that rounds sums, products,
+quotients and roots to the nearest and other functions to within four units in the last place. What
+may be infinite or no number at all is (-inf, inf).
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ def _is_number(value: Any, low: float, high: float, whole: bool) -> bool:
 
 
 # --- classification
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,8 @@ def _logit_blocks(section: _Section, space: SearchSpace) -> Iterator[Block]:
 
 
 def _further_inputs(space: SearchSpace) -> Iterator[tuple[str, tuple[float, ...], bool]]:
-    """What else the space's variables are made of: name, values beside the usual one, whether a loss
-    is held to its properties there."""
+    """What else the space's variables are made of: name, values beside the usual one, whether a
+    loss is held to its properties there."""
     for extra in EXTRAS.values():
         if extra.name in inputs.needs(space.inputs, space.variables) and extra.others:
             yield extra.name, extra.others, extra.held
@@ -393,7 +393,7 @@ def _logit_block(
 
 
 # --- regression
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 _DIAGONAL = "diagonal translation"
 #: Boxes as (centre x, centre y, width, height), in units of the target's width and height; a path

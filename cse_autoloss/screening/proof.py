@@ -45,7 +45,7 @@ class Finding:
     """What is known of a property.
 
     Attributes:
-        status: ``"proved"`` over the whole range; ``"refuted"``, with where; ``"sampled"``: neither.
+        status: ``"proved"`` over the whole range; ``"refuted"``, with where; ``"sampled"``: none.
         over: the range, in words.
         counterexample: names to values, for a refuted property.
     """
@@ -239,8 +239,8 @@ def _two_stage(expression: Expression, space: SearchSpace, stable: bool) -> _Cla
 #                 these hold a box down, too, that is stretched to the target's shape
 #   growing       within the target: f_I <= 0, where U = E
 #   shrinking     around the target: f_U + f_E >= 0, where U = E
-#   grazing       while the IoU is held at its least value: U f_U + I f_I + E f_E >= 0, since there U
-#                 shrinks at most as fast as E, as shares; of a scale-free loss that sum is 0
+#   grazing       while the IoU is held at its least value: U f_U + I f_I + E f_E >= 0, since there
+#                 U shrinks at most as fast as E, as shares; of a scale-free loss that sum is 0
 # Areas are parameters: the union, and in units of it the intersection (IoU) and the enclosing box.
 
 

@@ -110,7 +110,7 @@ def _integral(slopes: np.ndarray, block: Block) -> np.ndarray:
 
 
 def _climb(lines: np.ndarray) -> np.ndarray:
-    """How far a loss lies above the least that it has had on the way. Shape (sweeps, steps, trees)."""
+    """How far a loss lies above its least on the way so far. Shape (sweeps, steps, trees)."""
     return lines - np.minimum.accumulate(lines, axis=1)
 
 

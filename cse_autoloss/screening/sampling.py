@@ -14,7 +14,8 @@ from cse_autoloss.screening.screener import ACCEPTED, BATCH_SIZE, Screener
 from cse_autoloss.space import SearchSpace, load_space
 from cse_autoloss.variation import grow
 
-CHUNK = 65_536  # candidates of one random stream: what is drawn depends on the seed, not on who draws it
+# Candidates of one random stream: what is drawn depends on the seed, not on who draws it.
+CHUNK = 65_536
 
 
 @dataclass(frozen=True)

@@ -294,13 +294,15 @@ def _trace(block: Block, values: np.ndarray, slopes: np.ndarray, point: int) -> 
 _SAYS = {
     "finite-values": "the loss is {value:g}",
     "finite-gradients": "the gradient is {slope:g}",
-    "monotonicity": "the loss rises towards the label or target (value {value:.6g}, slope {slope:.3g})",
-    "convergence": "the loss is not least or not settled at the label or target, or has two best scores "
+    "monotonicity": "the loss rises towards the label or target "
     "(value {value:.6g}, slope {slope:.3g})",
+    "convergence": "the loss is not least or not settled at the label or target, or has two best "
+    "scores (value {value:.6g}, slope {slope:.3g})",
     "not-flat": "there is next to no gradient where the prediction is wrong (slope {slope:.3g})",
 }
 
 
 def _detail(name: str, example: Trace) -> str:
     text = _SAYS[name].format(value=example.values[example.at], slope=example.slopes[example.at])
-    return f"{text} at {example.axis} {example.positions[example.at]:.3g} on the sweep '{example.sweep}'"
+    place = f"{example.axis} {example.positions[example.at]:.3g}"
+    return f"{text} at {place} on the sweep '{example.sweep}'"
