@@ -9,6 +9,7 @@ heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ class IoUAwareATSSHead(SeesImages, ATSSHead):
         boxes = self.bbox_coder.decode(anchors.reshape(-1, 4)[rows], deltas[rows])
         targets = bbox_targets.reshape(-1, 4)[rows]
         ious = aligned_ious(boxes, targets)
-        for_cls, for_reg = of_anchors(self, anchors, rows, targets)
+        for_cls, for_reg = of_anchors(self, anchors, rows, lambda: targets)
         with handing_over(self.loss_cls, pos_ious=lambda *_: ious, **for_cls):
             loss_cls = self.loss_cls(
                 scores, labels, weight=label_weights.reshape(-1), avg_factor=num_total_samples
@@ -172,7 +173,11 @@ def images_of(level: Tensor) -> Tensor:
 
 
 def of_anchors(
-    head: SeesImages, anchors: Tensor, rows: Tensor, targets: Tensor, unit: float = 1.0
+    head: SeesImages,
+    anchors: Tensor,
+    rows: Tensor,
+    targets: Callable[[], Tensor],
+    unit: float = 1.0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a level's losses may need beside IoUs, for :func:`handing_over`: that of classification
     and that of regression.
@@ -180,14 +185,14 @@ def of_anchors(
     Args:
         anchors: (images, A, 4) boxes in pixels.
         rows: (P,) places of the positives among all anchors.
-        targets: (P, 4) their target boxes in pixels.
+        targets: gives (P, 4) their target boxes in pixels.
         unit: of the boxes that the regression loss gets, in pixels.
     """
     boxes = anchors.reshape(-1, 4)
     images = torch.arange(len(anchors), device=boxes.device).repeat_interleave(anchors.shape[1])
     for_cls = head.seen(
         roi_ious=lambda seen: seen.nearest_ious(boxes, images),
-        pos_areas=lambda seen: seen.shares(targets, images[rows]),
+        pos_areas=lambda seen: seen.shares(targets(), images[rows]),
     )
     for_reg = head.seen(image_sizes=lambda seen: seen.sizes[images[rows]] / unit)
     return {"image_ids": lambda *_: images, **for_cls}, for_reg

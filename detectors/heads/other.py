@@ -105,12 +105,13 @@ class IoUAwareRetinaHead(SeeingAnchorHead, RetinaHead):
         deltas, boxes = rows_of(bbox_pred, 4)[rows], anchors.reshape(-1, 4)[rows]
         targets = bbox_targets.reshape(-1, 4)[rows]
 
-        decoded = targets if self.reg_decoded_bbox else self.bbox_coder.decode(boxes, targets)
+        def true_boxes() -> Tensor:
+            return targets if self.reg_decoded_bbox else self.bbox_coder.decode(boxes, targets)
 
         def pos_ious(_scores: Tensor, _labels: Tensor) -> Tensor:
-            return aligned_ious(self.bbox_coder.decode(boxes, deltas.detach()), decoded)
+            return aligned_ious(self.bbox_coder.decode(boxes, deltas.detach()), true_boxes())
 
-        for_cls, for_reg = of_anchors(self, anchors, rows, decoded)
+        for_cls, for_reg = of_anchors(self, anchors, rows, true_boxes)
         with handing_over(self.loss_cls, pos_ious=pos_ious, **for_cls):
             loss_cls = self.loss_cls(
                 rows_of(cls_score, self.cls_out_channels),
@@ -146,7 +147,7 @@ class IoUAwareGFLHead(SeeingAnchorHead, GFLHead):
         """As ``mmdet.models.GFLHead.loss_single``, with the same arguments, of one level."""
         rows = positives(labels.reshape(-1), self.num_classes)
         targets = bbox_targets.reshape(-1, 4)[rows]
-        for_cls, for_reg = of_anchors(self, anchors, rows, targets, stride[0])
+        for_cls, for_reg = of_anchors(self, anchors, rows, lambda: targets, stride[0])
         arguments = (cls_score, bbox_pred, labels, label_weights, bbox_targets, stride)
         with contextlib.ExitStack() as stack:
             stack.enter_context(handing_over(self.loss_bbox, **for_reg))
