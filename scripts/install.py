@@ -2,10 +2,10 @@
 else, the project.
 
 mmcv-full has no wheels for current torch (mmcv's own end at torch 2.1), so it is compiled against
-the torch that is installed, with the CUDA ops where torch has CUDA and nvcc is found. The wheel is
-kept in the user's cache, keyed by everything that it depends on, so that a second checkout installs
-it in seconds. Needs nothing but Python's standard library and a C++ compiler; installs with uv
-where there is one, else with pip.
+the torch that is installed, with the CUDA ops where torch has CUDA, nvcc is found, and there is a
+GPU or TORCH_CUDA_ARCH_LIST says for which. The wheel is kept in the user's cache, keyed by all that
+it depends on, so that a second checkout installs it in seconds. Needs nothing but Python's standard
+library and a C++ compiler; installs with uv where there is one, else with pip.
 
 Environment: TORCH (a requirement, default from constraints.txt), MAX_JOBS (compile jobs, default
 all cores), XDG_CACHE_HOME (default ~/.cache).
@@ -29,9 +29,10 @@ CONSTRAINTS = ROOT / "constraints.txt"
 # mmcv's setup.py imports pkg_resources, which setuptools 81 drops.
 BUILD_TOOLS = ["setuptools<81", "wheel", "ninja", "psutil"]
 DESCRIBE = """
-import platform, sys, sysconfig, torch
+import os, platform, sys, sysconfig, torch
 from torch.utils.cpp_extension import CUDA_HOME
-cuda = torch.version.cuda if torch.version.cuda and CUDA_HOME else "cpu"
+known = torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")
+cuda = torch.version.cuda if torch.version.cuda and CUDA_HOME and known else "cpu"
 print(f"torch{torch.__version__}-cuda{cuda}-cp{sys.version_info[0]}{sys.version_info[1]}-{sysconfig.get_platform()}")
 """
 HAS_OPS = (
