@@ -27,10 +27,9 @@ def caveats(rows: Sequence[Compared]) -> list[str]:
     if default and np.mean(default) < WEAK:
         found.append(
             f"The default losses reach mAP {np.mean(default):.3f} on test, below {WEAK:g}: a "
-            "detector "
-            "that has hardly learned says little of its loss. What helps: more steps "
-            "(detector.steps), a longer warm-up (detector.warmup_steps), larger images, or a proxy "
-            "whose anchors fit the objects."
+            "detector that has hardly learned says little of its loss. What helps: more steps "
+            "(detector.steps), a longer warm-up (detector.warmup_steps), larger images, or a "
+            "proxy whose anchors fit the objects."
         )
     spread = pooled_deviation([row.test for row in rows])
     others = [row for row in rows if row.gain and row.label != DEFAULT]
@@ -41,10 +40,9 @@ def caveats(rows: Sequence[Compared]) -> list[str]:
     if spread > abs(difference):
         found.append(
             f"One training's mAP on test is spread over seeds by {spread:.3f} (standard "
-            "deviation), "
-            f"more than the largest difference from the default, {difference:+.3f} ({best.label}): "
-            f"seeds alone could make it. What helps: {_seeds(best.gain)}, more images in val and "
-            "test, or more steps."
+            f"deviation), more than the largest difference from the default, {difference:+.3f} "
+            f"({best.label}): seeds alone could make it. What helps: {_seeds(best.gain)}, more "
+            "images in val and test, or more steps."
         )
     return found
 

@@ -229,8 +229,7 @@ def change_config(config: Config, settings: Sequence[str]) -> Config:
         if changed.stages.get(stage) != config.stages[stage]:
             raise ConfigError(
                 f"--set stages.{stage}: a run goes on with what it began with; of the stages, "
-                "those "
-                "after the search may change"
+                "those after the search may change"
             )
     return changed
 
@@ -255,15 +254,13 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     Ladder.of(config.stages)
     if config.search.mutation + config.search.crossover > 1:
         raise ConfigError(
-            "search.mutation: mutation and crossover are shares of the offspring; together at most "
-            "1, "
-            f"found {config.search.mutation} + {config.search.crossover}"
+            "search.mutation: mutation and crossover are shares of the offspring; together at "
+            f"most 1, found {config.search.mutation} + {config.search.crossover}"
         )
     if config.cluster.processes > 1 and 0 < config.cluster.num_gpus < 1:
         raise ConfigError(
             "cluster.num_gpus: processes that train a trial together need a GPU each, or none; 1 "
-            "or 0, "
-            f"found {config.cluster.num_gpus:g}"
+            f"or 0, found {config.cluster.num_gpus:g}"
         )
     return config
 

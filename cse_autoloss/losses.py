@@ -489,8 +489,7 @@ class BoxLoss(ExpressionLoss):
             if target.detach().abs().max() <= 1.5:
                 warnings.warn(
                     f"{str(self.expression)[:80]}: the value of this loss depends on the size of "
-                    "boxes, and "
-                    "these are normalised; give boxes in pixels",
+                    "boxes, and these are normalised; give boxes in pixels",
                     stacklevel=3,
                 )
 

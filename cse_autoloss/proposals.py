@@ -263,8 +263,7 @@ class Proposals:
             return None
         return (
             f"none of {len(ranking.mean):,} candidates that could train next is ahead of it by "
-            "that "
-            f"with a probability of more than {chance:.2g}"
+            f"that with a probability of more than {chance:.2g}"
         )
 
     def _screen(

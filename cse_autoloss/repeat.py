@@ -70,8 +70,7 @@ def repeat(
     if config.cluster.processes > 1:
         raise ConfigError(
             f"--trial {folder}:{key}: was trained by {config.cluster.processes} processes "
-            "together, "
-            "whose random draws one process does not have"
+            "together, whose random draws one process does not have"
         )
     trainer = load_trainer(config.detector["trainer"])(config.detector, journal.prepared or b"")
     trial = dataclasses.replace(row.trial, time_limit=None)

@@ -130,8 +130,7 @@ def _page(
             "The default losses were tuned on val first: loss weights times "
             f"{scale.get('cls', 1):g} (cls) and "
             f"{scale.get('reg', 1):g} (reg), learning rate times {status.baseline['lr_scale']:g}. "
-            "Every candidate starts "
-            "with the gradient norm of these tuned losses.",
+            "Every candidate starts with the gradient norm of these tuned losses.",
             "",
         ]
     lines += ["![mAP of each trained candidate](progress.png)", ""]

@@ -74,8 +74,7 @@ def check(config: Config, searched: bool = True) -> dict[str, Any]:
         if space.inputs != own.inputs:
             raise ConfigError(
                 f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this "
-                "detector's "
-                f"losses need {own.inputs}, as {own.name} has"
+                f"detector's losses need {own.inputs}, as {own.name} has"
             )
         if searched and branch in checked.get("hands", ()):
             _check_variables(space, checked["hands"][branch])
@@ -97,9 +96,8 @@ def _check_variables(space: SearchSpace, hands: Mapping[str, Collection[str]]) -
             for head in (head for head, names in hands.items() if missing not in names):
                 raise ConfigError(
                     f"search.spaces.{space.branch}: {space.origin} has the variable {variable}, "
-                    "which "
-                    f"takes {missing} ({EXTRAS[missing].meaning}), and this detector's head {head} "
-                    f"does not hand that over; a space without {variable} would do"
+                    f"which takes {missing} ({EXTRAS[missing].meaning}), and this detector's head "
+                    f"{head} does not hand that over; a space without {variable} would do"
                 )
 
 
@@ -193,9 +191,8 @@ def resume(
         if not accept_changes:
             raise ConfigError(
                 f"{folder}: changed since this run began: {'; '.join(different)}. Its new "
-                "trainings "
-                "could not be compared with those it has; put it back, or go on all the same with "
-                "--accept-changes"
+                "trainings could not be compared with those it has; put it back, or go on all the "
+                "same with --accept-changes"
             )
         with journal.step():
             journal["pins"] = now

@@ -187,8 +187,8 @@ def _source(function: Callable[..., Any]) -> str:
         source = ""
     if not source.startswith("def "):
         raise ValueError(
-            f"{function!r} has no source that an exported loss could carry: write it with 'def' in "
-            "a file"
+            f"{function!r} has no source that an exported loss could carry: write it with 'def' "
+            "in a file"
         )
     return source
 

@@ -134,8 +134,8 @@ def grow(
     """
     if not 0 <= min_depth <= max_depth <= MAX_GROWN_DEPTH:
         raise ValueError(
-            f"depths: expected 0 <= min_depth <= max_depth <= {MAX_GROWN_DEPTH}, found {min_depth} "
-            f"and {max_depth}"
+            f"depths: expected 0 <= min_depth <= max_depth <= {MAX_GROWN_DEPTH}, found "
+            f"{min_depth} and {max_depth}"
         )
     operators, tokens = len(language.operators), len(language.names)
     # The node at a depth of a tree of a kind (its limit, and from where on leaves may come) is an

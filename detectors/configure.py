@@ -172,8 +172,7 @@ def change(config: Config, changes: Mapping[str, Any], option: str) -> None:
         if isinstance(before, dict) and isinstance(value, (str, bool, int, float)):
             raise ConfigError(
                 f"{option}.{path}: should be a dict with keys such as "
-                f"{', '.join(list(before)[:3])}, "
-                f"found {value!r}"
+                f"{', '.join(list(before)[:3])}, found {value!r}"
             )
     try:
         # mmcv takes each _delete_ out of what it merges
@@ -410,8 +409,7 @@ def check_needs(model: Mapping[str, Any], needed: Mapping[str, frozenset[str]]) 
             for missing in sorted(names - handed):
                 raise ConfigError(
                     f"the {branch} loss needs {missing}, {inputs.EXTRAS[missing].meaning}, which "
-                    "the "
-                    f"config's head {head!r} does not hand over"
+                    f"the config's head {head!r} does not hand over"
                 )
 
 

@@ -72,8 +72,7 @@ def config_text(
         if configure.kind(head).aware not in _HEADS:
             raise ConfigError(
                 f"--target mmdet3: {head['type']} has no IoU-aware form for MMDetection 3; heads "
-                "that "
-                f"work: {', '.join(name.removeprefix('IoUAware') for name in _HEADS)}"
+                f"that work: {', '.join(name.removeprefix('IoUAware') for name in _HEADS)}"
             )
     for branch, loss in losses.items():
         for missing in sorted(configure.needs(loss) - {"pos_ious"} - loss.keys()):
@@ -91,8 +90,7 @@ def _read(path: str) -> Config:
     except Exception as error:  # a config is a program: anything can come out of it
         raise ConfigError(
             f"--config {path} does not read: {configure.reason(error)}; bases should be given by "
-            "path, "
-            "not as 'mmdet::...' or read_base()"
+            "path, not as 'mmdet::...' or read_base()"
         ) from error
     if not isinstance(config.get("model"), dict):
         raise ConfigError(f"--config {path}: it has no model; give a config that inherits one")

@@ -174,8 +174,7 @@ class _Maker:
         if middle < low:
             self._note(
                 f"weak: with an mAP of {middle:.3f} losses can hardly be told apart; more "
-                "--seconds, "
-                "a GPU, or weights to start from would help"
+                "--seconds, a GPU, or weights to start from would help"
             )
         config = self._proxy(shape, schedule)
         config.proxy.update({"data": self._options["data"]} if "data" in self._options else {})
@@ -209,8 +208,7 @@ class _Maker:
             if reasons[path]:
                 self._note(
                     f"{path} cannot be had here ({reasons[path]}): the warm-up starts from new "
-                    "weights; "
-                    f"with the file at hand: --cfg-options {remedy}"
+                    f"weights; with the file at hand: --cfg-options {remedy}"
                 )
             else:
                 found[key] = value
@@ -237,10 +235,8 @@ class _Maker:
             needed = math.ceil(cost * fewest / _TRAINING / 10) * 10
             raise ConfigError(
                 f"a trial of {fewest} steps of {_BATCH} images of {side} pixels takes about "
-                f"{needed} s "
-                f"here, and {self._seconds:g} were asked for: --seconds {needed}, a GPU, or a "
-                "smaller "
-                "backbone"
+                f"{needed} s here, and {self._seconds:g} were asked for: --seconds {needed}, a "
+                "GPU, or a smaller backbone"
             )
         # At the rate of the smallest, which a larger one never exceeds
         fit = [other for other in sides if cost * (other / side) ** 2 * wanted <= training]

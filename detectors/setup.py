@@ -139,8 +139,7 @@ class Setup:
             raise ConfigError(
                 "detector.config: a trial is measured in steps; the config should have "
                 "runner=dict(type='IterBasedRunner', max_iters=...) and an lr_config with "
-                "by_epoch=False; "
-                f"cse-search proxy {self.options.config} makes one"
+                f"by_epoch=False; cse-search proxy {self.options.config} makes one"
             )
         configure.set_losses(config.model, {})
         configure.set_num_classes(config.model, len(self.data.classes))

@@ -284,8 +284,8 @@ def _check_classes(config: Config, dataset: Any, name: str) -> None:
         if classes and count is not None and count != len(classes):
             raise ConfigError(
                 f"{name}: {head['type']} has num_classes={count}, and data.train has "
-                f"{len(classes)} "
-                f"classes: {', '.join(list(classes)[:5])}{', ...' if len(classes) > 5 else ''}"
+                f"{len(classes)} classes: "
+                f"{', '.join(list(classes)[:5])}{', ...' if len(classes) > 5 else ''}"
             )
 
 
@@ -312,8 +312,7 @@ def _build(training: Training, config: Config) -> tuple[torch.nn.Module, CocoDat
     if len(dataset) == 0:
         raise ConfigError(
             f"{training.config}: data.train has no image to train on, with an object and of 32 "
-            "pixels "
-            "at least"
+            "pixels at least"
         )
     _check_classes(config, dataset, training.config)
     model.CLASSES = dataset.CLASSES

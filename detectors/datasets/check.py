@@ -57,8 +57,7 @@ def boxes(part: Part, findings: Findings) -> None:
             "thin",
             part.label,
             f"{int(thin.sum()):,} of {len(box):,} boxes are thinner than a pixel: mmdet does not "
-            "train on "
-            "such, and measures them",
+            "train on such, and measures them",
         )
     larger = np.array([a["area"] for a in part.annotations]) > 1.1 * box[:, 2:].prod(1) + 2
     if larger.any():
@@ -66,8 +65,7 @@ def boxes(part: Part, findings: Findings) -> None:
             "area",
             part.label,
             f"{int(larger.sum()):,} of {len(box):,} areas are larger than their boxes; mAP_s, "
-            "mAP_m and "
-            "mAP_l go by them",
+            "mAP_m and mAP_l go by them",
         )
     for mask, what in (
         (flat, "a box without area"),
@@ -94,8 +92,7 @@ def masks(part: Part, findings: Findings) -> None:
                 f"mask {wrong[:12]}",
                 part.label,
                 f"annotation {annotation['id']}: {wrong}; the detector has a mask head: annotate "
-                "masks, "
-                "or take a detector without one",
+                "masks, or take a detector without one",
             )
 
 
@@ -185,8 +182,7 @@ def usable(parts: Sequence[Part], findings: Findings) -> None:
                 f"no object in {split}",
                 part.label,
                 f"no annotated object in {where}{why}; there should be at least one box that has "
-                "an "
-                "area and is not a crowd",
+                "an area and is not a crowd",
             )
             continue
         if split not in ("train", None):

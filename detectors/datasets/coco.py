@@ -280,8 +280,8 @@ def _check_ids(path: Path, kind: str, ids: list[Any], findings: Findings) -> boo
         findings.error(
             f"{kind} ids",
             path,
-            f"{kind} id {odd!r}: ids should be all numbers or all text, and others here are not as "
-            "this",
+            f"{kind} id {odd!r}: ids should be all numbers or all text, and others here are not "
+            "as this",
         )
         return False
     identity, count = Counter(ids).most_common(1)[0]

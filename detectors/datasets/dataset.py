@@ -190,9 +190,8 @@ def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
     folder = Path(path).expanduser().absolute() if path.strip() else None
     if folder is None or not folder.exists():
         raise ConfigError(
-            f"detector.data: {folder or repr(name)} is no folder; data is 'embedded', 'config', or "
-            "a "
-            f"folder with {_READ}"
+            f"detector.data: {folder or repr(name)} is no folder; data is 'embedded', 'config', "
+            f"or a folder with {_READ}"
         )
     listing = Listing(folder if folder.is_dir() else folder.parent)
     if folder.suffix == ".json" and folder.is_file():

@@ -188,8 +188,7 @@ def compare(part: Part, facts: Mapping[str, Facts], findings: Findings) -> None:
                 part.label,
                 f"{where}: is {is_size} as it is read, turned by its EXIF orientation, and "
                 f"{said[0]} x {said[1]} here; if the boxes are drawn on the turned image, mend "
-                "width "
-                "and height, else remove the tag (exiftool -Orientation= FILE)",
+                "width and height, else remove the tag (exiftool -Orientation= FILE)",
             )
         elif _harmless(said, real, boxes.get(image["id"], [])):
             findings.note(
@@ -204,8 +203,8 @@ def compare(part: Part, facts: Mapping[str, Facts], findings: Findings) -> None:
                 "size",
                 part.label,
                 f"{where}: is {is_size} and {said[0]} x {said[1]} here, so boxes would lie "
-                "elsewhere; "
-                "give the image that was annotated, or its boxes and size in this one's pixels",
+                "elsewhere; give the image that was annotated, or its boxes and size in this "
+                "one's pixels",
             )
 
 

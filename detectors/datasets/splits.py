@@ -94,8 +94,8 @@ def _draw(part: Part, shares: dict[str, float], seed: int) -> dict[str, Part]:
     groups = _groups(part)
     if len(groups) < len(shares):
         raise ConfigError(
-            f"{part.label}: {len(groups)} images (copies of one counted once) cannot be split into "
-            f"{', '.join(shares)}"
+            f"{part.label}: {len(groups)} images (copies of one counted once) cannot be split "
+            f"into {', '.join(shares)}"
         )
     random.Random(seed).shuffle(groups)
     drawn: dict[str, Part] = {}

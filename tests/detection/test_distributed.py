@@ -110,8 +110,7 @@ def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path, base, name
         gradients.append(norm(difference) / norm(gradients_1))
     print(
         f"{base}: {STEPS} steps, largest relative difference of a loss {max(losses):.1e}, of the "
-        "gradient "
-        f"{max(gradients):.1e} (median {median(gradients):.1e})"
+        f"gradient {max(gradients):.1e} (median {median(gradients):.1e})"
     )
     assert max(losses) < 1e-4 and max(gradients) < 1e-4 and median(gradients) < 1e-5
     assert one[0][0]["loss"] != one[-1][0]["loss"], "ten different steps"
