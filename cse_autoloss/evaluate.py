@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cse_autoloss.cache import cache_dir
+from cse_autoloss.cache import cache_dir, digest
 from cse_autoloss.canonical import canonical
 from cse_autoloss.cluster import Cluster
 from cse_autoloss.config import Config
@@ -133,7 +133,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         self._make = cluster or (lambda: Cluster(config.cluster, config.detector))
         self._cluster: Cluster | None = None
         self._say = say
-        self._depends = depends and _digest([dict(depends), config.cluster.num_gpus])
+        told = json.dumps([dict(depends or {}), config.cluster.num_gpus], sort_keys=True)
+        self._depends = digest(told) if depends else None
         self._context = self._store.context(self._depends) if self._depends else None
         self._tuned: dict[str, Any] | None = None
 
@@ -270,10 +271,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     def _key(self, trial: Trial) -> str:
         text = replace(trial, key="", time_limit=None).to_json()
         return "evaluate-" + hashlib.sha256((f"{self._context}{text}").encode()).hexdigest()[:24]
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _score(result: TrialResult) -> float:

@@ -6,7 +6,7 @@ import copy
 import difflib
 import inspect
 import pprint
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -380,6 +380,16 @@ def needs(loss: Mapping[str, Any]) -> frozenset[str]:
         return frozenset()
     written = load_space(loss["space"])
     return inputs.needs(written.inputs, written.expression(loss["expression"]).variables)
+
+
+def give_frequencies(
+    losses: Mapping[str, dict[str, Any]], class_frequency: Callable[[], list[float]]
+) -> None:
+    """Give those of the searched losses' configs that need them the frequencies of the classes,
+    changed in place; where none does they are not asked for."""
+    for loss in losses.values():
+        if "class_frequency" in needs(loss):
+            loss["class_frequency"] = class_frequency()
 
 
 def hands(model: Mapping[str, Any]) -> dict[str, dict[str, frozenset[str]]]:

@@ -33,9 +33,7 @@ def searched_losses(
         }
         for branch, expression in found.losses.items()
     }
-    for loss in losses.values():
-        if "class_frequency" in configure.needs(loss):
-            loss["class_frequency"] = class_frequency()
+    configure.give_frequencies(losses, class_frequency)
     return losses
 
 

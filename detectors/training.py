@@ -252,9 +252,7 @@ class DetectorTrainer:
             branch: {"type": "SearchedLoss", "expression": expression, "space": spaces[branch]}
             for branch, expression in trial.losses.items()
         }
-        for branch, loss in searched.items():
-            if "class_frequency" in configure.needs(loss):
-                loss["class_frequency"] = self._setup.data.class_frequency
+        configure.give_frequencies(searched, lambda: self._setup.data.class_frequency)
         if searched:
             if self._default_norms is None:
                 self._default_norms = self._gradient_norms(config)
@@ -488,9 +486,10 @@ class DetectorTrainer:
 
 
 def _gradient_norm(runner: IterBasedRunner) -> float:
-    """Of the last step, which is what a loss breaks first: as mmcv's hook clipped it, if it did."""
-    if clipped := runner.log_buffer.val_history.get("grad_norm"):
-        return clipped[-1]
+    """Of the last step's gradient, which is what a loss breaks first; the one that mmcv's hook took
+    to clip by, if it clips."""
+    if taken := runner.log_buffer.val_history.get("grad_norm"):
+        return taken[-1]
     trained = [p for p in runner.model.parameters() if p.grad is not None]
     return float(nn.utils.clip_grad_norm_(trained, math.inf))  # clips nothing, returns the norm
 

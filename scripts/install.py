@@ -33,7 +33,8 @@ import os, platform, sys, sysconfig, torch
 from torch.utils.cpp_extension import CUDA_HOME
 known = torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")
 cuda = torch.version.cuda if torch.version.cuda and CUDA_HOME and known else "cpu"
-print(f"torch{torch.__version__}-cuda{cuda}-cp{sys.version_info[0]}{sys.version_info[1]}-{sysconfig.get_platform()}")
+python = "cp%d%d" % sys.version_info[:2]
+print(f"torch{torch.__version__}-cuda{cuda}-{python}-{sysconfig.get_platform()}")
 """
 HAS_OPS = (
     "import importlib.util, torch, mmcv; assert importlib.util.find_spec('mmcv._ext'); "

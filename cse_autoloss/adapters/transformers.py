@@ -118,6 +118,10 @@ class _Searched:
 
     losses_by_branch: Mapping[str, nn.Module]
     size: tuple[int, int]
+    # The criterion's own.
+    num_classes: int
+    empty_weight: Tensor
+    _get_source_permutation_idx: Callable[..., tuple[Tensor, Tensor]]
 
     def get_loss(
         self,
@@ -133,7 +137,8 @@ class _Searched:
             return {
                 _CLS_KEYS[loss]: self._classification(cls, outputs, targets, indices, num_boxes)
             }
-        result = super().get_loss(loss, outputs, targets, indices, num_boxes, **options)  # type: ignore[misc]
+        matched = (outputs, targets, indices, num_boxes)
+        result = super().get_loss(loss, *matched, **options)  # type: ignore[misc]
         if loss == "boxes" and reg is not None:
             pred, target = self._boxes(outputs, targets, indices)
             result["loss_giou"] = reg(pred, target, avg_factor=num_boxes)
@@ -148,10 +153,10 @@ class _Searched:
         num_boxes: float,
     ) -> Tensor:
         logits = outputs["logits"]
-        place = self._get_source_permutation_idx(indices)  # type: ignore[attr-defined]
+        place = self._get_source_permutation_idx(indices)
         labels = torch.full(
             logits.shape[:2],
-            self.num_classes,  # type: ignore[attr-defined]
+            self.num_classes,
             dtype=torch.int64,
             device=logits.device,
         )
@@ -161,9 +166,9 @@ class _Searched:
         # Losses take IoUs in the order of the rows; matched queries come in the matcher's.
         ious = logits.new_zeros(labels.shape)
         ious[place] = paired_iou(*self._boxes(outputs, targets, indices)).to(ious.dtype)
-        positive = labels < self.num_classes  # type: ignore[attr-defined]
+        positive = labels < self.num_classes
         softmax = loss.space.inputs == "two_stage"
-        weight = self.empty_weight[labels.flatten()] if softmax else None  # type: ignore[attr-defined]
+        weight = self.empty_weight[labels.flatten()] if softmax else None
         return loss(
             logits.flatten(0, 1),
             labels.flatten(),
@@ -180,7 +185,7 @@ class _Searched:
     ) -> tuple[Tensor, Tensor]:
         """(P, 4) predicted boxes of the matched queries and their targets, x1 y1 x2 y2 in
         pixels."""
-        pred = outputs["pred_boxes"][self._get_source_permutation_idx(indices)]  # type: ignore[attr-defined]
+        pred = outputs["pred_boxes"][self._get_source_permutation_idx(indices)]
         chosen = [target["boxes"][j] for target, (_, j) in zip(targets, indices, strict=True)]
         sizes = [
             torch.as_tensor(target.get("size", self.size), device=pred.device)

@@ -4,4 +4,5 @@ localised.
 A classification loss that needs ``pos_ious`` gets it; any other is called as mmdet calls it.
 """
 
-from detectors.heads import one_stage, other, seeing, two_stage  # noqa: F401 - imported for what they register
+# Imported for what they register.
+from detectors.heads import one_stage, other, seeing, two_stage  # noqa: F401

@@ -20,7 +20,7 @@ from mmdet.models.dense_heads import ATSSHead, FCOSHead
 from torch import Tensor
 
 from cse_autoloss.inputs import MIN_IOU, area_of, box_sides
-from detectors.heads.seeing import Images, SeesImages
+from detectors.heads.seeing import Images, SeesImages, SeesImagesOfLoss
 from detectors.losses import handing_over
 
 
@@ -53,12 +53,7 @@ class IoUAwareFCOSHead(FCOSHead):
         labels, targets = (
             torch.cat(levels) for levels in self.get_targets(points, gt_bboxes, gt_labels)
         )
-        strides = torch.cat(
-            [
-                level.new_full((len(level) * len(gt_bboxes), 1), stride)
-                for level, stride in zip(points, self.strides, strict=True)
-            ]
-        )
+        places = [len(level) * len(gt_bboxes) for level in points]
         points = torch.cat([level.repeat(len(gt_bboxes), 1) for level in points])
         scores, deltas, centerness = (
             torch.cat([rows_of(level, width) for level in levels])
@@ -79,7 +74,12 @@ class IoUAwareFCOSHead(FCOSHead):
 
         def sizes(*_: Tensor) -> Tensor:
             of_images = Images.of(img_metas, gt_bboxes).sizes[images[rows]]
-            return of_images / strides[rows] if self.norm_on_bbox else of_images
+            if not self.norm_on_bbox:
+                return of_images
+            strides = of_images.new_tensor(self.strides).repeat_interleave(
+                torch.tensor(places, device=of_images.device)
+            )
+            return of_images / strides[rows, None]
 
         with handing_over(
             self.loss_cls,
@@ -103,23 +103,8 @@ class IoUAwareFCOSHead(FCOSHead):
 
 
 @HEADS.register_module()
-class IoUAwareATSSHead(SeesImages, ATSSHead):
+class IoUAwareATSSHead(SeesImagesOfLoss, ATSSHead):
     """mmdet's ATSSHead with the IoU in centerness's place."""
-
-    def loss(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        centernesses: list[Tensor],
-        gt_bboxes: list[Tensor],
-        gt_labels: list[Tensor],
-        img_metas: list[dict[str, Any]],
-        gt_bboxes_ignore: list[Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """As ``mmdet.models.ATSSHead.loss``, with the same arguments."""
-        truth = (gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore)
-        with self.seeing(img_metas, gt_bboxes):
-            return super().loss(cls_scores, bbox_preds, centernesses, *truth)
 
     def loss_single(
         self,

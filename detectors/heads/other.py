@@ -21,7 +21,7 @@ from mmdet.models.roi_heads.bbox_heads import DoubleConvFCBBoxHead, SABLHead
 from torch import Tensor, nn
 
 from detectors.heads.one_stage import aligned_ious, of_anchors, positives, rows_of
-from detectors.heads.seeing import SeesImages
+from detectors.heads.seeing import SeesImages, SeesImagesOfLoss
 from detectors.heads.two_stage import IoUAware
 from detectors.losses import handing_over, wants_pos_ious
 
@@ -48,15 +48,18 @@ class IoUAwareSABLHead(SeesImages, SABLHead):
     ) -> dict[str, Tensor]:
         """As ``mmdet.models.roi_heads.SABLHead.loss``, with the same arguments."""
 
-        rows, images = positives(labels, self.num_classes), rois[:, 0].long()
+        images = rois[:, 0].long()
+
+        def rows() -> Tensor:
+            return positives(labels, self.num_classes)
 
         def decoded(encoded: tuple[Tensor, Tensor]) -> Tensor:
-            parts = tuple(part.detach()[rows] for part in encoded)
-            return self.bbox_coder.decode(rois[rows, 1:], parts)[0]
+            parts = tuple(part.detach()[rows()] for part in encoded)
+            return self.bbox_coder.decode(rois[rows(), 1:], parts)[0]
 
         given = self.seen(
             roi_ious=lambda seen: seen.nearest_ious(rois[:, 1:], images),
-            pos_areas=lambda seen: seen.shares(decoded(bbox_targets), images[rows]),
+            pos_areas=lambda seen: seen.shares(decoded(bbox_targets), images[rows()]),
         )
         if bbox_pred is not None:
             given["pos_ious"] = lambda *_: aligned_ious(decoded(bbox_pred), decoded(bbox_targets))
@@ -65,26 +68,8 @@ class IoUAwareSABLHead(SeesImages, SABLHead):
             return super().loss(cls_score, bbox_pred, rois, *targets)
 
 
-class SeeingAnchorHead(SeesImages):
-    """Mixed into an AnchorHead: its losses can be told of the images."""
-
-    def loss(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        gt_bboxes: list[Tensor],
-        gt_labels: list[Tensor],
-        img_metas: list[dict[str, Any]],
-        gt_bboxes_ignore: list[Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """As ``mmdet.models.AnchorHead.loss``, with the same arguments."""
-        truth = (gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore)
-        with self.seeing(img_metas, gt_bboxes):
-            return super().loss(cls_scores, bbox_preds, *truth)
-
-
 @HEADS.register_module()
-class IoUAwareRetinaHead(SeeingAnchorHead, RetinaHead):
+class IoUAwareRetinaHead(SeesImagesOfLoss, RetinaHead):
     """RetinaNet's head. A loss on decoded boxes sees those of positives alone: boxes of other
     anchors have no target."""
 
@@ -129,7 +114,7 @@ class IoUAwareRetinaHead(SeeingAnchorHead, RetinaHead):
 
 
 @HEADS.register_module()
-class IoUAwareGFLHead(SeeingAnchorHead, GFLHead):
+class IoUAwareGFLHead(SeesImagesOfLoss, GFLHead):
     """GFL's head. The boxes that its regression loss sees are in units of the level's stride, as
     they are in mmdet, and so are the images' sizes."""
 

@@ -8,6 +8,7 @@ head tells it, in the forms that are registered here.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +81,17 @@ class SeesImages:
         if images is None:
             return {}
         return {name: lambda *_, make=make: make(images) for name, make in given.items()}
+
+
+class SeesImagesOfLoss(SeesImages):
+    """Mixed into a dense head: its ``loss``, which mmdet hands the images, sees them."""
+
+    def loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As that of mmdet's head, with the same arguments."""
+        loss = super().loss
+        given = inspect.signature(loss).bind(*args, **kwargs).arguments
+        with self.seeing(given["img_metas"], given["gt_bboxes"]):
+            return loss(*args, **kwargs)
 
 
 class _ShowsImages:

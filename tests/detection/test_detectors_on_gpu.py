@@ -7,22 +7,19 @@ import pytest
 import torch
 from mmcv.runner import wrap_fp16_model
 from mmdet.models import build_detector
+from test_six import PROXIES, released
 
 from cse_autoloss.cluster import Cluster
 from cse_autoloss.config import ClusterSection
 from cse_autoloss.trial import Trial
-from detectors import configure
 from detectors.training import DetectorTrainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-A = {"cls": "CSE-Autoloss-A", "reg": "CSE-Autoloss-A"}
-B = {"cls": "CSE-Autoloss-B", "reg": "CSE-Autoloss-B"}
 OPTIONS = {"steps": 60, "tiny_steps": 60, "warmup_steps": 100, "head_steps": 100}
-PROXIES = [name for name in configure.config_names() if name.endswith("_proxy")]
 
 
-def released(name):
-    return A if "rcnn" in name else B
+def searched(name):
+    return dict.fromkeys(("cls", "reg"), released(name))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +42,7 @@ def trainers():
 def test_losses_start_as_strong_as_on_the_cpu_and_train(trainers, name):
     trials = {
         device: trainers(name, device).train(
-            Trial("key", losses=released(name), evaluate=("val",), share=0.5)
+            Trial("key", losses=searched(name), evaluate=("val",), share=0.5)
         )
         for device in ("cpu", "cuda")
     }
@@ -62,7 +59,7 @@ def test_losses_start_as_strong_as_on_the_cpu_and_train(trainers, name):
 def test_heads_learn_on_cached_features_as_they_do_on_the_cpu(trainers, name):
     found = {
         device: trainers(name, device).train(
-            Trial("key", losses=released(name), task="head", evaluate=("val",))
+            Trial("key", losses=searched(name), task="head", evaluate=("val",))
         )
         for device in ("cpu", "cuda")
     }
@@ -75,7 +72,7 @@ def test_heads_learn_on_cached_features_as_they_do_on_the_cpu(trainers, name):
 @pytest.mark.parametrize("default", [True, False])
 def test_mixed_precision_trains(trainers, name, default):
     trainer = trainers(name, "cuda")
-    losses = {} if default else released(name)
+    losses = {} if default else searched(name)
     config, _ = trainer._with_losses(Trial("key", losses=losses))
     model = build_detector(config.model)
     model.init_weights()
@@ -83,12 +80,7 @@ def test_mixed_precision_trains(trainers, name, default):
     wrap_fp16_model(model)
     batch = next(iter(trainer._loader(trainer._setup.config, "train", 0)))
     found = trainer._parallel(model)(return_loss=True, **batch)
-    total = sum(
-        part.sum()
-        for key, value in found.items()
-        if "loss" in key
-        for part in (value if isinstance(value, list) else [value])
-    )
+    total, _ = model._parse_losses(found)
     total.backward()
     assert total.dtype == torch.float32 and torch.isfinite(total)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -107,7 +99,7 @@ def test_workers_share_a_gpu(trainers):
     with Cluster(section, options) as cluster:
         cluster.prepare()
         for seed in range(4):
-            cluster.submit(Trial(f"{seed}", losses=A, seed=seed))
+            cluster.submit(Trial(f"{seed}", losses=searched("faster_rcnn_proxy"), seed=seed))
         end, results = time.monotonic() + 300, []
         while len(results) < 4 and time.monotonic() < end:
             results += cluster.wait()
