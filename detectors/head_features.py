@@ -227,6 +227,18 @@ class _Extracted(nn.Module):
         return features[0]
 
 
+def precision_of(name: str, device: torch.device) -> torch.dtype:
+    """What ``proxy.head.precision`` is on a device."""
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # x86's instructions, and Arm's; an older torch does not tell
+        knows = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = any(knows.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
 def _in_precision(precision: torch.dtype, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 

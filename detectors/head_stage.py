@@ -19,7 +19,7 @@ from torch import nn
 from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
 from detectors.feature_cache import Writer, shared
-from detectors.head_features import FeatureMaps, RoIFeatures, Seen
+from detectors.head_features import FeatureMaps, RoIFeatures, Seen, precision_of
 from detectors.images import dataset
 from detectors.setup import Setup, versions
 
@@ -102,8 +102,9 @@ class HeadStage:
             make = self._make_training if split == "train" else self._make_measuring
             name = digest(self._digest, split)
             arrays = shared(name, lambda writer: make(writer, split), self._setup.device)
-            precision = getattr(torch, self._setup.head.precision)
-            self._splits[split] = self._kind(arrays, self._trunk, precision)
+            self._splits[split] = self._kind(
+                arrays, self._trunk, precision_of(self._setup.head.precision, self._setup.device)
+            )
         return self._splits[split]
 
     def _make_training(self, writer: Writer, split: str) -> dict[str, Any]:

@@ -69,7 +69,9 @@ class HeadOptions(BaseModel):
         steps, batch_size: of a training; images a step.
         lr: multiple of the config's learning rate.
         precision: of a head's matrix products and convolutions in training; losses, and heads that
-            are measured, are in float32 always. bfloat16 is twice as fast where a CPU knows it.
+            are measured, are in float32 always. ``"auto"`` is bfloat16 where the device multiplies
+            it in hardware, which is twice as fast, and float32 elsewhere, where bfloat16 is an
+            order of magnitude slower.
         cache_bytes: of features of the train split, in the user's cache, or in a GPU's memory;
             images that have no room are left out.
     """
@@ -79,7 +81,7 @@ class HeadOptions(BaseModel):
     steps: int = Field(1000, ge=_FEWEST)
     batch_size: int = Field(8, gt=0)
     lr: float = Field(1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     cache_bytes: int = Field(2 << 30, gt=0)
 
 

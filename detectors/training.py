@@ -38,6 +38,7 @@ from cse_autoloss.files import write_whole
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Picture, Trial, TrialResult
 from detectors import configure, export, mmdet3
 from detectors.check import check_trains, check_trial
+from detectors.head_features import precision_of
 from detectors.head_stage import HeadStage
 from detectors.images import average_precision, dataset, loader, pictures, quiet, surest
 from detectors.setup import Options, Setup, absolute, versions
@@ -468,8 +469,13 @@ class DetectorTrainer:
         return wrapped
 
     def _provenance(self, trial: Trial) -> dict[str, Any]:
+        precision = {}
+        if trial.task == "head":
+            of = precision_of(self._setup.head.precision, self._device)
+            precision = {"precision": str(of).removeprefix("torch.")}
         return {
             **versions(),
+            **precision,
             "config": self._setup.options.config,
             "config_digest": self._setup.config_digest,
             "data": self._setup.data.name,

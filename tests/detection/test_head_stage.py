@@ -10,6 +10,7 @@ import torch
 
 from cse_autoloss.trial import ConfigError, Trial
 from detectors import configure, head_stage
+from detectors.head_features import precision_of
 from detectors.images import average_precision, dataset, surest
 from detectors.training import DetectorTrainer
 
@@ -33,7 +34,7 @@ def trainers():
     """By config: a trainer whose warm weights nobody has trained; a cache of few images."""
     made = {}
 
-    def trainer(config, cache_bytes=4 << 20, precision="bfloat16", **sampler):
+    def trainer(config, cache_bytes=4 << 20, precision="auto", **sampler):
         key = (config, cache_bytes, precision, *sampler.items())
         if key not in made:
             head = dict(steps=12, batch_size=2, cache_bytes=cache_bytes, precision=precision)
@@ -279,3 +280,18 @@ def test_a_wrong_option_of_the_head_stage_is_one_line():
     ):
         with pytest.raises(ConfigError, match=message):
             DetectorTrainer.check({"cfg_options": changes})
+
+
+@pytest.mark.parametrize(
+    ("knows", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+    ],
+)
+def test_heads_train_in_bfloat16_where_the_cpu_multiplies_it(monkeypatch, knows, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: knows, raising=False)
+    assert precision_of("auto", torch.device("cpu")) == expected
+    assert precision_of("float32", torch.device("cpu")) == torch.float32
+    assert precision_of("bfloat16", torch.device("cpu")) == torch.bfloat16
