@@ -462,11 +462,9 @@ class DetectorTrainer:
         )
 
     def _parallel(self, model: nn.Module) -> MMDataParallel:
-        wrapped = MMDataParallel(model, device_ids=[0] if self._device.type == "cuda" else None)
         if self._device.type == "cpu":
-            # torch lists every GPU where there is one, also for a model on the CPU
-            wrapped.device_ids = []
-        return wrapped
+            return _OnCpu(model)
+        return MMDataParallel(model, device_ids=[0])
 
     def _provenance(self, trial: Trial) -> dict[str, Any]:
         precision = {}
@@ -489,6 +487,15 @@ class DetectorTrainer:
             else f"cpu ({platform.processor()})",
             "host": platform.node(),
         }
+
+
+class _OnCpu(MMDataParallel):  # type: ignore[misc]
+    """A model that stays on the CPU where there is a GPU, too: torch's own ``DataParallel`` takes
+    every GPU that it sees, and moves the model to it if there is one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.module, self.dim, self.device_ids = model, 0, []
 
 
 def _gradient_norm(runner: IterBasedRunner) -> float:

@@ -19,7 +19,7 @@ SPACES = ["two_stage_cls", "one_stage_cls", "reg"]
 
 def value_and_gradient(loss, device, dtype=torch.float32, **arguments):
     arguments = {name: value.to(device) for name, value in arguments.items()}
-    pred = arguments.pop("pred").to(dtype).requires_grad_()
+    pred = arguments.pop("pred").to(dtype, copy=True).requires_grad_()  # not the caller's
     value = loss(pred, reduction_override="sum", **arguments)
     value.backward()
     return value.item(), pred.grad.float().cpu()

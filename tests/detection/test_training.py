@@ -48,6 +48,13 @@ def test_a_gpu_that_a_worker_does_not_have_is_refused(monkeypatch):
         DetectorTrainer({**OPTIONS, "device": "cuda"}, b"")
 
 
+def test_a_detector_on_the_cpu_stays_there_where_torch_sees_a_gpu(trainer, monkeypatch):
+    where = sys.modules[torch.nn.DataParallel.__module__]
+    monkeypatch.setattr(where, "_get_available_device_type", lambda: "cuda")
+    monkeypatch.setattr(where, "_get_all_device_indices", lambda: [0])
+    assert trainer.train(trial()).failure is None
+
+
 def test_check_says_what_will_be_trained_on_what():
     checked = DetectorTrainer.check(OPTIONS)
     assert checked["spaces"] == {"cls": "two_stage_cls", "reg": "reg"}
