@@ -19,7 +19,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -96,8 +95,7 @@ def _unpack(folder: Path, log: TextIO) -> Path:
     ).returncode:
         sys.exit(f"{MMCV}: its source does not download; full log: {log.name}")
     (archive,) = folder.glob("mmcv*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    shutil.unpack_archive(archive, folder)  # tarfile's filters are newer than Debian 12's Python
     source = folder / archive.name.removesuffix(".tar.gz")
     setup = source / "setup.py"
     setup.write_text(setup.read_text(encoding="utf-8").replace(OLD, NEW), encoding="utf-8")
