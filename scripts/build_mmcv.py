@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -51,6 +52,11 @@ def main(folder: Path) -> None:
         sys.exit(
             "mmcv-full has to be compiled, and no C++ compiler was found: install g++ "
             "(Debian: apt install g++)"
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        sys.exit(
+            "mmcv-full has to be compiled, and Python's headers were not found: install python3-dev "
+            f"(of Python {sys.version_info.major}.{sys.version_info.minor})"
         )
     with tempfile.TemporaryDirectory(dir=folder) as scratch, open(folder / "build.log", "w") as log:
         source = _unpack(Path(scratch), log)
