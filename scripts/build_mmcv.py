@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
         )
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         sys.exit(
-            "mmcv-full has to be compiled, and Python's headers were not found: install python3-dev "
+            "mmcv-full has to be compiled, and Python's headers are missing: install python3-dev "
             f"(of Python {sys.version_info.major}.{sys.version_info.minor})"
         )
     with tempfile.TemporaryDirectory(dir=folder) as scratch, open(folder / "build.log", "w") as log:
