@@ -107,7 +107,10 @@ def main() -> None:
     python = str(folder / "bin" / "python")
     if not Path(python).exists():
         say(started, f"virtual environment in {folder}")
-        venv.create(folder, with_pip=True)
+        try:
+            venv.create(folder, with_pip=True)
+        except subprocess.CalledProcessError:  # Debian's Python comes without ensurepip
+            sys.exit(f"setup: {sys.executable} makes no virtual environment: install python3-venv")
     with tempfile.TemporaryDirectory() as scratch:
         lines = CONSTRAINTS.read_text().splitlines()
         constraints = Path(scratch, "constraints.txt")
