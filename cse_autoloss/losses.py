@@ -11,6 +11,7 @@ The order of arguments, reduction, sample weights and ``avg_factor`` are those o
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -76,7 +77,15 @@ def needs(loss: nn.Module, name: str) -> bool:
     """Whether a loss's value depends on what a head may hand over by that name: one of its
     ``needs`` or else, of a loss that somebody wrote by hand, an argument of its ``forward``."""
     declared = getattr(loss, "needs", None)
-    return name in (inspect.signature(loss.forward).parameters if declared is None else declared)
+    if declared is None:
+        declared = arguments(type(loss))  # type: ignore[arg-type]  # classes do hash
+    return name in declared
+
+
+@functools.cache  # a signature costs as much as a small loss, and heads ask at each step
+def arguments(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of what losses of a class are called with."""
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 class ExpressionLoss(nn.Module):

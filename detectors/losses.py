@@ -11,14 +11,13 @@ hand, the arguments that its ``forward`` has. A head gives that and computes not
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmdet.models import LOSSES
 from torch import Tensor, nn
 
-from cse_autoloss.losses import build_loss, needs
+from cse_autoloss.losses import arguments, build_loss, needs
 
 __all__ = ["handing_over", "needs", "wants_pos_ious"]
 
@@ -28,7 +27,7 @@ LOSSES.register_module(name="SearchedLoss", module=build_loss)
 def wants_pos_ious(loss: nn.Module) -> bool:
     """Whether the loss has a ``pos_ious`` argument: whether it is one of ours, which takes labels,
     in heads that hand other targets to mmdet's."""
-    return "pos_ious" in inspect.signature(loss.forward).parameters
+    return "pos_ious" in arguments(type(loss))
 
 
 @contextlib.contextmanager
