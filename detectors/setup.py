@@ -70,8 +70,8 @@ class HeadOptions(BaseModel):
         lr: multiple of the config's learning rate.
         precision: of a head's matrix products and convolutions in training; losses, and heads that
             are measured, are in float32 always. ``"auto"`` is bfloat16 where the device multiplies
-            it in hardware, which is twice as fast, and float32 elsewhere, where bfloat16 is an
-            order of magnitude slower.
+            it in hardware, which is twice as fast, and float32 elsewhere, where bfloat16 is
+            several times slower.
         cache_bytes: of features of the train split, in the user's cache, or in a GPU's memory;
             images that have no room are left out.
     """
