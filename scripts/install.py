@@ -105,12 +105,9 @@ def main() -> None:
         )
 
     python = str(folder / "bin" / "python")
-    if not Path(python).exists():
+    if not Path(folder, "bin", "pip").exists():  # what Debian leaves without python3-venv has none
         say(started, f"virtual environment in {folder}")
-        try:
-            venv.create(folder, with_pip=True)
-        except subprocess.CalledProcessError:  # Debian's Python comes without ensurepip
-            sys.exit(f"setup: {sys.executable} makes no virtual environment: install python3-venv")
+        venv.create(folder, with_pip=True)
     with tempfile.TemporaryDirectory() as scratch:
         lines = CONSTRAINTS.read_text().splitlines()
         constraints = Path(scratch, "constraints.txt")
