@@ -34,6 +34,9 @@ class HeadStage:
         setup: of the trials.
         trunk: the detector with the weights that trials start from; its head does not matter.
         weights: digest of these weights.
+
+    Attributes:
+        precision: of the heads' matrix products in training.
     """
 
     def __init__(self, setup: Setup, trunk: nn.Module, weights: str) -> None:
@@ -49,6 +52,9 @@ class HeadStage:
         self._directions = [direction for _, direction, _ in flips if direction is not None]
         self._kind = RoIFeatures if RoIFeatures.can_do(trunk) else FeatureMaps
         self._splits: dict[str, RoIFeatures | FeatureMaps] = {}
+        self.precision = precision_of(setup.head.precision, setup.device)
+        if self._kind is FeatureMaps and hasattr(trunk, "roi_head"):  # mmdet's own forward_train
+            self.precision = torch.float32
 
     def load(self, splits: Iterable[str]) -> None:
         """Make the features of these splits, or read what is there: it can take minutes."""
@@ -102,9 +108,7 @@ class HeadStage:
             make = self._make_training if split == "train" else self._make_measuring
             name = digest(self._digest, split)
             arrays = shared(name, lambda writer: make(writer, split), self._setup.device)
-            self._splits[split] = self._kind(
-                arrays, self._trunk, precision_of(self._setup.head.precision, self._setup.device)
-            )
+            self._splits[split] = self._kind(arrays, self._trunk, self.precision)
         return self._splits[split]
 
     def _make_training(self, writer: Writer, split: str) -> dict[str, Any]:

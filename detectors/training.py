@@ -38,7 +38,6 @@ from cse_autoloss.files import write_whole
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Picture, Trial, TrialResult
 from detectors import configure, export, mmdet3
 from detectors.check import check_trains, check_trial
-from detectors.head_features import precision_of
 from detectors.head_stage import HeadStage
 from detectors.images import average_precision, dataset, loader, pictures, quiet, surest
 from detectors.setup import Options, Setup, absolute, versions
@@ -469,8 +468,7 @@ class DetectorTrainer:
     def _provenance(self, trial: Trial) -> dict[str, Any]:
         precision = {}
         if trial.task == "head":
-            of = precision_of(self._setup.head.precision, self._device)
-            precision = {"precision": str(of).removeprefix("torch.")}
+            precision["precision"] = str(self._head_stage().precision).removeprefix("torch.")
         return {
             **versions(),
             **precision,

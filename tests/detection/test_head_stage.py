@@ -34,7 +34,7 @@ def trainers():
     """By config: a trainer whose warm weights nobody has trained; a cache of few images."""
     made = {}
 
-    def trainer(config, cache_bytes=4 << 20, precision="auto", **sampler):
+    def trainer(config, cache_bytes=4 << 20, precision="bfloat16", **sampler):
         key = (config, cache_bytes, precision, *sampler.items())
         if key not in made:
             head = dict(steps=12, batch_size=2, cache_bytes=cache_bytes, precision=precision)
@@ -295,3 +295,13 @@ def test_heads_train_in_bfloat16_where_the_cpu_multiplies_it(monkeypatch, knows,
     assert precision_of("auto", torch.device("cpu")) == expected
     assert precision_of("float32", torch.device("cpu")) == torch.float32
     assert precision_of("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [("atss_proxy", "bfloat16"), ("cascade_rcnn_proxy", "float32")]
+)
+def test_a_trial_tells_the_precision_that_its_head_trained_in(trainers, config, expected):
+    """A cascade's RoI head is mmdet's own and trains in float32, whatever was asked for."""
+    made_from = trainers(config)._provenance(Trial("key", task="head"))
+    assert made_from["precision"] == expected
+    assert "precision" not in trainers(config)._provenance(Trial("key"))
