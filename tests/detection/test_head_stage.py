@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cse_autoloss.trial import ConfigError, Trial
-from detectors import configure, head_stage
+from detectors import configure, head_features, head_stage
 from detectors.head_features import precision_of
 from detectors.images import average_precision, dataset, surest
 from detectors.training import DetectorTrainer
@@ -153,6 +153,29 @@ def test_a_head_alone_learns_and_leaves_the_trunk_as_it_is(trainers, config, los
     assert sum(values[-4:]) < sum(values[:4])
     trained = trainer._head_stage().trainable(trainer._model(trainer._setup.config, 0))
     assert not [name for name, _ in trained.named_parameters() if not name.startswith("head.")]
+
+
+@pytest.mark.parametrize(("kept", "computed"), [(head_features._KEPT_TARGETS, 2), (1000, 4)])
+def test_what_atss_is_to_predict_is_computed_once_an_image(trainers, monkeypatch, kept, computed):
+    trainer = trainers("atss_proxy", precision="float32")
+    features = trainer._head_stage()._features("train")
+    model = trainer._model(trainer._setup.config, 5)
+    expected = model.bbox_head.loss(
+        *model.bbox_head(features._batch([0, 2])[0]),
+        *([of[i] for i in (0, 2)] for of in (features._gt_bboxes, features._gt_labels)),
+        [features.metas[i] for i in (0, 2)],
+    )
+    assign, assigned = model.bbox_head.assigner.assign, []
+    monkeypatch.setattr(
+        model.bbox_head.assigner, "assign", lambda *args: assigned.append(args) or assign(*args)
+    )
+    monkeypatch.setattr(features, "_targets", head_features._Targets(kept))
+    for images in ([0, 2], [2, 0]):
+        losses = features.losses(model, images)
+        for name, levels in expected.items():
+            assert sum(losses[name]).item() == pytest.approx(sum(levels).item(), rel=1e-5)
+    assert len(assigned) == computed
+    assert "_get_target_single" not in vars(model.bbox_head), "mmdet's own again"
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(trainers):
