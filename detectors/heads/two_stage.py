@@ -110,7 +110,7 @@ class IoUAware(SeesImages):
         boxes, deltas = rois[positive, 1:], bbox_pred[positive]
         if not self.reg_class_agnostic:
             deltas = deltas.view(len(deltas), self.num_classes, 4)[
-                torch.arange(len(deltas)), labels[positive]
+                torch.arange(len(deltas), device=deltas.device), labels[positive]
             ]
         targets = self._target_boxes(rois, labels, bbox_targets)
         predicted = self.bbox_coder.decode(boxes, deltas)
