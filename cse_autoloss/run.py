@@ -223,10 +223,13 @@ def stopping() -> Iterator[None]:
     """While this lasts, SIGTERM and SIGHUP stop a run as Ctrl-C does; a second one changes
     nothing."""
 
+    told: list[Stopped] = []
+
     def stop(number: int, _frame: object) -> None:
         for other in handlers:
             signal.signal(other, signal.SIG_IGN)
-        raise Stopped(number)
+        told.append(Stopped(number))
+        raise told[0]
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     handlers = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
@@ -234,6 +237,8 @@ def stopping() -> Iterator[None]:
         signal.signal(number, stop)
     try:
         yield
+    except KeyboardInterrupt as error:  # Ray, while it waits, makes one of any signal
+        raise told[0] if told else error from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

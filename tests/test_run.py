@@ -1,6 +1,7 @@
 """Whole runs through Ray, from the command line, with a trainer that computes mAP from a
 formula."""
 
+import contextlib
 import json
 import os
 import signal
@@ -116,6 +117,17 @@ def test_a_run_is_not_resumed_when_what_its_numbers_depend_on_has_changed(finish
     journal = Journal.read(run)
     assert journal.counts()["full"] == (13, 0)
     assert journal["accepted changes"] == ["data (one, now two)"]
+
+
+def test_a_signal_is_known_again_that_a_library_has_made_a_keyboard_interrupt_of():
+    with pytest.raises(Stopped) as caught, stopping():
+        with contextlib.suppress(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt  # as Ray does in a wait
+    assert caught.value.signal == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt) as caught, stopping():
+        raise KeyboardInterrupt
+    assert not isinstance(caught.value, Stopped)
 
 
 def test_a_signal_stops_a_run_which_goes_on_from_another_folder(tmp_path):
