@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("mmdet's heads", "ours, default losses", "ours, searched losses")
-FOLDERS = ("test_dense_heads", "test_roi_heads", "test_loss_compatibility.py", "test_losses.py")
+FOLDERS = ("test_dense_heads", "test_roi_heads", "test_loss_compatibility.py", "test_loss.py")
 _MODE, _OUT = "CSE_MMDET_TESTS_MODE", "CSE_MMDET_TESTS_OUT"
 
 
