@@ -57,6 +57,7 @@ class Row:
         views: of heads: ``"<split>/mAP <view>"`` to mAP on images as they are, and in each flip;
             ``val`` and ``test`` are the means.
         device: what it trained on.
+        precision: of a head's matrix products; empty for whole detectors, and in older rows.
     """
 
     loss: str
@@ -76,6 +77,7 @@ class Row:
     versions: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
+    precision: str = ""
 
     @property
     def key(self) -> tuple[str, int, str, str, str]:

@@ -144,6 +144,7 @@ def _train(wanted: Wanted, task: str) -> Row:
             name: made_from[name] for name in ("cse_autoloss", "torch", "mmcv-full", "mmdet")
         },
         device=made_from["device"],
+        precision=made_from.get("precision", ""),
     )
 
 
