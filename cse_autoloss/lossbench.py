@@ -21,6 +21,8 @@ from cse_autoloss.intervals import pooled_deviation
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "lossbench"
 TASKS = {"head": "heads.jsonl", "full": "full.jsonl"}
+# Detector, task, steps, digests of the warm-up and the config
+Origin = tuple[str, str, int, str, str]
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,14 @@ class Row:
     precision: str = ""
 
     @property
-    def key(self) -> tuple[str, int, str, str, str]:
+    def origin(self) -> Origin:
+        """What it was measured with; rows of two origins are not compared."""
+        return self.detector, self.task, self.steps, self.weights, self.config
+
+    @property
+    def key(self) -> tuple[str, int, Origin]:
         """What no two rows share."""
-        return self.loss, self.seed, self.task, self.weights, self.config
+        return self.loss, self.seed, self.origin
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -125,13 +132,13 @@ def load(detector: str, task: str = "head", folder: Path = FOLDER) -> list[Row]:
 
 
 def table(rows: Iterable[Row]) -> Table:
-    """Rows of one warm-up and one config, side by side.
+    """Rows of one origin, side by side.
 
     Raises:
-        UserError: they are of several; choose by ``row.weights`` and ``row.config``.
+        UserError: they are of several; choose by ``row.origin``.
     """
     rows = list(rows)
-    origins = {(row.detector, row.task, row.weights, row.config) for row in rows}
+    origins = {row.origin for row in rows}
     if len(origins) > 1:
         raise UserError(f"lossbench: rows of {len(origins)} instruments in one table: {origins}")
     losses = {row.loss: row.losses for row in rows}

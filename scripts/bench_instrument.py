@@ -14,6 +14,7 @@ detector has full trainings, too, a second table says how well heads foretell th
 from __future__ import annotations
 
 import argparse
+import operator
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +27,7 @@ from cse_autoloss.report import table as markdown
 
 SOUND = 0.02  # mAP: what is no further below the default
 RESAMPLED = 1000
+_origin = operator.attrgetter("origin")
 
 
 def main() -> None:
@@ -63,13 +65,9 @@ def _tables(detector: str, folder: Path) -> Iterator[tuple[list[Row], Table]]:
             if task == "head":
                 raise
             continue
-        for _, some in groupby(sorted(rows, key=_instrument), key=_instrument):
+        for _, some in groupby(sorted(rows, key=_origin), key=_origin):
             found = list(some)
             yield found, table(found)
-
-
-def _instrument(row: Row) -> tuple[str, int, str, str]:
-    return row.task, row.steps, row.weights, row.config
 
 
 def _line(rows: Sequence[Row], trained: Table, split: str) -> list[str]:

@@ -68,8 +68,8 @@ def read_table(detector: str, folder: Path) -> Table:
     """The head's trainings with the detector's most used warm-up and config, losses that have a
     gradient and at least two seeds."""
     rows = lossbench.load(detector, "head", folder)
-    origin, _ = Counter((row.weights, row.config) for row in rows).most_common(1)[0]
-    rows = [row for row in rows if (row.weights, row.config) == origin]
+    origin, _ = Counter(row.origin for row in rows).most_common(1)[0]
+    rows = [row for row in rows if row.origin == origin]
     table = lossbench.table(rows)
     spaces = {
         "cls": load_space("two_stage_cls" if "rcnn" in detector else "one_stage_cls"),

@@ -164,9 +164,8 @@ def train(options: argparse.Namespace) -> None:
     path = folder / TASKS[options.task]
     losses = {loss.name: loss for loss in read_losses(folder / "losses.jsonl")}
     there = {row.key for row in read_rows(path)}
-    origin = options.task, instrument.weights, instrument.digest
     wanted = _order([losses[name] for name in options.losses or losses], options.seeds)
-    left = (one for one in wanted if (one.loss.name, one.seed, *origin) not in there)
+    left = (one for one in wanted if (one.loss.name, one.seed, instrument.origin) not in there)
     measure(instrument, left, path, options.processes)
 
 

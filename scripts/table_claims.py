@@ -83,7 +83,7 @@ def main() -> None:
         print("\n".join(page(rows)))
         for loss, losses in {row.loss: row.losses for row in rows}.items():
             texts = "; ".join(f"{branch} `{text}`" for branch, text in losses.items())
-            print(f"* {loss}: {texts or 'cross-entropy and L1 of the detector, tuned'}")
+            print(f"* {loss}: {texts or 'what the detector has by itself, tuned'}")
         print()
 
 

@@ -82,8 +82,7 @@ def train(detector: str, options: argparse.Namespace) -> None:
     instrument = Instrument.of(
         {"config": detector, "data_seed": 0, "device": options.device}, "head"
     )
-    origin = instrument.weights, instrument.digest
-    there = [row for row in trainings(detector) if (row.weights, row.config) == origin]
+    there = [row for row in trainings(detector) if row.origin == instrument.origin]
     wanted = (
         Wanted(
             Loss(loss.title, {loss.branch: loss.expression} if loss.branch else {}),
@@ -112,9 +111,9 @@ def section(detector: str) -> list[str]:
     rows = [row for row in trainings(detector) if any(loss.is_of(row) for loss in known)]
     if not rows:
         return [f"## {detector}", "", "Not measured yet.", ""]
-    origins = [(row.weights, row.config) for row in rows]
+    origins = [row.origin for row in rows]
     origin = max(set(origins), key=origins.count)
-    rows = [row for row, one in zip(rows, origins, strict=True) if one == origin]
+    rows = [row for row in rows if row.origin == origin]
     columns = {}
     for loss in known:
         own = [row for row in rows if loss.is_of(row)]

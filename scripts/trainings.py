@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cse_autoloss.lossbench import Loss, Row
+from cse_autoloss.lossbench import Loss, Origin, Row
 from cse_autoloss.trial import Trial
 
 if TYPE_CHECKING:
@@ -40,14 +40,13 @@ class Instrument:
     Attributes:
         config: the trainer's options.
         task: ``head`` or ``full``.
-        weights, digest: digests of the warm-up and of the detector's config.
+        origin: of the rows that it makes.
         prepared: what trainings start from.
     """
 
     config: Mapping[str, Any]
     task: str
-    weights: str
-    digest: str
+    origin: Origin
     prepared: bytes
 
     @classmethod
@@ -59,8 +58,10 @@ class Instrument:
         trainer = DetectorTrainer(config, prepared)
         if task == "head":
             trainer.train(Trial("first", task="head", share=0.01, evaluate=("val", "test")))
-        made_from = trainer._provenance(Trial("none"))
-        return cls(config, task, made_from["weights_digest"], made_from["config_digest"], prepared)
+        made_from, setup = trainer._provenance(Trial("none")), trainer._setup
+        digests = made_from["weights_digest"], made_from["config_digest"]
+        origin = setup.options.config, task, setup.steps_of(task), *digests
+        return cls(config, task, origin, prepared)
 
 
 def measure(

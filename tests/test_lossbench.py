@@ -35,8 +35,10 @@ def test_a_table_has_a_row_a_loss_a_column_a_seed_and_a_gap_where_nothing_was_tr
     made = table([row("a", 0, 0.4), row("a", 2, 0.5), row("b", 2, None)])
     assert made.names == ("a", "b") and made.seeds == (0, 2)
     assert np.array_equal(made.val, [[0.4, 0.5], [np.nan, 0.0]], equal_nan=True)
-    with pytest.raises(UserError, match="rows of 2 instruments in one table"):
-        table([row("a", 0), row("a", 0, weights="other")])
+    for other in (dict(weights="other"), dict(config="other"), dict(steps=20)):
+        with pytest.raises(UserError, match="rows of 2 instruments in one table"):
+            table([row("a", 0), row("a", 0, **other)])
+        assert row("a", 0).key != row("a", 0, **other).key, "another training"
 
 
 def test_reliability_is_the_share_of_the_losses_in_the_variance_whatever_seeds_do_to_all():
