@@ -71,8 +71,7 @@ def trainings() -> list[Row]:
 
 def train(seeds: list[int], processes: int) -> None:
     instrument = Instrument.of({"config": DETECTOR, "data_seed": 0, "device": "cpu"}, "head")
-    origin = instrument.weights, instrument.digest
-    there = [row for row in trainings() if (row.weights, row.config) == origin]
+    there = [row for row in trainings() if row.origin == instrument.origin]
     measure(
         instrument,
         (
@@ -91,10 +90,9 @@ def train(seeds: list[int], processes: int) -> None:
 def page() -> list[str]:
     """The Markdown table, of the warm-up that most of these losses trained on."""
     rows = [row for row in trainings() if any(loss.is_of(row) for loss in wanted())]
-    origins = [(row.weights, row.config) for row in rows]
-    rows = [
-        row for row in rows if (row.weights, row.config) == max(set(origins), key=origins.count)
-    ]
+    origins = [row.origin for row in rows]
+    origin = max(set(origins), key=origins.count)
+    rows = [row for row in rows if row.origin == origin]
     lines = []
     for branch, inputs, text, *pair in LOSSES:
         scores = [
