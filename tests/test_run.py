@@ -158,11 +158,12 @@ def test_a_signal_stops_a_run_which_goes_on_from_another_folder(tmp_path):
     assert len(refused.stderr.strip().splitlines()) == 1 and "--trust" in refused.stderr
 
 
-def test_sighup_stops_a_run_too_unless_it_is_ignored(monkeypatch):
-    with pytest.raises(Stopped), stopping():
-        os.kill(os.getpid(), signal.SIGHUP)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+def test_sighup_stops_a_run_too_unless_it_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     try:
+        with pytest.raises(Stopped), stopping():
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         with stopping():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
