@@ -8,6 +8,7 @@ says how they were made. ``load`` reads the rows, ``table`` puts them side by si
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -129,6 +130,12 @@ def load(detector: str, task: str = "head", folder: Path = FOLDER) -> list[Row]:
             f"there are those of {', '.join(there) or 'none'}"
         )
     return read_rows(path)
+
+
+def of_one_origin(rows: Sequence[Row]) -> list[Row]:
+    """Those of the origin that most are of."""
+    ((origin, _),) = Counter(row.origin for row in rows).most_common(1)
+    return [row for row in rows if row.origin == origin]
 
 
 def table(rows: Iterable[Row]) -> Table:

@@ -16,7 +16,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,9 +66,7 @@ class Table:
 def read_table(detector: str, folder: Path) -> Table:
     """The head's trainings with the detector's most used warm-up and config, losses that have a
     gradient and at least two seeds."""
-    rows = lossbench.load(detector, "head", folder)
-    origin, _ = Counter(row.origin for row in rows).most_common(1)[0]
-    rows = [row for row in rows if row.origin == origin]
+    rows = lossbench.of_one_origin(lossbench.load(detector, "head", folder))
     table = lossbench.table(rows)
     spaces = {
         "cls": load_space("two_stage_cls" if "rcnn" in detector else "one_stage_cls"),

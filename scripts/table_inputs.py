@@ -15,11 +15,11 @@ import argparse
 from pathlib import Path
 
 import table_known
-from table_known import Known
-from trainings import Instrument, Wanted, measure
+from table_known import Known, missing
+from trainings import Instrument, measure
 
 from cse_autoloss.intervals import paired_interval
-from cse_autoloss.lossbench import TASKS, Loss, Row, read_rows
+from cse_autoloss.lossbench import TASKS, Row, of_one_origin, read_rows
 from cse_autoloss.report import table
 from cse_autoloss.space import load_space
 
@@ -72,27 +72,13 @@ def trainings() -> list[Row]:
 def train(seeds: list[int], processes: int) -> None:
     instrument = Instrument.of({"config": DETECTOR, "data_seed": 0, "device": "cpu"}, "head")
     there = [row for row in trainings() if row.origin == instrument.origin]
-    measure(
-        instrument,
-        (
-            Wanted(
-                Loss(loss.title, {loss.branch: loss.expression}), seed, {loss.branch: loss.space}
-            )
-            for loss in wanted()
-            for seed in seeds
-            if not any(row.seed == seed and loss.is_of(row) for row in there)
-        ),
-        PATH,
-        processes,
-    )
+    measure(instrument, missing(wanted(), seeds, there), PATH, processes)
 
 
 def page() -> list[str]:
     """The Markdown table, of the warm-up that most of these losses trained on."""
     rows = [row for row in trainings() if any(loss.is_of(row) for loss in wanted())]
-    origins = [row.origin for row in rows]
-    origin = max(set(origins), key=origins.count)
-    rows = [row for row in rows if row.origin == origin]
+    rows = of_one_origin(rows)
     lines = []
     for branch, inputs, text, *pair in LOSSES:
         scores = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from trainings import Instrument, Wanted, measure
 from cse_autoloss.canonical import canonical
 from cse_autoloss.errors import UserError
 from cse_autoloss.intervals import mean_interval, paired_interval
-from cse_autoloss.lossbench import FOLDER, TASKS, Loss, Row, read_rows
+from cse_autoloss.lossbench import FOLDER, TASKS, Loss, Row, of_one_origin, read_rows
 from cse_autoloss.space import load_space
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -83,17 +83,23 @@ def train(detector: str, options: argparse.Namespace) -> None:
         {"config": detector, "data_seed": 0, "device": options.device}, "head"
     )
     there = [row for row in trainings(detector) if row.origin == instrument.origin]
-    wanted = (
-        Wanted(
-            Loss(loss.title, {loss.branch: loss.expression} if loss.branch else {}),
-            seed,
-            {loss.branch: loss.space} if loss.branch else {},
-        )
-        for loss in known_losses(detector)
-        for seed in options.seeds
-        if not any(row.seed == seed and loss.is_of(row) for row in there)
-    )
+    wanted = missing(known_losses(detector), options.seeds, there)
     measure(instrument, wanted, _path(detector), options.processes)
+
+
+def missing(
+    losses: Iterable[Known], seeds: Sequence[int], there: Sequence[Row]
+) -> Iterator[Wanted]:
+    """Trainings of these losses with these seeds that have no row yet."""
+    for loss in losses:
+        for seed in seeds:
+            if not any(row.seed == seed and loss.is_of(row) for row in there):
+                branch = loss.branch
+                yield Wanted(
+                    Loss(loss.title, {branch: loss.expression} if branch else {}),
+                    seed,
+                    {branch: loss.space} if branch else {},
+                )
 
 
 def trainings(detector: str) -> list[Row]:
@@ -111,9 +117,7 @@ def section(detector: str) -> list[str]:
     rows = [row for row in trainings(detector) if any(loss.is_of(row) for loss in known)]
     if not rows:
         return [f"## {detector}", "", "Not measured yet.", ""]
-    origins = [row.origin for row in rows]
-    origin = max(set(origins), key=origins.count)
-    rows = [row for row in rows if row.origin == origin]
+    rows = of_one_origin(rows)
     columns = {}
     for loss in known:
         own = [row for row in rows if loss.is_of(row)]

@@ -8,7 +8,7 @@ import pytest
 from cse_autoloss import lossbench
 from cse_autoloss.errors import UserError
 from cse_autoloss.expression import ExpressionError
-from cse_autoloss.lossbench import Row, agreement, load, reliability, table
+from cse_autoloss.lossbench import Row, agreement, load, of_one_origin, reliability, table
 from cse_autoloss.space import load_space
 
 DETECTORS = sorted(path.parent.name for path in lossbench.FOLDER.glob("*/heads.jsonl"))
@@ -39,6 +39,8 @@ def test_a_table_has_a_row_a_loss_a_column_a_seed_and_a_gap_where_nothing_was_tr
         with pytest.raises(UserError, match="rows of 2 instruments in one table"):
             table([row("a", 0), row("a", 0, **other)])
         assert row("a", 0).key != row("a", 0, **other).key, "another training"
+        most = [row("a", 0), row("a", 1)]
+        assert of_one_origin([row("b", 0, **other), *most]) == most
 
 
 def test_reliability_is_the_share_of_the_losses_in_the_variance_whatever_seeds_do_to_all():
