@@ -65,7 +65,10 @@ class SearchSection(Section):
         ranker_settings: keyword arguments of the ranker.
         race: settings of ``racing.Race``, which says which losses earn another training at the
             search's last stage, where that has more than one seed: ``share``, ``margin``, ``risk``.
-        offspring: expressions generated a round for each searched branch, before screening.
+        screened: verify expressions, and simulate them on predictions, before any trains. Without
+            it whatever variation makes trains: plain evolution, to compare with.
+        offspring: expressions generated a round for each searched branch, before screening; without
+            it, as many are as may train.
         candidates: that a round proposes for training; as many as there are workers, if these are
             more. Survivors that are not chosen are kept for later rounds.
         keep_rejected: write down every rejected expression with its reason (a hundred kilobytes for
@@ -84,6 +87,7 @@ class SearchSection(Section):
     mutation: Share = 0.5
     crossover: Share = 0.3
     fitting: Share = 0.125
+    screened: bool = True
     offspring: Annotated[int, Field(gt=0, le=10_000_000)] = 20_000
     strategy: str = "evolution"
     ranker: str = "shuffled"

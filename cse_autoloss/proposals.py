@@ -38,6 +38,11 @@ RACERS = 100  # the best of those that have trained, who can earn another traini
 MEASURED = 1000  # trained candidates that a ranker learns from: the best half, and a draw of others
 OFFERED = 6000  # kept survivors of a branch that are ranked in a round, which bounds its time
 
+#: An expression, what made it, and its parents' ids.
+_Made = tuple[Expression, tuple[str, tuple[int, ...]]]
+#: One branch's counts, reasons, hashes, survivors and rejected expressions (see ``Round``).
+_Part = tuple[Counter, Counter, np.ndarray, list[Survivor], list[tuple[str, str]]]
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -154,7 +159,8 @@ class Proposals:
         if not count:
             return Round(number, known.estimates, (), {}, {}, {}, (), (), {}, standing=standing)
         branches = list(self._spaces)
-        parts = [self._screen(branch, known.population, number, rng) for branch in branches]
+        make = self._screen if self._config.search.screened else self._take_all
+        parts = [make(branch, known.population, number, count, rng) for branch in branches]
         counts, reasons, seen, fresh, rejected = (dict(zip(branches, part)) for part in zip(*parts))
         new = [survivor for survivors in fresh.values() for survivor in survivors]
         self._pool |= {survivor.id: survivor for survivor in new}
@@ -266,10 +272,34 @@ class Proposals:
             f"that with a probability of more than {chance:.2g}"
         )
 
+    def _take_all(
+        self,
+        branch: str,
+        population: Sequence[Member],
+        number: int,
+        count: int,
+        rng: np.random.Generator,
+    ) -> _Part:
+        """As ``_screen``, of a search without screening: as many expressions as may train."""
+        offspring = self._strategy.ask(population, branch, self._spaces[branch], count, rng)
+        made = [
+            (offspring.population.expression(row), offspring.origin(row))
+            for row in range(len(offspring.population))
+        ]
+        survivors = self._keep(branch, made, number)
+        new = len(survivors)
+        counts = Counter(generated=count, unique=new, verified=0, optimised=0, distinct=new)
+        return counts, Counter(), np.zeros(0, np.uint64), survivors, []
+
     def _screen(
-        self, branch: str, population: Sequence[Member], number: int, rng: np.random.Generator
-    ) -> tuple[Counter, Counter, np.ndarray, list[Survivor], list[tuple[str, str]]]:
-        """One branch's counts, reasons, hashes, survivors and rejected expressions."""
+        self,
+        branch: str,
+        population: Sequence[Member],
+        number: int,
+        count: int,
+        rng: np.random.Generator,
+    ) -> _Part:
+        """What one branch has for a round of ``count`` trainings."""
         space = self._spaces[branch]
         offspring = self._strategy.ask(
             population, branch, space, self._config.search.offspring, rng
@@ -286,9 +316,24 @@ class Proposals:
             ),
             key=lambda entry: entry[0].size,
         )
-        distinct: dict[str, tuple[Expression, tuple[str, tuple[int, ...]]]] = {}
-        prints = fingerprint([expression for expression, _ in passed], space)
-        for gradients, entry in zip(prints, passed):
+        survivors = self._keep(branch, passed, number)
+        counts = Counter(
+            generated=report.generated,
+            unique=report.unique,
+            verified=len(verified),
+            optimised=len(passed),
+            distinct=len(survivors),
+        )
+        reasons = Counter(report.rejected) + Counter(simulation=len(verified) - len(passed))
+        rejected = self._rejected(report, outcomes) if self._config.search.keep_rejected else []
+        return counts, reasons, report.hashes[report.codes != DUPLICATE], survivors, rejected
+
+    def _keep(self, branch: str, made: Sequence[_Made], number: int) -> list[Survivor]:
+        """Survivors: the expressions whose gradients none had before, of equals the first."""
+        space = self._spaces[branch]
+        distinct: dict[str, _Made] = {}
+        prints = fingerprint([expression for expression, _ in made], space)
+        for gradients, entry in zip(prints, made):
             if gradients not in self._known[branch]:
                 distinct.setdefault(gradients, entry)
         self._known[branch].update(distinct)
@@ -303,16 +348,7 @@ class Proposals:
             )
         ]
         self._last_id += len(survivors)
-        counts = Counter(
-            generated=report.generated,
-            unique=report.unique,
-            verified=len(verified),
-            optimised=len(passed),
-            distinct=len(survivors),
-        )
-        reasons = Counter(report.rejected) + Counter(simulation=len(verified) - len(passed))
-        rejected = self._rejected(report, outcomes) if self._config.search.keep_rejected else []
-        return counts, reasons, report.hashes[report.codes != DUPLICATE], survivors, rejected
+        return survivors
 
     @staticmethod
     def _rejected(report: ScreenReport, outcomes: Sequence) -> list[tuple[str, str]]:

@@ -1,17 +1,15 @@
-"""What screening saves a search: its own candidates beside ones that nobody screened, trained
-alike.
+"""What screening saves a search: its own candidates, and ones that nobody screened, trained alike.
 
-    python scripts/bench_search.py RUN             # RUN: a finished run's folder; 60 unscreened
-    candidates are trained python scripts/bench_search.py RUN --count 200 # goes on from there
+    python scripts/bench_search.py RUN              # a finished run's folder: trains 60 unscreened
+    python scripts/bench_search.py RUN --count 200  # goes on from there
 
 Plain evolution trains whatever variation makes. Its candidates are drawn here as the run drew its
 own: from the known losses that the run trained first, by the same operators, new in classification,
-    in regression or in both; but they are neither
-verified nor simulated. Each trains on the run's proxy task, on a Ray cluster of its own, with the
-run's seed and settings. What is compared is the detector training, in worker seconds and
-simulations included, that was spent for each new loss that is as good as the tuned default; one
-with a known loss's gradients is not new. Results are kept beside the journal, in unscreened.jsonl,
-a line each.
+in regression or in both; but they are neither verified nor simulated. Each trains on the run's
+proxy task, on a Ray cluster of its own, with the run's seed and settings. What is compared is the
+detector training, in worker seconds and simulations included, that was spent for each new loss that
+is as good as the tuned default; one with a known loss's gradients is not new. Results are kept
+beside the journal, in unscreened.jsonl, a line each.
 """
 
 from __future__ import annotations

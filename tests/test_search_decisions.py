@@ -8,7 +8,7 @@ import formula
 import numpy as np
 import pytest
 
-from cse_autoloss import load_space
+from cse_autoloss import load_space, verify
 from cse_autoloss.breeder import InlineBreeder
 from cse_autoloss.config import parse_config
 from cse_autoloss.errors import SearchError
@@ -211,6 +211,36 @@ def grown(tmp_path_factory):
 
 def test_a_strategy_without_memory_grows_all_from_nothing(grown):
     assert {candidate.origin for candidate in found(grown)} == {"growth"}
+
+
+def test_without_screening_whatever_variation_makes_trains(tmp_path):
+    """Plain evolution: unsound losses train, too, no loss trains twice, and a run goes on."""
+    settings = {**CONFIG["search"], "screened": False, "candidates": 8}
+    changes = {"search": settings, "budget": {"trials": 40}, "stages": PLAIN}
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        search(folder, changes, stop=20)
+    journal = search(None, changes, Journal.resume(folder))
+    made = found(journal)
+    assert len(made) >= 30 and len({str(c.fingerprint) for c in made}) == len(made)
+    assert {"growth", "mutation", "crossover"} <= {
+        operator for candidate in made for operator in candidate.origin.split(" + ")
+    }
+    spaces = {branch: load_space(name) for branch, name in SPACES.items()}
+    unsound = [
+        candidate
+        for candidate in made
+        if any(
+            not verify(spaces[branch].expression(text), spaces[branch]).accepted
+            for branch, text in candidate.losses.items()
+        )
+    ]
+    assert len(unsound) > len(made) / 2
+    for counts in read_status(journal).funnel.values():
+        assert counts["verified"] == 0 < counts["distinct"]
+
+
+PLAIN = {"full": {}, "final": {"best": 1, "seeds": 1}}
 
 
 def test_what_was_screened_is_not_screened_again_by_a_driver_that_was_not_there(grown):

@@ -3,8 +3,7 @@
 :class:`Forest` gives every subtree of a population a 64-bit hash of its meaning, the arguments of
 commutative operators in one order. :class:`Graph` keeps one node for each hash and evaluates the
 nodes: one array call for all nodes of a level that share an operator, values and directional
-    derivatives (forward mode) together. Nothing here
-loops over candidates.
+derivatives (forward mode) together. Nothing here loops over candidates.
 
 One node costs some tens of nanoseconds, so even a sort of the hashes would be felt: equal hashes
 are found by letting them contend for the slots of a table.

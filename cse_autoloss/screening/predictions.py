@@ -2,7 +2,7 @@
 once.
 
 The gradient is taken in forward mode: a sample has few parameters (its logits, or its box's four),
-    and each is a direction.
+and each is a direction.
 """
 
 from __future__ import annotations
