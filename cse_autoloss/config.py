@@ -63,6 +63,9 @@ class SearchSection(Section):
         ranker: in which order survivors train: ``shuffled``, ``model``, or
             ``"package.module:Class"`` (see ``rankers/base.py``).
         ranker_settings: keyword arguments of the ranker.
+        earlier: what the ranker begins with: folders of runs of a detector of the same kind, and
+            ``lossbench``, the tabular benchmark. Their order is a hint; their mAPs may stand at
+            another level.
         race: settings of ``racing.Race``, which says which losses earn another training at the
             search's last stage, where that has more than one seed: ``share``, ``margin``, ``risk``.
         screened: verify expressions, and simulate them on predictions, before any trains. Without
@@ -92,6 +95,7 @@ class SearchSection(Section):
     strategy: str = "evolution"
     ranker: str = "shuffled"
     ranker_settings: dict[str, Any] = {}
+    earlier: list[str] = []
     race: dict[Literal["share", "margin", "risk"], Share] = {}
     candidates: Positive = 8
     keep_rejected: bool = False

@@ -20,7 +20,7 @@ from scipy import stats
 from cse_autoloss.errors import UserError
 from cse_autoloss.intervals import pooled_deviation
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "lossbench"
+FOLDER = Path(__file__).parent / "benchmark"  # docs/lossbench leads there
 TASKS = {"head": "heads.jsonl", "full": "full.jsonl"}
 # Detector, task, steps, digests of the warm-up and the config
 Origin = tuple[str, str, int, str, str]

@@ -20,10 +20,11 @@ from scipy.special import ndtr
 
 from cse_autoloss.canonical import canonical
 from cse_autoloss.config import Config
+from cse_autoloss.earlier import as_measured
 from cse_autoloss.expression import Expression
 from cse_autoloss.journal import Candidate, CandidateState, Journal, Survivor
 from cse_autoloss.racing import Race
-from cse_autoloss.rankers import Belief, Measured, Ranking, load_ranker
+from cse_autoloss.rankers import Belief, Measured, Ranking, load_ranker, telling
 from cse_autoloss.screening import Screener
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.screening.features import branch_features, with_defaults
@@ -35,7 +36,7 @@ from cse_autoloss.strategies import FITTING, Member, load_strategy
 
 EVIDENCE = 40  # losses that have trained, at least, before the search may end early
 RACERS = 100  # the best of those that have trained, who can earn another training
-MEASURED = 1000  # trained candidates that a ranker learns from: the best half, and a draw of others
+MEASURED = 1000  # trained candidates that a ranker learns from
 OFFERED = 6000  # kept survivors of a branch that are ranked in a round, which bounds its time
 
 #: An expression, what made it, and its parents' ids.
@@ -142,6 +143,7 @@ class Proposals:
             branch: set(fingerprint([loss.expression for loss in space.losses.values()], space))
             for branch, space in self._spaces.items()
         }
+        self._earlier = as_measured(journal["earlier"] or [], self._spaces)
         for branch, screener in self._screeners.items():
             screener.seen.add(journal.seen(branch))
         for branch, gradients in journal.survivor_fingerprints():
@@ -180,14 +182,13 @@ class Proposals:
 
     def _known_so_far(self, rng: np.random.Generator) -> _Known:
         """What trainings have said; a failure says mAP 0, and has no offspring."""
-        scored = sorted(self._journal.measured(), key=lambda pair: -pair[1])
-        if len(scored) > MEASURED:
-            rest = rng.choice(len(scored) - MEASURED // 2, MEASURED // 2, replace=False)
-            scored = scored[: MEASURED // 2] + [scored[MEASURED // 2 + place] for place in rest]
-        candidates = [self._journal.candidate(number) for number in sorted(n for n, _ in scored)]
+        scored = self._journal.measured()
+        places = telling([mAP for _, mAP in scored], MEASURED, rng)
+        candidates = [self._journal.candidate(n) for n in sorted(scored[p][0] for p in places)]
         measured = Measured.of(
             self._features_of([candidate.losses for candidate in candidates]),
             [self._journal.by_seed(c.id, self._ladder.fitness) for c in candidates],
+            self._earlier,
         )
         belief = self._ranker.belief(measured)
         members = [

@@ -21,6 +21,7 @@ from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
+from cse_autoloss.earlier import read_earlier
 from cse_autoloss.errors import SearchError
 from cse_autoloss.inputs import EXTRAS, needs
 from cse_autoloss.journal import Journal
@@ -130,6 +131,8 @@ def start(config: Config, folder: Path, console: Console) -> None:
     check_machine(config.cluster)  # before a proxy is made, which takes minutes
     config = _adopted(absolute(config), lambda line: _say(console, line))
     checked, trainer = check(config), trainer_of(config)
+    searched = {branch: load_space(checked["spaces"][branch]) for branch in config.search.branches}
+    earlier = read_earlier(config.search.earlier, searched)
     was_there = folder.exists()
     journal = Journal.create(
         folder,
@@ -143,6 +146,7 @@ def start(config: Config, folder: Path, console: Console) -> None:
             "import path": os.getcwd(),
             "versions": versions(trainer),
             "pins": pins(config, checked, versions(trainer)),
+            "earlier": earlier,
         },
     )
     with journal.step():
@@ -151,6 +155,8 @@ def start(config: Config, folder: Path, console: Console) -> None:
     _say(console, f"run {folder}: {len(checked['classes'])} classes; images: {images}")
     for note in checked.get("notes", ()):
         _say(console, note)
+    for source in earlier:
+        _say(console, f"the ranker begins with {len(source['trained'])} losses of {source['name']}")
     if kind := network_file_system(folder):
         _say(
             console,

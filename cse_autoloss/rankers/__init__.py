@@ -3,6 +3,6 @@
 A run names its ranker (``search.ranker``): ``model``, ``shuffled``, or ``"package.module:Class"``.
 """
 
-from cse_autoloss.rankers.base import Belief, Measured, Ranker, Ranking, load_ranker
+from cse_autoloss.rankers.base import Belief, Measured, Ranker, Ranking, load_ranker, telling
 
-__all__ = ["Belief", "Measured", "Ranker", "Ranking", "load_ranker"]
+__all__ = ["Belief", "Measured", "Ranker", "Ranking", "load_ranker", "telling"]

@@ -36,18 +36,26 @@ class Measured:
         scores: (m,) mean mAP over its trainings, in [0, 1].
         trainings: (m,) how many trainings each mean is of.
         noise: standard deviation of one training's mAP about its loss's mean.
+        earlier: what was measured before the run, one for each source: another warm-up, detector or
+            data set, so that its mAPs may stand at another level, and its order is a hint.
     """
 
     features: np.ndarray
     scores: np.ndarray
     trainings: np.ndarray
     noise: float = NOISE
+    earlier: Sequence[Measured] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @classmethod
-    def of(cls, features: np.ndarray, scores: Sequence[Mapping[int, float]]) -> Measured:
+    def of(
+        cls,
+        features: np.ndarray,
+        scores: Sequence[Mapping[int, float]],
+        earlier: Sequence[Measured] = (),
+    ) -> Measured:
         """From each loss's mAP by seed; a training that failed is 0.
 
         A seed that is kind to all losses is no merit of those that trained with it: what the
@@ -66,7 +74,17 @@ class Measured:
             np.array([np.mean(row) for row in fair]),
             np.array([len(row) for row in fair], int),
             float(np.sqrt((freedom * pooled**2 + PRIOR * NOISE**2) / (freedom + PRIOR))),
+            earlier,
         )
+
+
+def telling(scores: Sequence[float], most: int, rng: np.random.Generator) -> list[int]:
+    """Places of at most so many losses that a ranker learns from: the best half of these, and a
+    draw of the others. Best first."""
+    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    best, rest = order[: most // 2], order[most // 2 :]
+    drawn = rng.choice(len(rest), min(len(rest), most - len(best)), replace=False)
+    return best + [rest[place] for place in sorted(drawn)]
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from cse_autoloss.rankers.base import Belief, Measured, Ranking
 from cse_autoloss.rankers.shuffled import Shuffled
 
-LEAST = 3  # trained losses without which there is nothing to learn from
+LEAST = 3  # trained losses, earlier ones too, without which there is nothing to learn from
 CONTENDERS = 1000  # candidates with the highest bounds; only they are drawn from together
 FEW = 250  # losses that hyperparameters are fitted to
 REACH = 8  # deviations of one training: a loss further below the best counts as that far below
 RESTARTS = 2  # of the fit, from other hyperparameters
 PLACES = 100  # at the front of the order that are drawn; the others stand by their mean
+APART = 0.25  # from a loss to itself in earlier trainings, in median distances between losses
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,22 @@ class Model:
 
     def _fit(self, measured: Measured) -> _Process | None:
         """The process of what is known, or None where too little is."""
-        usable = np.isfinite(measured.features).all(axis=1)
-        if usable.sum() < LEAST:
+        reach = REACH * measured.noise
+        parts = [_usable(part, reach) for part in (measured, *measured.earlier)]
+        rows, scores, error = (np.concatenate(values) for values in zip(*parts))
+        if len(rows) < LEAST:
             return None
-        rows = np.asarray(measured.features[usable], float)
-        # How bad a bad loss is says nothing about which good one is better, and would drown it.
-        scores = measured.scores[usable]
-        scores = np.maximum(scores, scores.max() - REACH * measured.noise)
-        centre, scale = scores.mean(), max(scores.std(), measured.noise / 10)
         # Few rows tell how smooth the process is as well as all do, in a fraction of the time.
         few = np.random.default_rng(0).permutation(len(rows))[:FEW]
         length = np.median(pdist(rows[few])) or 1.0
-        kernel = ConstantKernel(3.0, (1e-2, 1e3)) * Matern(
-            length, (0.05 * length, 30 * length), 1.5
-        )
-        targets = (scores - centre) / scale
-        error = (measured.noise / scale) ** 2 / measured.trainings[usable]
+        # One column more: all sources of earlier trainings lie some way off the run's own.
+        source = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+        rows = np.column_stack([rows, APART * length * (source > 0)])
+        smooth = Matern(length, (0.05 * length, 30 * length), 1.5)
+        scores = scores - _levels(smooth(rows), scores, error, source)
+        centre, scale = scores.mean(), max(scores.std(), measured.noise / 10)
+        kernel = ConstantKernel(3.0, (1e-2, 1e3)) * smooth
+        targets, error = (scores - centre) / scale, error / scale**2
         # The likelihood has more than one peak: a steep one of short lengths, where few are near
         # each other, and a broad one of long lengths, which is often the higher.
         process = GaussianProcessRegressor(
@@ -101,18 +102,49 @@ class Model:
         return _Process(process, centre, scale)
 
 
+def _usable(measured: Measured, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, mAPs and their variances of the losses that have a gradient."""
+    usable = np.isfinite(measured.features).all(axis=1)
+    scores = measured.scores[usable]
+    # How bad a bad loss is says nothing about which good one is better, and would drown it.
+    floor = scores.max(initial=-np.inf) - reach
+    error = measured.noise**2 / measured.trainings[usable]
+    return np.asarray(measured.features[usable], float), np.maximum(scores, floor), error
+
+
+def _levels(
+    correlation: np.ndarray, scores: np.ndarray, error: np.ndarray, source: np.ndarray
+) -> np.ndarray:
+    """By how much each loss's source stands above the first, as its losses let one think: each
+    source's level by generalised least squares."""
+    present = np.unique(source)
+    if len(present) == 1:
+        return np.zeros(len(scores))
+    members = (source[:, None] == present).astype(float)
+    means = np.linalg.lstsq(members, scores)[0]
+    spread = max((scores - members @ means).var(), error.min())
+    covariance = correlation + np.diag(error / spread)
+    solved = np.linalg.solve(covariance, members)
+    levels = np.linalg.solve(members.T @ solved, solved.T @ scores)
+    return members @ (levels - levels[0])
+
+
 @dataclass(frozen=True)
 class _Process:
-    """A fitted process of standardised mAPs, in mAP."""
+    """A fitted process of standardised mAPs, in mAP; losses as the run itself trains them."""
 
     process: GaussianProcessRegressor
     centre: float
     scale: float
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean, deviation = self.process.predict(features.astype(float), return_std=True)
+        mean, deviation = self.process.predict(_own(features), return_std=True)
         return self.centre + self.scale * mean, self.scale * deviation
 
     def belief(self, features: np.ndarray) -> Belief:
-        mean, covariance = self.process.predict(features.astype(float), return_cov=True)
+        mean, covariance = self.process.predict(_own(features), return_cov=True)
         return Belief(self.centre + self.scale * mean, self.scale**2 * covariance)
+
+
+def _own(features: np.ndarray) -> np.ndarray:
+    return np.pad(features.astype(float), ((0, 0), (0, 1)))

@@ -1,0 +1,102 @@
+"""What was measured before a run, which its ranker begins with: other runs, and the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cse_autoloss.config import parse_config
+from cse_autoloss.errors import UserError
+from cse_autoloss.journal import Journal
+from cse_autoloss.lossbench import FOLDER, TASKS, of_one_origin, read_rows
+from cse_autoloss.rankers import Measured, telling
+from cse_autoloss.screening.features import features
+from cse_autoloss.space import SearchSpace
+from cse_autoloss.stages import Ladder
+from cse_autoloss.trial import ConfigError
+
+BENCHMARK = "lossbench"  # a source's name: all detectors of the benchmark
+MOST = 500  # losses of one source that a ranker learns from, which bounds its time
+
+#: A loss, branch to expression text, and its mAP by seed.
+Trained = tuple[Mapping[str, str], Mapping[int, float]]
+
+
+def read_earlier(sources: Sequence[str], spaces: Mapping[str, SearchSpace]) -> list[dict[str, Any]]:
+    """Trainings of losses that a run could train itself, to be kept in its journal.
+
+    Args:
+        sources: folders of runs, and ``lossbench``.
+        spaces: branch to its search space, for the branches that the run searches.
+
+    Returns:
+        For each source that has any: its ``name``, and ``trained``, as ``Trained``.
+
+    Raises:
+        ConfigError: a folder holds no run, or one that has nothing to say of these spaces.
+    """
+    found: list[dict[str, Any]] = []
+    for source in sources:
+        if source == BENCHMARK:
+            folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
+            parts = {f"{BENCHMARK}, {folder.name}": _benchmark(folder) for folder in folders}
+        else:
+            parts = {source: _run(source)}
+        for name, trained in parts.items():
+            kept = [entry for entry in trained if _can_be_written(entry[0], spaces)]
+            if kept:
+                scores = [float(np.mean(list(by_seed.values()))) for _, by_seed in kept]
+                places = telling(scores, MOST, np.random.default_rng(0))
+                found.append({"name": name, "trained": [kept[place] for place in places]})
+            elif source != BENCHMARK:
+                raise ConfigError(
+                    f"search.earlier: {source}: none of the {len(trained)} losses that it trained "
+                    f"can be written in {' and '.join(space.name for space in spaces.values())}; a "
+                    "run of a detector of the same kind would do"
+                )
+    return found
+
+
+def as_measured(
+    kept: Sequence[Mapping[str, Any]], spaces: Mapping[str, SearchSpace]
+) -> list[Measured]:
+    """What ``read_earlier`` found, for a ranker."""
+    return [
+        Measured.of(
+            features([losses for losses, _ in source["trained"]], spaces),
+            [{int(seed): mAP for seed, mAP in scores.items()} for _, scores in source["trained"]],
+        )
+        for source in kept
+    ]
+
+
+def _benchmark(folder: Path) -> list[Trained]:
+    rows = read_rows(folder / TASKS["head"])
+    trained: dict[str, tuple[Mapping[str, str], dict[int, float]]] = {}
+    for row in of_one_origin(rows) if rows else ():
+        trained.setdefault(row.loss, (row.losses, {}))[1][row.seed] = row.val or 0.0
+    return list(trained.values())
+
+
+def _run(folder: str) -> list[Trained]:
+    try:
+        journal = Journal.read(folder)
+    except ConfigError as error:
+        raise ConfigError(f"search.earlier: {error}") from None
+    stage = Ladder.of(parse_config(journal["config"]).stages).fitness
+    trained = [(c.losses, journal.by_seed(c.id, stage)) for c in journal.candidates()]
+    journal.close()
+    return [(losses, scores) for losses, scores in trained if scores]
+
+
+def _can_be_written(losses: Mapping[str, str], spaces: Mapping[str, SearchSpace]) -> bool:
+    """Whether a run could train these losses; the default's are other functions elsewhere."""
+    try:
+        return bool(losses) and all(
+            spaces[branch].expression(text) for branch, text in losses.items()
+        )
+    except (KeyError, UserError):
+        return False
