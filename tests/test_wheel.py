@@ -69,6 +69,6 @@ print(load_class("mine:Mine", "key").__name__, load_space("mine.yaml").name)
 
     assert run(looked_up).split() == [
         *(str(wheel / "cse_autoloss" / "__init__.py"), "True"),
-        *("quickstart", "standard", "Mine", "mine"),
+        *("plain_evolution", "quickstart", "standard", "Mine", "mine"),
     ]
     assert "accepted" in run(verify, "verify", "Sub(1,Div(I,U))", "--space", "mine.yaml")
