@@ -47,15 +47,20 @@ def read_earlier(sources: Sequence[str], spaces: Mapping[str, SearchSpace]) -> l
             parts = {source: _run(source)}
         for name, trained in parts.items():
             kept = [entry for entry in trained if _can_be_written(entry[0], spaces)]
-            if kept:
+            # Of another kind of detector, losses of boxes alone could be: no hint for a pair.
+            missing = [
+                space.name
+                for branch, space in spaces.items()
+                if not any(branch in losses for losses, _ in kept)
+            ]
+            if not missing:
                 scores = [float(np.mean(list(by_seed.values()))) for _, by_seed in kept]
                 places = telling(scores, MOST, np.random.default_rng(0))
                 found.append({"name": name, "trained": [kept[place] for place in places]})
             elif source != BENCHMARK:
                 raise ConfigError(
-                    f"search.earlier: {source}: none of the {len(trained)} losses that it trained "
-                    f"can be written in {' and '.join(space.name for space in spaces.values())}; a "
-                    "run of a detector of the same kind would do"
+                    f"search.earlier: {source} trained no loss of {' or '.join(missing)}; a run of "
+                    "a detector of the same kind is needed"
                 )
     return found
 

@@ -61,6 +61,8 @@ def line(run: Path, sources: Sequence[str]) -> list[str]:
         both = Measured(known.features, known.scores, known.trainings, own.noise, earlier)
         places.append(place)
         predicted.append([_mean(what, own.features[place]) for what in (known, nothing, both)])
+    if not places:
+        return [run.name, "0", "", "", ""]
     scores = own.scores[places]
     good = scores > scores.max() - GOOD
     cells = [
