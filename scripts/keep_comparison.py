@@ -1,0 +1,52 @@
+"""Keep a finished run's comparison among the claims, a line a training.
+
+    python scripts/keep_comparison.py RUN "name"     # to docs/claims/comparisons.jsonl
+
+A name that is there already is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from cse_autoloss.config import parse_config
+from cse_autoloss.journal import Journal
+from cse_autoloss.stages import Ladder
+
+PATH = Path(__file__).resolve().parents[1] / "docs" / "claims" / "comparisons.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    options = parser.parse_args()
+    if any(json.loads(line)["run"] == options.name for line in PATH.read_text().splitlines()):
+        parser.error(f"{PATH.name} has a comparison {options.name!r}")
+    journal = Journal.read(options.run)
+    stage = Ladder.of(parse_config(journal["config"]).stages).comparison
+    with PATH.open("a") as file:
+        for row in journal.trials(stage, finished=True):
+            made_from = row.result.provenance
+            kept = {
+                "run": options.name,
+                "loss": row.label,
+                "losses": dict(row.trial.losses),
+                "seed": row.trial.seed,
+                **{
+                    split: round(row.result.metrics.get(f"{split}/mAP", 0.0), 5)
+                    for split in ("val", "test")
+                },
+                "scale": dict(row.trial.scale),
+                "detector": made_from.get("config"),
+                "weights": made_from.get("weights_digest"),
+                "data": made_from.get("data_digest"),
+                "precision": made_from.get("precision", ""),
+            }
+            file.write(json.dumps(kept) + "\n")
+
+
+if __name__ == "__main__":
+    main()
