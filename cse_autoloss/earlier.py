@@ -11,7 +11,7 @@ import numpy as np
 from cse_autoloss.config import parse_config
 from cse_autoloss.errors import UserError
 from cse_autoloss.journal import Journal
-from cse_autoloss.lossbench import FOLDER, TASKS, of_one_origin, read_rows
+from cse_autoloss.lossbench import FOLDER, TASKS, Origin, read_rows
 from cse_autoloss.rankers import Measured, telling
 from cse_autoloss.screening.features import features
 from cse_autoloss.space import SearchSpace
@@ -42,7 +42,7 @@ def read_earlier(sources: Sequence[str], spaces: Mapping[str, SearchSpace]) -> l
     for source in sources:
         if source == BENCHMARK:
             folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
-            parts = {f"{BENCHMARK}, {folder.name}": _benchmark(folder) for folder in folders}
+            parts = {k: v for folder in folders for k, v in _benchmark(folder).items()}
         else:
             parts = {source: _run(source)}
         for name, trained in parts.items():
@@ -78,12 +78,16 @@ def as_measured(
     ]
 
 
-def _benchmark(folder: Path) -> list[Trained]:
-    rows = read_rows(folder / TASKS["head"])
-    trained: dict[str, tuple[Mapping[str, str], dict[int, float]]] = {}
-    for row in of_one_origin(rows) if rows else ():
-        trained.setdefault(row.loss, (row.losses, {}))[1][row.seed] = row.val or 0.0
-    return list(trained.values())
+def _benchmark(folder: Path) -> dict[str, list[Trained]]:
+    """A detector's losses: each warm-up, config and number of steps is a source of its own."""
+    sources: dict[Origin, dict[str, tuple[Mapping[str, str], dict[int, float]]]] = {}
+    for row in read_rows(folder / TASKS["head"]):
+        entry = sources.setdefault(row.origin, {}).setdefault(row.loss, (row.losses, {}))
+        entry[1][row.seed] = row.val or 0.0
+    return {
+        f"{BENCHMARK}, {folder.name} {number}": list(trained.values())
+        for number, trained in enumerate(sources.values(), 1)
+    }
 
 
 def _run(folder: str) -> list[Trained]:

@@ -5,8 +5,7 @@ loss without it.
     python scripts/table_inputs.py                    # the table of what has been trained
 
 Faster R-CNN's proxy, one branch at a time, the other branch's loss the default. Trainings that
-docs/known_losses or docs/lossbench have are not done again; the others are appended to docs/inputs
-as they are done.
+docs/lossbench has are not done again; the others are appended to docs/inputs as they are done.
 """
 
 from __future__ import annotations

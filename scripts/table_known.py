@@ -4,8 +4,8 @@
     python scripts/table_known.py faster_rcnn_proxy atss_proxy
     python scripts/table_known.py faster_rcnn_proxy --measure --seeds 0 1 2
 
-Trainings that docs/lossbench has are not done again. Others are appended to docs/known_losses as
-they are done, in the benchmark's form; stop it when you like, start it again.
+The rows are the benchmark's (docs/lossbench): what it has is not trained again, and a row is
+appended to it as a training is done; stop it when you like, start it again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from cse_autoloss.intervals import mean_interval, paired_interval
 from cse_autoloss.lossbench import FOLDER, TASKS, Loss, Row, of_one_origin, read_rows
 from cse_autoloss.space import load_space
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-ROWS, PAGE = DOCS / "known_losses", DOCS / "known_losses.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "known_losses.md"
 DETECTORS = {
     f"{name}_proxy": f"{stage}_stage_cls"
     for stage, names in (
@@ -103,12 +102,12 @@ def missing(
 
 
 def trainings(detector: str) -> list[Row]:
-    """Of heads, the benchmark's and our own."""
-    return [*read_rows(FOLDER / detector / TASKS["head"]), *read_rows(_path(detector))]
+    """Of heads."""
+    return read_rows(_path(detector))
 
 
 def _path(detector: str) -> Path:
-    return ROWS / detector / TASKS["head"]
+    return FOLDER / detector / TASKS["head"]
 
 
 def section(detector: str) -> list[str]:
