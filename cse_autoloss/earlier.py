@@ -85,7 +85,7 @@ def _benchmark(folder: Path) -> dict[str, list[Trained]]:
         entry = sources.setdefault(row.origin, {}).setdefault(row.loss, (row.losses, {}))
         entry[1][row.seed] = row.val or 0.0
     return {
-        f"{BENCHMARK}, {folder.name} {number}": list(trained.values())
+        f"{BENCHMARK}/{folder.name} ({number})": list(trained.values())
         for number, trained in enumerate(sources.values(), 1)
     }
 

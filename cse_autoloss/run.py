@@ -155,8 +155,8 @@ def start(config: Config, folder: Path, console: Console) -> None:
     _say(console, f"run {folder}: {len(checked['classes'])} classes; images: {images}")
     for note in checked.get("notes", ()):
         _say(console, note)
-    for source in earlier:
-        _say(console, f"the ranker begins with {len(source['trained'])} losses of {source['name']}")
+    if sources := [f"{len(source['trained'])} of {source['name']}" for source in earlier]:
+        _say(console, f"the ranker begins with losses that trained before: {', '.join(sources)}")
     if kind := network_file_system(folder):
         _say(
             console,

@@ -94,9 +94,9 @@ def test_of_many_losses_the_best_half_and_a_draw_of_the_others_are_learned_from(
 
 def test_the_benchmark_is_a_source_for_detectors_of_its_kind():
     kept, *others = read_earlier(["lossbench"], spaces())
-    assert kept["name"].startswith("lossbench, ") and others, "each warm-up is a source"
+    assert kept["name"].startswith("lossbench/") and others, "each warm-up is a source"
     kept = max([kept, *others], key=lambda source: len(source["trained"]))
-    assert kept["name"] == "lossbench, faster_rcnn_proxy 1" and len(kept["trained"]) > 60
+    assert kept["name"] == "lossbench/faster_rcnn_proxy (1)" and len(kept["trained"]) > 60
     (measured,) = as_measured([kept], spaces())
     assert len(measured) == len(kept["trained"])
     assert np.isfinite(measured.features).all(axis=1).sum() > 60 and measured.noise < 0.005
