@@ -59,8 +59,8 @@ def read_earlier(sources: Sequence[str], spaces: Mapping[str, SearchSpace]) -> l
                 found.append({"name": name, "trained": [kept[place] for place in places]})
             elif source != BENCHMARK:
                 raise ConfigError(
-                    f"search.earlier: {source} trained no loss of {' or '.join(missing)}; a run of "
-                    "a detector of the same kind is needed"
+                    f"search.earlier: {source} trained no loss of {' or '.join(missing)}, which "
+                    "this run searches"
                 )
     return found
 

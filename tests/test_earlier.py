@@ -131,7 +131,7 @@ def test_a_source_that_has_nothing_is_refused_in_one_line(tmp_path):
     search(tmp_path / "run").close()
     for source, names, message in (
         (tmp_path / "none", TWO_STAGE, "search.earlier: .*none: no run here"),
-        (tmp_path / "run", {"cls": "one_stage_cls"}, "run trained no loss of one_stage_cls; "),
+        (tmp_path / "run", {"cls": "one_stage_cls"}, "run trained no loss of one_stage_cls, which"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             read_earlier([str(source)], spaces(names))
