@@ -45,6 +45,7 @@ def test_a_ranker_of_ones_own_is_loaded_by_its_path_with_its_settings():
         ("no_such_module:Thing", {}, "cannot import 'no_such_module'"),
         ("test_rankers:Backwards", {"skipp": 1}, "skipp"),
         ("model", {"explore": 1.5}, r"explore should be in \[0, 1\], found 1.5"),
+        ("model", {"optimism": -1}, r"optimism should be in \[0, 100\], found -1"),
     ],
 )
 def test_a_wrong_ranker_or_setting_is_refused_in_one_line(name, settings, message):
@@ -77,6 +78,17 @@ def test_the_model_puts_better_losses_first_and_predicts_within_its_deviations()
     assert spearmanr(ranking.mean[sound], truth[sound])[0] > 0.8
     surprise = (truth - ranking.mean)[sound] / np.hypot(ranking.deviation[sound], 1e-4)
     assert (np.abs(surprise) < 3).mean() > 0.95
+
+
+def test_of_losses_that_are_alike_one_stands_at_the_front():
+    """Three copies of each candidate: what one of them will tell is not asked twice."""
+    measured, features, _ = a_world(40, 100)
+    model = load_ranker("model", {"explore": 0, "optimism": 2})
+    order = model.rank(np.tile(features, (3, 1)), measured, np.random.default_rng(0)).order
+    assert len(set(order[:20] % 100)) > 15
+    greedy = load_ranker("model", {"explore": 0, "optimism": 0})
+    order = greedy.rank(np.tile(features, (3, 1)), measured, np.random.default_rng(0)).order
+    assert len(set(order[:20] % 100)) < 10, "their means alone are alike"
 
 
 def test_how_bad_a_bad_loss_is_does_not_move_the_good_ones():

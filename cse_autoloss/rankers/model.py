@@ -1,14 +1,15 @@
 """A Gaussian process from what a loss does (its gradient field) to the mAP it trains to.
 
 Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), is the source of the model;
-Thompson sampling in batches follows Kandasamy et al. (AISTATS 2018): each place in the order is
-won under another plausible truth, so good and uncertain candidates share the places. What was
-measured, and what did not help, is in docs/model.md.
+Desautels et al., Parallelizing Exploration-Exploitation Tradeoffs (JMLR 2014), of the order: upper
+confidence bounds, whose deviations know which candidates stand before. What was measured, and what
+did not help, is in docs/model.md.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,27 +22,31 @@ from cse_autoloss.rankers.base import Belief, Measured, Ranking
 from cse_autoloss.rankers.shuffled import Shuffled
 
 LEAST = 3  # trained losses, earlier ones too, without which there is nothing to learn from
-CONTENDERS = 1000  # candidates with the highest bounds; only they are drawn from together
+CONTENDERS = 1000  # candidates with the highest bounds; only they are ordered together
 FEW = 250  # losses that hyperparameters are fitted to
 REACH = 8  # deviations of one training: a loss further below the best counts as that far below
 RESTARTS = 2  # of the fit, from other hyperparameters
-PLACES = 100  # at the front of the order that are drawn; the others stand by their mean
+PLACES = 100  # at the front of the order that go by bounds; the others stand by their mean
 APART = 0.25  # from a loss to itself in earlier trainings, in median distances between losses
 
 
 @dataclass(frozen=True)
 class Model:
-    """Ranks by Thompson sampling from a Gaussian process with a Matérn 3/2 kernel.
+    """Ranks by upper confidence bounds of a Gaussian process with a Matérn 3/2 kernel.
 
     Attributes:
         explore: share of the places that go to a candidate drawn at random, to stay honest.
+        optimism: deviations above its mean that a candidate is taken for.
     """
 
     explore: float = 0.1
+    optimism: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.explore <= 1:
             raise ValueError(f"explore should be in [0, 1], found {self.explore}")
+        if not 0 <= self.optimism <= 100:
+            raise ValueError(f"optimism should be in [0, 100], found {self.optimism}")
 
     def rank(self, features: np.ndarray, measured: Measured, rng: np.random.Generator) -> Ranking:
         process = self._fit(measured)
@@ -51,18 +56,29 @@ class Model:
         mean, deviation = np.full((2, len(features)), np.nan)
         mean[known], deviation[known] = process.predict(features[known])
         by_mean = np.argsort(-mean, kind="stable")  # NaN, of which nothing is known, comes last
-        contenders = known[np.argsort(-(mean + 2 * deviation)[known])[:CONTENDERS]]
+        bound = mean + self.optimism * deviation
+        contenders = known[np.argsort(-bound[known], kind="stable")[:CONTENDERS]]
+        best = self._by_bound(process.belief(features[contenders]), measured.noise)
         chosen: dict[int, None] = {}  # in order
-        truths = process.belief(features[contenders]).draw(min(PLACES, len(known)), rng)
-        for draw in truths:
-            if rng.random() < self.explore:
-                chosen.setdefault(int(rng.choice(known)))
-            else:
-                chosen.setdefault(
-                    next(i for i in contenders[np.argsort(-draw)].tolist() if i not in chosen)
-                )
+        for _ in range(min(PLACES, len(contenders))):
+            anybody = rng.random() < self.explore
+            chosen.setdefault(int(rng.choice(known)) if anybody else int(contenders[next(best)]))
         chosen.update(dict.fromkeys(by_mean.tolist()))
         return Ranking(np.array(list(chosen)), mean, deviation)
+
+    def _by_bound(self, belief: Belief, noise: float) -> Iterator[int]:
+        """Losses by mean and deviation, best first; each takes off the deviations of those that are
+        like it what its training will."""
+        covariance = belief.covariance.copy()
+        waiting = np.ones(len(belief.mean), bool)
+        while waiting.any():
+            deviation = np.sqrt(np.maximum(covariance.diagonal(), 0))
+            bound = np.where(waiting, belief.mean + self.optimism * deviation, -np.inf)
+            first = int(bound.argmax())
+            yield first
+            waiting[first] = False
+            column = covariance[:, first]
+            covariance -= np.outer(column, column) / (covariance[first, first] + noise**2)
 
     def belief(self, measured: Measured) -> Belief:
         process = self._fit(measured)
