@@ -101,7 +101,8 @@ class Model:
         rows = np.column_stack([rows, APART * length * (source > 0)])
         smooth = Matern(length, (0.05 * length, 30 * length), 1.5)
         scores = scores - _levels(smooth(rows), scores, error, source)
-        centre, scale = scores.mean(), max(scores.std(), measured.noise / 10)
+        # A loss that is like none so far is poor as likely as not, however good those so far are.
+        centre, scale = scores.max() - reach / 2, max(scores.std(), measured.noise / 10)
         kernel = ConstantKernel(3.0, (1e-2, 1e3)) * smooth
         targets, error = (scores - centre) / scale, error / scale**2
         # The likelihood has more than one peak: a steep one of short lengths, where few are near
