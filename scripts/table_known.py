@@ -111,11 +111,12 @@ def _path(detector: str) -> Path:
 
 
 def section(detector: str) -> list[str]:
-    """The table of a detector, of the warm-up and config that known losses trained with most."""
+    """The table of a detector, of the warm-up and config that known losses trained with most; empty
+    where none has trained."""
     known = list(known_losses(detector))
     rows = [row for row in trainings(detector) if any(loss.is_of(row) for loss in known)]
     if not rows:
-        return [f"## {detector}", "", "Not measured yet.", ""]
+        return []
     rows = of_one_origin(rows)
     columns = {}
     for loss in known:
@@ -173,8 +174,10 @@ def main() -> None:
         "Written by `python scripts/table_known.py`.",
         "",
     ]
-    for detector in options.detectors:
-        text += section(detector)
+    sections = {detector: section(detector) for detector in options.detectors}
+    text += [line for lines in sections.values() for line in lines]
+    if unmeasured := [detector for detector, lines in sections.items() if not lines]:
+        text += [f"Not measured yet: {', '.join(unmeasured)}.", ""]
     PAGE.write_text("\n".join(text), encoding="utf-8")
     print(f"{PAGE} written")
 
