@@ -93,9 +93,9 @@ def _benchmark(folder: Path) -> dict[str, list[Trained]]:
 def _run(folder: str) -> list[Trained]:
     try:
         journal = Journal.read(folder)
+        stage = Ladder.of(parse_config(journal["config"]).stages).fitness
     except ConfigError as error:
         raise ConfigError(f"search.earlier: {error}") from None
-    stage = Ladder.of(parse_config(journal["config"]).stages).fitness
     trained = [(c.losses, journal.by_seed(c.id, stage)) for c in journal.candidates()]
     journal.close()
     return [(losses, scores) for losses, scores in trained if scores]
