@@ -65,6 +65,12 @@ def read_earlier(sources: Sequence[str], spaces: Mapping[str, SearchSpace]) -> l
     return found
 
 
+def told(kept: Sequence[Mapping[str, Any]]) -> str:
+    """What ``read_earlier`` found, in a sentence."""
+    sources = ", ".join(f"{len(source['trained'])} of {source['name']}" for source in kept)
+    return f"The ranker begins with losses that trained before: {sources}"
+
+
 def as_measured(
     kept: Sequence[Mapping[str, Any]], spaces: Mapping[str, SearchSpace]
 ) -> list[Measured]:

@@ -14,6 +14,7 @@ from cse_autoloss.caveats import caveats
 from cse_autoloss.config import parse_config
 from cse_autoloss.display import GAIN, SPREAD, comparison_cells, duration, stage_counts
 from cse_autoloss.drawing import plot, save
+from cse_autoloss.earlier import told
 from cse_autoloss.export import TORCH, export_run, found
 from cse_autoloss.files import write_whole
 from cse_autoloss.journal import FUNNEL, CandidateState, Journal
@@ -108,6 +109,8 @@ def _page(
         f"{status.phase}.",
         "",
     ]
+    if journal["earlier"]:
+        lines += [f"{markdown(told(journal['earlier']))}.", ""]
     lines += [
         "## Result",
         "",

@@ -21,7 +21,7 @@ from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.comparison import compared
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
-from cse_autoloss.earlier import read_earlier
+from cse_autoloss.earlier import read_earlier, told
 from cse_autoloss.errors import SearchError
 from cse_autoloss.inputs import EXTRAS, needs
 from cse_autoloss.journal import Journal
@@ -155,8 +155,8 @@ def start(config: Config, folder: Path, console: Console) -> None:
     _say(console, f"run {folder}: {len(checked['classes'])} classes; images: {images}")
     for note in checked.get("notes", ()):
         _say(console, note)
-    if sources := [f"{len(source['trained'])} of {source['name']}" for source in earlier]:
-        _say(console, f"the ranker begins with losses that trained before: {', '.join(sources)}")
+    if earlier:
+        _say(console, told(earlier))
     if kind := network_file_system(folder):
         _say(
             console,

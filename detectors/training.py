@@ -72,7 +72,7 @@ class DetectorTrainer:
     @staticmethod
     def describe(options: Mapping[str, Any]) -> str:
         known = Options.model_validate(dict(options))
-        return f"{known.config} on {known.data}"
+        return f"{known.config} on {known.data}" if known.data else known.config
 
     @staticmethod
     def versions() -> dict[str, str]:
