@@ -32,7 +32,7 @@ from cse_autoloss.screening.screener import ACCEPTED, BATCH_SIZE, DUPLICATE, Scr
 from cse_autoloss.simulation import simulate_predictions
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
-from cse_autoloss.strategies import FITTING, Member, load_strategy
+from cse_autoloss.strategies import FITTING, Member, Offspring, load_strategy
 
 EVIDENCE = 40  # losses that have trained, at least, before the search may end early
 RACERS = 100  # the best of those that have trained, who can earn another training
@@ -161,8 +161,14 @@ class Proposals:
         if not count:
             return Round(number, known.estimates, (), {}, {}, {}, (), (), {}, standing=standing)
         branches = list(self._spaces)
-        make = self._screen if self._config.search.screened else self._take_all
-        parts = [make(branch, known.population, number, count, rng) for branch in branches]
+        search = self._config.search
+        make, size = (
+            (self._screen, search.offspring) if search.screened else (self._take_all, count)
+        )
+        parts = []
+        for branch, space in self._spaces.items():
+            offspring = self._strategy.ask(known.population, branch, space, size, rng)
+            parts.append(make(branch, offspring, number))
         counts, reasons, seen, fresh, rejected = (dict(zip(branches, part)) for part in zip(*parts))
         new = [survivor for survivors in fresh.values() for survivor in survivors]
         self._pool |= {survivor.id: survivor for survivor in new}
@@ -273,38 +279,20 @@ class Proposals:
             f"that with a probability of more than {chance:.2g}"
         )
 
-    def _take_all(
-        self,
-        branch: str,
-        population: Sequence[Member],
-        number: int,
-        count: int,
-        rng: np.random.Generator,
-    ) -> _Part:
-        """As ``_screen``, of a search without screening: as many expressions as may train."""
-        offspring = self._strategy.ask(population, branch, self._spaces[branch], count, rng)
+    def _take_all(self, branch: str, offspring: Offspring, number: int) -> _Part:
+        """As ``_screen``, of a search without screening."""
         made = [
             (offspring.population.expression(row), offspring.origin(row))
             for row in range(len(offspring.population))
         ]
         survivors = self._keep(branch, made, number)
         new = len(survivors)
-        counts = Counter(generated=count, unique=new, verified=0, optimised=0, distinct=new)
+        counts = Counter(generated=len(made), unique=new, verified=0, optimised=0, distinct=new)
         return counts, Counter(), np.zeros(0, np.uint64), survivors, []
 
-    def _screen(
-        self,
-        branch: str,
-        population: Sequence[Member],
-        number: int,
-        count: int,
-        rng: np.random.Generator,
-    ) -> _Part:
-        """What one branch has for a round of ``count`` trainings."""
+    def _screen(self, branch: str, offspring: Offspring, number: int) -> _Part:
+        """What a branch's offspring add to a round."""
         space = self._spaces[branch]
-        offspring = self._strategy.ask(
-            population, branch, space, self._config.search.offspring, rng
-        )
         report = self._screeners[branch].screen(offspring.population)
         verified = report.survivors
         outcomes = simulate_predictions(verified, space, seed=self._config.seed)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern
 
 from cse_autoloss.rankers.base import Belief, Measured, Ranking
 from cse_autoloss.rankers.shuffled import Shuffled
@@ -100,7 +100,7 @@ class Model:
         source = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
         rows = np.column_stack([rows, APART * length * (source > 0)])
         smooth = Matern(length, (0.05 * length, 30 * length), 1.5)
-        scores = scores - _levels(smooth(rows), scores, error, source)
+        scores = scores - _levels(smooth, rows, scores, error, source)
         # A loss that is like none so far is poor as likely as not, however good those so far are.
         centre, scale = scores.max() - reach / 2, max(scores.std(), measured.noise / 10)
         kernel = ConstantKernel(3.0, (1e-2, 1e3)) * smooth
@@ -130,7 +130,7 @@ def _usable(measured: Measured, reach: float) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _levels(
-    correlation: np.ndarray, scores: np.ndarray, error: np.ndarray, source: np.ndarray
+    correlation: Kernel, rows: np.ndarray, scores: np.ndarray, error: np.ndarray, source: np.ndarray
 ) -> np.ndarray:
     """By how much each loss's source stands above the first, as its losses let one think: each
     source's level by generalised least squares."""
@@ -140,7 +140,7 @@ def _levels(
     members = (source[:, None] == present).astype(float)
     means = np.linalg.lstsq(members, scores)[0]
     spread = max((scores - members @ means).var(), error.min())
-    covariance = correlation + np.diag(error / spread)
+    covariance = correlation(rows) + np.diag(error / spread)
     solved = np.linalg.solve(covariance, members)
     levels = np.linalg.solve(members.T @ solved, solved.T @ scores)
     return members @ (levels - levels[0])
