@@ -26,6 +26,8 @@ def main() -> None:
     if any(json.loads(line)["run"] == options.name for line in PATH.read_text().splitlines()):
         parser.error(f"{PATH.name} has a comparison {options.name!r}")
     journal = Journal.read(options.run)
+    if not journal["compared"]:
+        parser.error(f"{options.run}: its comparison is not finished")
     stage = Ladder.of(parse_config(journal["config"]).stages).comparison
     with PATH.open("a") as file:
         for row in journal.trials(stage, finished=True):
