@@ -91,8 +91,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         beside: losses of the other branch, by its name, that formula and default have in common.
         results: file to keep results in; the user's cache where None.
         cluster: makes the cluster that trains.
-        depends: what the numbers depend on (:func:`cse_autoloss.pins.pins`). Where it is given, no
-            worker starts for formulas of which all is known.
+        depends: what the numbers depend on (:func:`cse_autoloss.pins.pins` and the configuration).
+            Where it is given, no worker starts for formulas of which all is known.
         say: gets a line of what is about to be trained.
 
     Raises:
@@ -109,7 +109,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         beside: Mapping[str, str] | None = None,
         results: Path | None = None,
         cluster: Callable[[], Cluster] | None = None,
-        depends: Mapping[str, str] | None = None,
+        depends: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         if task not in TASKS:

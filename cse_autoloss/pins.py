@@ -7,24 +7,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cse_autoloss.config import RESUMABLE, Config
 from cse_autoloss.space import load_space
-from cse_autoloss.stages import Ladder
 
 Pins = dict[str, str]
 
 
-def pins(config: Config, checked: Mapping[str, Any], versions: Mapping[str, str]) -> Pins:
-    """Name to a digest, or a version.
+def pins(checked: Mapping[str, Any], versions: Mapping[str, str]) -> Pins:
+    """Name to a digest, or a version. A run's configuration is none of these: the journal has it.
 
     Args:
         checked: what ``run.check`` returned: the trainer's digests, and the spaces.
         versions: of the packages.
     """
-    data = config.model_dump(mode="json")
-    fixed = {key: value for key, value in data.items() if key not in RESUMABLE}
-    fixed["stages"] = {stage: data["stages"][stage] for stage in Ladder.of(config.stages).search}
-    found = {"configuration": _digest(fixed)}
+    found = {}
     for branch, origin in sorted(checked["spaces"].items()):
         space = load_space(origin)
         losses = {name: str(loss.expression) for name, loss in space.losses.items()}
@@ -35,11 +30,11 @@ def pins(config: Config, checked: Mapping[str, Any], versions: Mapping[str, str]
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What differs, in words."""
+    """What differs of that which is pinned now, in words."""
     return [
-        f"{name} ({before.get(name, 'absent')}, now {now.get(name, 'absent')})"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
+        f"{name} ({before.get(name, 'absent')}, now {value})"
+        for name, value in now.items()
+        if before.get(name) != value
     ]
 
 

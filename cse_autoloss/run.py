@@ -145,7 +145,7 @@ def start(config: Config, folder: Path, console: Console) -> None:
             "detector": trainer.describe(config.detector),
             "import path": os.getcwd(),
             "versions": versions(trainer),
-            "pins": pins(config, checked, versions(trainer)),
+            "pins": pins(checked, versions(trainer)),
             "earlier": earlier,
         },
     )
@@ -192,7 +192,7 @@ def resume(
     before = parse_config(journal["config"])
     config = change_config(before, settings)
     checked = check(config)
-    now = pins(config, checked, versions(trainer_of(config)))
+    now = pins(checked, versions(trainer_of(config)))
     if different := changes(journal["pins"], now):
         if not accept_changes:
             raise ConfigError(

@@ -248,6 +248,7 @@ def test_what_changed_since_a_run_began_is_named():
         "data (bb, now cc)",
         "torch (2.13, now 2.12)",
     ]
+    assert changes({**before, "pinned once": "cc"}, before) == []  # by an earlier version
 
 
 def test_a_driver_killed_between_two_steps_loses_neither_the_first_nor_half_of_the_second(tmp_path):

@@ -84,6 +84,7 @@ def evaluate(
     preset = None if config_file else preset or "quickstart"
     config = absolute(read_config(config_file, preset, [*settings, *shorts]))
     checked = check(config, searched=False)
+    configured = config.model_dump(mode="json", include={"seed", "detector", "tuning"})
     other, _, text = (beside or "").partition("=")
     rejected = False
     with Evaluator(
@@ -93,7 +94,7 @@ def evaluate(
         stage,
         seeds,
         {other: text} if beside else None,
-        depends=pins(config, checked, versions(trainer_of(config))),
+        depends={"configuration": configured, **pins(checked, versions(trainer_of(config)))},
         say=_say,
     ) as evaluator:
         for number, formula in enumerate(texts, 1):
