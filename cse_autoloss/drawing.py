@@ -50,63 +50,71 @@ class Sweep:
         title: what is swept, and what is held.
         label: of the axis that is swept along.
         values: (K,) along that axis.
-        losses: ``losses(expression) -> (K,)`` the loss at each of them, a graph on ``values``.
+        losses: ``losses(expression) -> (K,)`` the loss at each of them, a graph on ``moved``.
+        moved: (K,) what derivatives are by.
+        slope: of the axis that they are drawn on.
     """
 
     title: str
     label: str
     values: Tensor
     losses: Callable[[Expression], Tensor]
+    moved: Tensor
+    slope: str
 
     def curve(self, expression: Expression) -> tuple[Tensor, Tensor]:
-        """(K,) the loss and its derivative along the axis."""
+        """(K,) the loss and its derivative at each value."""
         losses = self.losses(expression)
-        (slopes,) = torch.autograd.grad(losses.sum(), self.values)
+        (slopes,) = torch.autograd.grad(losses.sum(), self.moved)
         return losses.detach(), slopes
 
 
 def sweeps(space: SearchSpace) -> list[Sweep]:
     """What a loss of this space is drawn along.
 
-    Two-stage: the label's logit, or another's, of five columns of which the others are 0, IoU 1.
-    One-stage: the logit of a label with IoU 1, or of a negative, without alpha. Boxes: a square of
-    100 pixels that slides off its target along the diagonal, by IoU.
+    Two-stage: the label's logit, or another's, of five columns of which the others are 0, IoU 1;
+    and the IoU from 0.3 on, below which hardly a positive's box lies, all logits 0. One-stage: the
+    logit of a label with IoU 1, or of a negative, without alpha; and the IoU of a label with logit
+    0. Boxes: a square of 100 pixels that slides off its target along the diagonal, by IoU.
     """
     if space.branch == "reg":
-        ious = torch.linspace(0.005, 0.999, POINTS, dtype=torch.float64, requires_grad=True)
+        overlaps = torch.linspace(0.005, 0.999, POINTS, dtype=torch.float64, requires_grad=True)
 
         def box_losses(expression: Expression) -> Tensor:
-            shift = 100 - torch.sqrt(2e4 * ious / (1 + ious))
+            shift = 100 - torch.sqrt(2e4 * overlaps / (1 + overlaps))
             pred = torch.stack([shift, shift, shift + 100, shift + 100], 1)
             target = torch.tensor([0.0, 0, 100, 100], dtype=torch.float64).expand_as(pred)
             return build_loss(expression, space, reduction="none")(pred, target)
 
-        return [
-            Sweep("a square of 100 px sliding off its target, diagonally", "IoU", ious, box_losses)
-        ]
+        title = "a square of 100 px sliding off its target, diagonally"
+        return [Sweep(title, "IoU", overlaps, box_losses, overlaps, "derivative by the IoU")]
     two_stage = space.inputs == "two_stage"
     columns = 5 if two_stage else 1
     options: dict[str, Any] = {} if two_stage else {"alpha": None}
     logits = torch.linspace(-8, 8, POINTS, dtype=torch.float64, requires_grad=True)
+    ious = torch.linspace(0.3, 1, POINTS, dtype=torch.float64)
+    undecided = torch.zeros(POINTS, dtype=torch.float64, requires_grad=True)
 
-    def sweep(label: int, title: str, axis: str) -> Sweep:
+    def sweep(title: str, axis: str, label: int, logits: Tensor, ious: Tensor | None) -> Sweep:
         def losses(expression: Expression) -> Tensor:
             pred = torch.cat([logits[:, None], logits.new_zeros(POINTS, columns - 1)], 1)
             target = torch.full((POINTS,), label)
-            return build_loss(expression, space, reduction="none", **options)(pred, target).reshape(
-                POINTS
-            )
+            loss = build_loss(expression, space, reduction="none", **options)
+            return loss(pred, target, pos_ious=ious).reshape(POINTS)
 
-        return Sweep(title, axis, logits, losses)
+        values = logits if ious is None else ious
+        return Sweep(title, axis, values, losses, logits, "derivative by the logit")
 
     if two_stage:
         return [
-            sweep(0, "a positive, IoU 1", "logit of its class"),
-            sweep(1, "a positive, IoU 1", "logit of another class"),
+            sweep("a positive, IoU 1", "logit of its class", 0, logits, None),
+            sweep("a positive, IoU 1", "logit of another class", 1, logits, None),
+            sweep("a positive, all logits 0", "IoU of its box", 0, undecided, ious),
         ]
     return [
-        sweep(0, "an element that is its row's label, IoU 1", "logit"),
-        sweep(1, "an element that is not", "logit"),
+        sweep("an element that is its row's label, IoU 1", "logit", 0, logits, None),
+        sweep("an element that is not", "logit", 1, logits, None),
+        sweep("an element that is its row's label, logit 0", "IoU of its box", 0, undecided, ious),
     ]
 
 
@@ -143,7 +151,7 @@ def plot(expression: Expression, space: SearchSpace, path: Path) -> None:
             axes.set_xlabel(way.label)
         upper.set_title(way.title, fontsize=10)
         upper.set_ylabel("loss" if column == 0 else "")
-        lower.set_ylabel(f"derivative by the {way.label.split()[0]}" if column == 0 else "")
+        lower.set_ylabel(way.slope if column == 0 else "")
         _limit(lower)
         if column == 0:
             upper.legend(fontsize=8)

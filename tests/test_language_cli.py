@@ -112,7 +112,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_drawn_slopes_are_those_of_the_drawn_values() -> None:
     for space in map(load_space, ("two_stage_cls", "one_stage_cls", "reg")):
-        for way in sweeps(space):
+        for way in (way for way in sweeps(space) if way.moved is way.values):
             for loss in space.losses.values():
                 values, slopes = way.curve(loss.expression)
                 steps = way.values.detach().diff()
@@ -123,6 +123,23 @@ def test_drawn_slopes_are_those_of_the_drawn_values() -> None:
                     loss.name,
                     way.title,
                 )
+
+
+@pytest.mark.parametrize(
+    "space, weighted, plain",
+    [
+        ("two_stage_cls", "Neg(Dot(Mul(Y,Z),Log(Softmax(X))))", "Neg(Dot(Y,Log(Softmax(X))))"),
+        ("one_stage_cls", "Neg(Mul(Q,Log(Sig(X))))", "Neg(Mul(PY,Log(Sig(X))))"),
+    ],
+)
+def test_a_drawing_by_the_iou_shows_how_much_a_box_asks_of_its_score(
+    space: str, weighted: str, plain: str
+) -> None:
+    by_iou = sweeps(load_space(space))[-1]
+    slopes = [
+        by_iou.curve(load_space(space).expression(text))[1].numpy() for text in (weighted, plain)
+    ]
+    assert slopes[0] == pytest.approx(by_iou.values.numpy() * slopes[1]) and slopes[1].max() < -0.4
 
 
 def test_a_tree_in_text_has_a_line_for_each_node() -> None:

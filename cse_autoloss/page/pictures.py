@@ -28,7 +28,7 @@ def formula(expression: Expression) -> str | None:
     if expression.size > LARGEST:
         return None
     body = mathml(expression.to_sympy(simplify=False), printer="presentation")
-    return f'<math display="block">{body}</math>'
+    return f'<math display="block">{body.replace("<mi>sigma</mi>", "<mi>σ</mi>")}</math>'
 
 
 def curves(space: SearchSpace, losses: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -66,7 +66,13 @@ def curves(space: SearchSpace, losses: Mapping[str, str]) -> list[dict[str, Any]
             )
         axis = sweep.values.detach().to(torch.float64).numpy()[places]
         result.append(
-            {"title": sweep.title, "label": sweep.label, "x": _rounded(axis), "lines": lines}
+            {
+                "title": sweep.title,
+                "label": sweep.label,
+                "slope": sweep.slope,
+                "x": _rounded(axis),
+                "lines": lines,
+            }
         )
     return result
 
