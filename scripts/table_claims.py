@@ -1,5 +1,6 @@
-"""What found and known losses gain over the tuned default in whole trainings: docs/claims.md from
-the rows of docs/claims, one a training.
+"""What found and known losses gain over the tuned default: docs/claims.md from the rows of
+docs/claims, one a training. First whole trainings, then the comparisons that runs ended with, on
+fresh seeds (kept by keep_comparison.py).
 
     python scripts/make_lossbench.py train faster_rcnn_proxy --folder docs/claims --task full \
         --steps 1000 --batch-size 8 --seeds 0 1 2 --data-seed 0  # and 1, 2: other draws
@@ -12,10 +13,12 @@ gain is paired: less the tuned default's mAP with the same draw and seed.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from cse_autoloss.intervals import Interval, mean_interval, mean_over_groups
+from cse_autoloss.intervals import Interval, mean_interval, mean_over_groups, paired_interval
 from cse_autoloss.lossbench import Row, read_rows
 from cse_autoloss.report import table
 
@@ -68,6 +71,33 @@ def page(rows: Sequence[Row]) -> list[str]:
     return table(header, lines)
 
 
+def read_comparisons(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Run to losses to their rows, one a seed; the default first."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        found.setdefault(row["run"], {DEFAULT: []}).setdefault(row["loss"], []).append(row)
+    return found
+
+
+def comparisons(path: Path) -> list[str]:
+    """The Markdown lines of a table of the comparisons that runs ended with."""
+    lines = []
+    for run, losses in read_comparisons(path).items():
+        for loss, rows in losses.items():
+            entry, gained = [run, loss, str(len(rows))], []
+            for split in ("val", "test"):
+                mine, default = (
+                    {row["seed"]: row[split] or 0.0 for row in some}
+                    for some in (rows, losses[DEFAULT])
+                )
+                entry.append(points(mean_interval(list(mine.values()))))
+                gain = points(paired_interval(mine, default), True)
+                gained.append("" if loss == DEFAULT else gain)
+            lines.append([*entry, *gained])
+    header = ["run", "losses", "seeds", "val", "test", "gain on val", "gain on test"]
+    return table(header, lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=FOLDER)
@@ -85,6 +115,8 @@ def main() -> None:
             texts = "; ".join(f"{branch} `{text}`" for branch, text in losses.items())
             print(f"* {loss}: {texts or 'what the detector has by itself, tuned'}")
         print()
+    print("### Comparisons of runs\n")
+    print("\n".join(comparisons(folder / "comparisons.jsonl")))
 
 
 if __name__ == "__main__":

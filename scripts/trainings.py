@@ -25,6 +25,7 @@ SCALE = {
     "faster_rcnn_r101_proxy": {"cls": 2.0, "reg": 1.0},
     "mask_rcnn_proxy": {"cls": 2.0, "reg": 1.0},
     "atss_proxy": {"cls": 2.0, "reg": 2.0},
+    "fcos_proxy": {"cls": 1.0, "reg": 2.0},
 }
 _trainer: DetectorTrainer  # of a worker process
 
