@@ -28,7 +28,7 @@ def at_label(logits: Tensor, target: Tensor) -> Tensor:
     return torch.softmax(logits, 1)[torch.arange(len(target)), target]
 
 
-def softmax_brier(logits: Tensor, target: Tensor) -> Tensor:
+def softmax_brier(logits: Tensor, target: Tensor, q: Tensor) -> Tensor:
     label = functional.one_hot(target, logits.shape[1])
     return (torch.softmax(logits, 1) - label).square().sum(1)
 
@@ -36,7 +36,7 @@ def softmax_brier(logits: Tensor, target: Tensor) -> Tensor:
 OBJECTS = torch.tensor([5.0, 700.0, 30.0, 60.0, 1000.0, 2.0, 100.0])  # of each class in training
 
 
-def class_balanced(logits: Tensor, target: Tensor) -> Tensor:
+def class_balanced(logits: Tensor, target: Tensor, q: Tensor) -> Tensor:
     """Weights (1 - beta) / (1 - beta^n), beta e^(-1/m) = 1 - 1/m; a class of m objects weighs 1."""
     counts = torch.cat([OBJECTS, OBJECTS.mean()[None]]).double()
     beta = math.exp(-1 / OBJECTS.mean().item())
@@ -44,19 +44,20 @@ def class_balanced(logits: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(logits, target, weights, reduction="none")
 
 
-def logit_adjusted(logits: Tensor, target: Tensor) -> Tensor:
+def logit_adjusted(logits: Tensor, target: Tensor, q: Tensor) -> Tensor:
     prior = torch.cat([OBJECTS / OBJECTS.mean(), torch.ones(1)]).double()
     return functional.cross_entropy(logits + prior.log(), target, reduction="none")
 
 
 TWO_STAGE: dict[str, Reference] = {
-    "CrossEntropy": lambda x, t: functional.cross_entropy(x, t, reduction="none"),
-    "Focal": lambda x, t: -((1 - at_label(x, t)) ** 2) * at_label(x, t).log(),
-    "Poly-1": lambda x, t: -at_label(x, t).log() + (1 - at_label(x, t)),
-    "Poly-1-Minus": lambda x, t: -at_label(x, t).log() - (1 - at_label(x, t)),
-    "GCE": lambda x, t: (1 - at_label(x, t) ** 0.5) / 0.5,
+    "CrossEntropy": lambda x, t, q: functional.cross_entropy(x, t, reduction="none"),
+    "Focal": lambda x, t, q: -((1 - at_label(x, t)) ** 2) * at_label(x, t).log(),
+    "Poly-1": lambda x, t, q: -at_label(x, t).log() + (1 - at_label(x, t)),
+    "Poly-1-Minus": lambda x, t, q: -at_label(x, t).log() - (1 - at_label(x, t)),
+    "GCE": lambda x, t, q: (1 - at_label(x, t) ** 0.5) / 0.5,
     "Brier": softmax_brier,
-    "LabelSmoothing": lambda x, t: functional.cross_entropy(
+    "IoU-Balanced": lambda x, t, q: -(q**1.5) * at_label(x, t).log(),
+    "LabelSmoothing": lambda x, t, q: functional.cross_entropy(
         x, t, reduction="none", label_smoothing=0.1
     ),
     "ClassBalanced": class_balanced,
@@ -107,6 +108,10 @@ ONE_STAGE: dict[str, tuple[float, Reference]] = {
     "QualityFocal": (0.75, quality_focal),
     "BCE": (0.75, lambda p, y, q: functional.binary_cross_entropy(p, y, reduction="none")),
     "Varifocal": (1.0, varifocal),
+    "IoU-Balanced": (
+        0.75,
+        lambda p, y, q: -torch.where(y > 0, q**1.5 * p.log(), (1 - p).log()),
+    ),
     "MAL": (0.75, matchability_aware),
     "Poly-1": (1.0, poly_focal),
     "GCE": (0.75, lambda p, y, q: (1 - torch.where(y > 0, p, 1 - p) ** 0.5) / 0.5),
@@ -207,10 +212,13 @@ def compare(name: str, space: str, published: Callable[[Tensor], Tensor], **argu
 @pytest.mark.parametrize("name", TWO_STAGE)
 def test_two_stage_losses_are_as_published(name: str, seed: int) -> None:
     arguments = batch("two_stage_cls", seed)
+    target = arguments["target"]
+    quality = torch.ones(len(target)).double()  # background counts 1
+    quality[target < 7] = arguments["pos_ious"].double()
     compare(
         name,
         "two_stage_cls_plus",
-        lambda x: TWO_STAGE[name](x, arguments["target"]),
+        lambda x: TWO_STAGE[name](x, target, quality),
         class_frequency=OBJECTS / OBJECTS.mean(),
         **arguments,
     )
