@@ -118,11 +118,11 @@ def _standing(journal: Journal, status: Status) -> str:
 
 
 def _lead(ahead: float, half: float) -> str:
-    """``leads the default by 0.8 ± 0.5 mAP``; mAP in points of 100."""
+    """``leads the default by 0.8 ± 0.5 points``, hundredths of mAP."""
     spread = f" ± {100 * half:.1f}" if math.isfinite(half) else ""
     if ahead < 0:
-        return f"is {-100 * ahead:.1f}{spread} mAP behind the default"
-    return f"leads the default by {100 * ahead:.1f}{spread} mAP"
+        return f"is {-100 * ahead:.1f}{spread} points behind the default"
+    return f"leads the default by {100 * ahead:.1f}{spread} points"
 
 
 def _over(config: Config, status: Status) -> str:
