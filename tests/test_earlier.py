@@ -20,7 +20,6 @@ from cse_autoloss.simulated import SimulatedCluster
 TWO_STAGE = {"cls": "two_stage_cls", "reg": "reg"}
 CONFIG = {
     "search": {"known": 2, "offspring": 800, "candidates": 4, "ranker": "model"},
-    "budget": {"trials": 8},
     "stages": {"full": {"seeds": 2}, "final": {"best": 1, "seeds": 1}},
 }
 
@@ -74,10 +73,12 @@ def test_earlier_trainings_that_say_the_opposite_are_outvoted_by_the_runs_own():
     assert spearmanr(predicted(opposite, features)[sound], truth[sound])[0] > 0.6
 
 
-def test_beliefs_are_of_the_runs_own_losses_alone():
-    measured, _, _ = worlds(6)
-    assert load_ranker("model").belief(measured).covariance.shape == (6, 6)
-    assert len(load_ranker("shuffled").belief(measured).mean) == 6
+@pytest.mark.parametrize("own", [0, 6])
+@pytest.mark.parametrize("name", ["model", "shuffled"])
+def test_beliefs_are_of_the_runs_own_losses_alone(name, own):
+    measured, _, _ = worlds(own)
+    belief = load_ranker(name).belief(measured)
+    assert belief.mean.shape == (own,) and belief.covariance.shape == (own, own)
 
 
 def test_of_many_losses_the_best_half_and_a_draw_of_the_others_are_learned_from():
@@ -106,8 +107,9 @@ def test_the_benchmark_is_a_source_for_detectors_of_its_kind():
     assert max(len(source["trained"]) for source in one) < len(kept["trained"])
 
 
-def search(folder, **settings):
-    config = parse_config({**CONFIG, "search": {**CONFIG["search"], **settings}})
+def search(folder, trials=8, **settings):
+    search = {**CONFIG["search"], **settings}
+    config = parse_config({**CONFIG, "search": search, "budget": {"trials": trials}})
     earlier = read_earlier(config.search.earlier, spaces())
     meta = {"config": config.model_dump(mode="json"), "spaces": TWO_STAGE, "earlier": earlier}
     journal = Journal.create(folder, meta)
@@ -125,6 +127,12 @@ def test_a_run_begins_with_what_another_measured(tmp_path):
     early = [c for c in second.candidates() if c.round == 1]
     assert early and all(candidate.predicted is not None for candidate in early)
     assert all(c.predicted is None for c in first.candidates() if c.round == 1)
+
+
+def test_known_losses_alone_are_compared_by_a_run_that_begins_with_something(tmp_path):
+    journal = search(tmp_path / "run", trials=0, earlier=["lossbench"])
+    assert journal["earlier"] and journal["compared"] and not journal.trials("full")
+    assert {row.label for row in journal.trials("final")} == {"default", "CSE-Autoloss-A"}
 
 
 def test_a_source_that_has_nothing_is_refused_in_one_line(tmp_path):

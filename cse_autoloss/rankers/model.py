@@ -81,7 +81,7 @@ class Model:
             covariance -= np.outer(column, column) / (covariance[first, first] + noise**2)
 
     def belief(self, measured: Measured) -> Belief:
-        process = self._fit(measured)
+        process = self._fit(measured) if len(measured) else None
         if process is None or not np.isfinite(measured.features).all():
             return Shuffled().belief(measured)
         return process.belief(measured.features)
