@@ -64,8 +64,8 @@ class SearchSection(Section):
             ``"package.module:Class"`` (see ``rankers/base.py``).
         ranker_settings: keyword arguments of the ranker.
         earlier: what the ranker begins with: folders of runs of a detector of the same kind, and
-            ``lossbench``, the tabular benchmark. Their order is a hint; their mAPs may stand at
-            another level.
+            ``lossbench``, what the tabular benchmark has of the same data (the embedded ones).
+            Their order is a hint; their mAPs may stand at another level.
         race: settings of ``racing.Race``, which says which losses earn another training at the
             search's last stage, where that has more than one seed: ``share``, ``margin``, ``risk``.
         screened: verify expressions, and simulate them on predictions, before any trains. Without

@@ -25,12 +25,16 @@ MOST = 500  # losses of one source that a ranker learns from, which bounds its t
 Trained = tuple[Mapping[str, str], Mapping[int, float]]
 
 
-def read_earlier(sources: Sequence[str], spaces: Mapping[str, SearchSpace]) -> list[dict[str, Any]]:
+def read_earlier(
+    sources: Sequence[str], spaces: Mapping[str, SearchSpace], data: str | None = None
+) -> list[dict[str, Any]]:
     """Trainings of losses that a run could train itself, to be kept in its journal.
 
     Args:
         sources: folders of runs, and ``lossbench``.
         spaces: branch to its search space, for the branches that the run searches.
+        data: digest of the run's data. What is good on one data set need not be on another, so of
+            the benchmark only trainings on the same data are read; where None, all.
 
     Returns:
         For each source that has any: its ``name``, and ``trained``, as ``Trained``.
@@ -42,7 +46,7 @@ def read_earlier(sources: Sequence[str], spaces: Mapping[str, SearchSpace]) -> l
     for source in sources:
         if source == BENCHMARK:
             folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
-            parts = {k: v for folder in folders for k, v in _benchmark(folder).items()}
+            parts = {k: v for folder in folders for k, v in _benchmark(folder, data).items()}
         else:
             parts = {source: _run(source)}
         for name, trained in parts.items():
@@ -84,10 +88,12 @@ def as_measured(
     ]
 
 
-def _benchmark(folder: Path) -> dict[str, list[Trained]]:
+def _benchmark(folder: Path, data: str | None) -> dict[str, list[Trained]]:
     """A detector's losses: each warm-up, config and number of steps is a source of its own."""
     sources: dict[Origin, dict[str, tuple[Mapping[str, str], dict[int, float]]]] = {}
     for row in read_rows(folder / TASKS["head"]):
+        if data not in (None, row.data):
+            continue
         entry = sources.setdefault(row.origin, {}).setdefault(row.loss, (row.losses, {}))
         entry[1][row.seed] = row.val or 0.0
     return {

@@ -132,7 +132,8 @@ def start(config: Config, folder: Path, console: Console) -> None:
     config = _adopted(absolute(config), lambda line: _say(console, line))
     checked, trainer = check(config), trainer_of(config)
     searched = {branch: load_space(checked["spaces"][branch]) for branch in config.search.branches}
-    earlier = read_earlier(config.search.earlier, searched)
+    data = checked.get("digests", {}).get("data", "unknown")
+    earlier = read_earlier(config.search.earlier, searched, data)
     was_there = folder.exists()
     journal = Journal.create(
         folder,

@@ -13,6 +13,7 @@ from cse_autoloss.config import parse_config
 from cse_autoloss.earlier import as_measured, read_earlier
 from cse_autoloss.errors import UserError
 from cse_autoloss.journal import Journal
+from cse_autoloss.lossbench import FOLDER, TASKS, read_rows
 from cse_autoloss.rankers import Measured, load_ranker, telling
 from cse_autoloss.search import Search
 from cse_autoloss.simulated import SimulatedCluster
@@ -105,6 +106,12 @@ def test_the_benchmark_is_a_source_for_detectors_of_its_kind():
     one = read_earlier(["lossbench"], spaces({"reg": "reg"}))
     assert one and all(set(losses) == {"reg"} for s in one for losses, _ in s["trained"])
     assert max(len(source["trained"]) for source in one) < len(kept["trained"])
+
+
+def test_of_the_benchmark_only_trainings_on_the_runs_own_data_are_a_source():
+    data = read_rows(FOLDER / "faster_rcnn_proxy" / TASKS["head"])[0].data
+    assert read_earlier(["lossbench"], spaces(), data) == read_earlier(["lossbench"], spaces())
+    assert read_earlier(["lossbench"], spaces(), "other data") == []
 
 
 def search(folder, trials=8, **settings):

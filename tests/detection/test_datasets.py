@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from pycocotools.coco import COCO
 
+from cse_autoloss.lossbench import FOLDER, TASKS, read_rows
 from cse_autoloss.trial import ConfigError
 from detectors import datasets
 from detectors.data_commands import data as data_command
@@ -243,3 +244,9 @@ def test_a_data_set_that_is_not_there_is_said_in_one_line(user_folder, tmp_path)
         ConfigError, match=r"no data set that can be read; it holds 30 .png .*2 .json \(a.json, "
     ):
         datasets.find(str(user_folder))
+
+
+def test_the_benchmark_is_of_the_embedded_data():
+    """So a search on them begins with it, and a search on other data does not."""
+    rows = read_rows(FOLDER / "faster_rcnn_proxy" / TASKS["head"])
+    assert {row.data for row in rows} == {datasets.find("embedded", 0).digest}
