@@ -95,25 +95,27 @@ def sweeps(space: SearchSpace) -> list[Sweep]:
     ious = torch.linspace(0.3, 1, POINTS, dtype=torch.float64)
     undecided = torch.zeros(POINTS, dtype=torch.float64, requires_grad=True)
 
-    def sweep(title: str, axis: str, label: int, logits: Tensor, ious: Tensor | None) -> Sweep:
+    def sweep(
+        title: str, axis: str, label: int, moved: Tensor, pos_ious: Tensor | None = None
+    ) -> Sweep:
         def losses(expression: Expression) -> Tensor:
-            pred = torch.cat([logits[:, None], logits.new_zeros(POINTS, columns - 1)], 1)
+            pred = torch.cat([moved[:, None], moved.new_zeros(POINTS, columns - 1)], 1)
             target = torch.full((POINTS,), label)
             loss = build_loss(expression, space, reduction="none", **options)
-            return loss(pred, target, pos_ious=ious).reshape(POINTS)
+            return loss(pred, target, pos_ious=pos_ious).reshape(POINTS)
 
-        values = logits if ious is None else ious
-        return Sweep(title, axis, values, losses, logits, "derivative by the logit")
+        values = moved if pos_ious is None else pos_ious
+        return Sweep(title, axis, values, losses, moved, "derivative by the logit")
 
     if two_stage:
         return [
-            sweep("a positive, IoU 1", "logit of its class", 0, logits, None),
-            sweep("a positive, IoU 1", "logit of another class", 1, logits, None),
+            sweep("a positive, IoU 1", "logit of its class", 0, logits),
+            sweep("a positive, IoU 1", "logit of another class", 1, logits),
             sweep("a positive, all logits 0", "IoU of its box", 0, undecided, ious),
         ]
     return [
-        sweep("an element that is its row's label, IoU 1", "logit", 0, logits, None),
-        sweep("an element that is not", "logit", 1, logits, None),
+        sweep("an element that is its row's label, IoU 1", "logit", 0, logits),
+        sweep("an element that is not", "logit", 1, logits),
         sweep("an element that is its row's label, logit 0", "IoU of its box", 0, undecided, ious),
     ]
 

@@ -11,11 +11,13 @@ import argparse
 import json
 from pathlib import Path
 
+from table_claims import COMPARISONS, FOLDER, read_comparisons
+
 from cse_autoloss.config import parse_config
 from cse_autoloss.journal import Journal
 from cse_autoloss.stages import Ladder
 
-PATH = Path(__file__).resolve().parents[1] / "docs" / "claims" / "comparisons.jsonl"
+PATH = FOLDER / COMPARISONS
 
 
 def main() -> None:
@@ -23,7 +25,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     options = parser.parse_args()
-    if any(json.loads(line)["run"] == options.name for line in PATH.read_text().splitlines()):
+    if options.name in read_comparisons(PATH):
         parser.error(f"{PATH.name} has a comparison {options.name!r}")
     journal = Journal.read(options.run)
     if not journal["compared"]:

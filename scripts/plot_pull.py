@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
-from table_claims import FOLDER, read_comparisons
+from table_claims import COMPARISONS, FOLDER, read_comparisons
 
 from cse_autoloss.drawing import save, sweeps
-from cse_autoloss.intervals import mean_interval
 from cse_autoloss.space import load_space
 
 SPACE = "two_stage_cls"
@@ -25,10 +25,10 @@ KNOWN = ("CrossEntropy", "CSE-Autoloss-A")
 
 def winners(names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The name of each comparison, with the classification loss of what it found."""
-    for run, losses in read_comparisons(FOLDER / "comparisons.jsonl").items():
+    for run, losses in read_comparisons(FOLDER / COMPARISONS).items():
         found = {name: rows for name, rows in losses.items() if name.startswith("found")}
         if found and run.startswith(tuple(names)):
-            best = max(found, key=lambda n: mean_interval([r["val"] or 0 for r in found[n]]).mean)
+            best = max(found, key=lambda name: fmean(row["val"] for row in found[name]))
             yield f"{run}, {best.removeprefix('found ')}", found[best][0]["losses"]["cls"]
 
 

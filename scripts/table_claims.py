@@ -23,6 +23,7 @@ from cse_autoloss.lossbench import Row, read_rows
 from cse_autoloss.report import table
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "claims"
+COMPARISONS = "comparisons.jsonl"  # in such a folder
 DEFAULT = "default"
 
 
@@ -115,8 +116,9 @@ def main() -> None:
             texts = "; ".join(f"{branch} `{text}`" for branch, text in losses.items())
             print(f"* {loss}: {texts or 'what the detector has by itself, tuned'}")
         print()
-    print("### Comparisons of runs\n")
-    print("\n".join(comparisons(folder / "comparisons.jsonl")))
+    if (folder / COMPARISONS).exists():
+        print("### Comparisons of runs\n")
+        print("\n".join(comparisons(folder / COMPARISONS)))
 
 
 if __name__ == "__main__":
