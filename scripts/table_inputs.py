@@ -17,7 +17,7 @@ import table_known
 from table_known import Known, missing
 from trainings import Instrument, measure
 
-from cse_autoloss.intervals import paired_interval
+from cse_autoloss.intervals import LossAndSeed
 from cse_autoloss.lossbench import TASKS, Row, of_one_origin, read_rows
 from cse_autoloss.report import table
 from cse_autoloss.space import load_space
@@ -78,19 +78,23 @@ def page() -> list[str]:
     """The Markdown table, of the warm-up that most of these losses trained on."""
     rows = [row for row in trainings() if any(loss.is_of(row) for loss in wanted())]
     rows = of_one_origin(rows)
+    fits = {}
+    for split in ("val", "test"):
+        scores = {
+            loss: {row.seed: 100 * (getattr(row, split) or 0.0) for row in rows if loss.is_of(row)}
+            for loss in wanted()
+        }
+        fits[split] = LossAndSeed({loss: of for loss, of in scores.items() if of})
     lines = []
     for branch, inputs, text, *pair in LOSSES:
-        scores = [
-            {
-                split: {row.seed: getattr(row, split) or 0.0 for row in rows if of.is_of(row)}
-                for split in ("val", "test")
-            }
-            for of in (known(branch, one) for one in pair)
-        ]
-        gains = [paired_interval(scores[0][split], scores[1][split]) for split in ("val", "test")]
-        base = "cross-entropy" if pair[1] == CROSS_ENTROPY else "1 - IoU"
-        cells = [gain.text(4, sign=True) if gain.n else "" for gain in gains]
-        lines.append([inputs, f"{text}, over {base}", str(gains[0].n), *cells])
+        loss, base = (known(branch, one) for one in pair)
+        base_name = "cross-entropy" if base.name == CROSS_ENTROPY else "1 - IoU"
+        there = all(loss in fit and base in fit for fit in fits.values())
+        gains = [fit.gain(loss, base) for fit in fits.values()] if there else []
+        cells = [gain.text(2, sign=True) for gain in gains]
+        lines.append(
+            [inputs, f"{text}, over {base_name}", str(gains[0].n) if there else "0", *cells]
+        )
     return table(["input", "loss", "seeds", "gain on val", "gain on test"], lines)
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from cse_autoloss.intervals import (
+    LossAndSeed,
     mean_interval,
     mean_over_groups,
     paired_interval,
@@ -69,3 +70,36 @@ def test_what_a_seed_does_to_all_losses_is_found_and_one_loss_alone_shows_little
     assert seed_effects(scores) == pytest.approx({7: 0.0042, 9: -0.0042}, abs=0.0005)
     assert abs(seed_effects(scores[:2])[7]) < 0.0015
     assert seed_effects([]) == {} and seed_effects([{1: 0.4}, {2: 0.5}]) == {1: 0, 2: 0}
+
+
+def test_with_two_losses_the_fit_is_the_paired_interval():
+    first, second = {0: 0.47, 1: 0.49, 2: 0.468}, {0: 0.465, 1: 0.478, 2: 0.466}
+    fit, paired = LossAndSeed({"a": first, "b": second}), paired_interval(first, second)
+    gain = fit.gain("a", "b")
+    assert (gain.mean, gain.half, gain.n) == pytest.approx((paired.mean, paired.half, 3))
+    assert fit.freedom == 2
+
+
+def test_many_losses_tell_the_noise_and_what_they_say_holds():
+    rng = np.random.default_rng(4)
+    held, widths = [], []
+    for _ in range(300):
+        luck = 0.01 * rng.normal(size=3)
+        scores = {
+            f"{loss}": {
+                seed: 0.001 * loss + luck[seed] + 0.002 * rng.normal()
+                for seed in range(3 if loss < 5 else 2)
+            }
+            for loss in range(20)
+        }
+        gain = LossAndSeed(scores).gain("7", "0")
+        held.append(gain.low < 0.007 < gain.high)
+        widths.append(gain.half)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.04)
+    assert np.mean(widths) < 0.0045  # two seeds alone: 0.018
+
+
+def test_one_seed_of_each_loss_says_nothing_about_the_noise():
+    fit = LossAndSeed({"a": {0: 0.5}, "b": {0: 0.4}})
+    gain = fit.gain("a", "b")
+    assert gain.mean == pytest.approx(0.1) and math.isinf(gain.half) and math.isnan(fit.noise)
