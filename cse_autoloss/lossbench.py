@@ -199,7 +199,7 @@ class Agreement:
 
     Attributes:
         losses: that both have trained.
-        spearman: rank correlation of the means.
+        spearman: rank correlation of the means; NaN where one side's are all the same.
         pairs, right: pairs of losses that the dear ones tell apart, and the share of them that the
             cheap ones put in the same order; NaN without any.
     """
@@ -226,7 +226,8 @@ def agreement(scores: np.ndarray, truth: np.ndarray) -> Agreement:
     error = noise * np.sqrt(1 / trainings[first] + 1 / trainings[second])
     told = np.abs(apart) > 2 * error
     same = np.sign(cheap[first] - cheap[second])[told] == np.sign(apart)[told]
-    rank = float(stats.spearmanr(cheap, means).statistic)
+    varied = np.ptp(cheap) > 0 and np.ptp(means) > 0
+    rank = float(stats.spearmanr(cheap, means).statistic) if varied else np.nan
     return Agreement(len(means), rank, int(told.sum()), float(same.mean()) if len(same) else np.nan)
 
 
