@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from cse_autoloss.space import SearchSpace
 from cse_autoloss.stages import Ladder
 from cse_autoloss.trial import ConfigError
 
-BENCHMARK = "lossbench"  # a source's name: all detectors of the benchmark
+BENCHMARK = "lossbench"  # a source's name: the tabular benchmark
 MOST = 500  # losses of one source that a ranker learns from, which bounds its time
 
 #: A loss, branch to expression text, and its mAP by seed.
@@ -26,7 +25,10 @@ Trained = tuple[Mapping[str, str], Mapping[int, float]]
 
 
 def read_earlier(
-    sources: Sequence[str], spaces: Mapping[str, SearchSpace], data: str | None = None
+    sources: Sequence[str],
+    spaces: Mapping[str, SearchSpace],
+    data: str | None = None,
+    detector: str | None = None,
 ) -> list[dict[str, Any]]:
     """Trainings of losses that a run could train itself, to be kept in its journal.
 
@@ -35,6 +37,8 @@ def read_earlier(
         spaces: branch to its search space, for the branches that the run searches.
         data: digest of the run's data. What is good on one data set need not be on another, so of
             the benchmark only trainings on the same data are read; where None, all.
+        detector: of the benchmark only this one's trainings are read, where it has some on this
+            data; else those of all detectors.
 
     Returns:
         For each source that has any: its ``name``, and ``trained``, as ``Trained``.
@@ -45,8 +49,11 @@ def read_earlier(
     found: list[dict[str, Any]] = []
     for source in sources:
         if source == BENCHMARK:
-            folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
-            parts = {k: v for folder in folders for k, v in _benchmark(folder, data).items()}
+            folders = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
+            of = {name: _benchmark(name, data) for name in folders}
+            own = of.get(detector or "", {})
+            chosen = [own] if own else of.values()
+            parts = {source: trained for some in chosen for source, trained in some.items()}
         else:
             parts = {source: _run(source)}
         for name, trained in parts.items():
@@ -88,16 +95,16 @@ def as_measured(
     ]
 
 
-def _benchmark(folder: Path, data: str | None) -> dict[str, list[Trained]]:
+def _benchmark(detector: str, data: str | None) -> dict[str, list[Trained]]:
     """A detector's losses: each warm-up, config and number of steps is a source of its own."""
     sources: dict[Origin, dict[str, tuple[Mapping[str, str], dict[int, float]]]] = {}
-    for row in read_rows(folder / TASKS["head"]):
+    for row in read_rows(FOLDER / detector / TASKS["head"]):
         if data not in (None, row.data):
             continue
         entry = sources.setdefault(row.origin, {}).setdefault(row.loss, (row.losses, {}))
         entry[1][row.seed] = row.val or 0.0
     return {
-        f"{BENCHMARK}/{folder.name} ({number})": list(trained.values())
+        f"{BENCHMARK}/{detector} ({number})": list(trained.values())
         for number, trained in enumerate(sources.values(), 1)
     }
 

@@ -133,7 +133,8 @@ def start(config: Config, folder: Path, console: Console) -> None:
     checked, trainer = check(config), trainer_of(config)
     searched = {branch: load_space(checked["spaces"][branch]) for branch in config.search.branches}
     data = checked.get("digests", {}).get("data", "unknown")
-    earlier = read_earlier(config.search.earlier, searched, data)
+    detector = str(config.detector.get("config"))
+    earlier = read_earlier(config.search.earlier, searched, data, detector)
     was_there = folder.exists()
     journal = Journal.create(
         folder,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from cse_autoloss import load_space
+from cse_autoloss import earlier, load_space
 from cse_autoloss.breeder import InlineBreeder
 from cse_autoloss.config import parse_config
 from cse_autoloss.earlier import as_measured, read_earlier
@@ -114,11 +114,30 @@ def test_of_the_benchmark_only_trainings_on_the_runs_own_data_are_a_source():
     assert read_earlier(["lossbench"], spaces(), "other data") == []
 
 
+def test_a_detector_with_trainings_of_its_own_in_the_benchmark_reads_no_others(
+    tmp_path, monkeypatch
+):
+    rows = read_rows(FOLDER / "faster_rcnn_proxy" / TASKS["head"])
+    for name, some in (("faster_rcnn_proxy", rows), ("mask_rcnn_proxy", rows[:40])):
+        (tmp_path / name).mkdir()
+        lines = (replace(row, detector=name).to_json() + "\n" for row in some)
+        (tmp_path / name / TASKS["head"]).write_text("".join(lines))
+    monkeypatch.setattr(earlier, "FOLDER", tmp_path)
+
+    def names(detector):
+        found = read_earlier(["lossbench"], spaces(), rows[0].data, detector)
+        return {source["name"].split()[0] for source in found}
+
+    mine, related = "lossbench/mask_rcnn_proxy", "lossbench/faster_rcnn_proxy"
+    assert names("mask_rcnn_proxy") == {mine} and names("faster_rcnn_proxy") == {related}
+    assert names("cascade_rcnn_proxy") == {mine, related}
+
+
 def search(folder, trials=8, **settings):
     search = {**CONFIG["search"], **settings}
     config = parse_config({**CONFIG, "search": search, "budget": {"trials": trials}})
-    earlier = read_earlier(config.search.earlier, spaces())
-    meta = {"config": config.model_dump(mode="json"), "spaces": TWO_STAGE, "earlier": earlier}
+    known = read_earlier(config.search.earlier, spaces())
+    meta = {"config": config.model_dump(mode="json"), "spaces": TWO_STAGE, "earlier": known}
     journal = Journal.create(folder, meta)
     cluster = SimulatedCluster(lambda trial: formula.result(trial, formula.mAP(trial)), 2)
     Search(config, TWO_STAGE, journal, cluster, InlineBreeder.of(config, TWO_STAGE, journal)).run()
