@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SCALE = {
     "faster_rcnn_proxy": {"cls": 2.0, "reg": 2.0},
     "faster_rcnn_r101_proxy": {"cls": 2.0, "reg": 1.0},
+    "cascade_rcnn_proxy": {"cls": 2.0, "reg": 2.0},
     "mask_rcnn_proxy": {"cls": 2.0, "reg": 1.0},
     "atss_proxy": {"cls": 2.0, "reg": 2.0},
     "fcos_proxy": {"cls": 1.0, "reg": 2.0},
