@@ -147,7 +147,7 @@ def section(detector: str) -> list[str]:
             loss.name,
             str(len(seeds[loss])),
             *(f"{means[loss][split]:.1f}" for split in scores),
-            *(gains[split][loss].text(2, sign=True) if loss.branch else "" for split in scores),
+            *(_told(gains[split][loss]) if loss.branch else "" for split in scores),
         ]
         for loss in sorted(measured, key=lambda loss: -sum(means[loss].values()))
     ]
@@ -157,6 +157,12 @@ def section(detector: str) -> list[str]:
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return [*lines, ""]
+
+
+def _told(gain: Interval) -> str:
+    """Bold where the whole interval is above 0."""
+    text = gain.text(2, sign=True)
+    return f"**{text}**" if gain.above_zero else text
 
 
 def gains_over_default(scores: Mapping[Known, Mapping[int, float]]) -> dict[Known, Interval]:
@@ -197,8 +203,8 @@ def main() -> None:
         "(Student's t) of a fit of mAP = loss + seed +",
         "noise to all losses of a table, so that all of them tell the noise; a loss with less than "
         f"{WELL:.0%} of the default's mAP is left out of it, and",
-        "paired with the default alone. The table has a line for each of many losses: of the "
-        "gains that are nothing, one in twenty is outside its interval.",
+        "paired with the default alone. Bold is what lies above 0; of many gains that are nothing, "
+        "one in twenty is outside its interval.",
         "Written by `python scripts/table_known.py`.",
         "",
     ]
