@@ -207,17 +207,25 @@ class _Canonical:
         self, coefficient: int | Fraction, factors: tuple[Factor, ...] | list[Factor]
     ) -> Program:
         parts = [program for divides, _, program in factors if not divides]
+        divisors = [program for divides, _, program in factors if divides]
         if self._squares:
             parts = [part for program, same in groupby(parts) for part in _squared(program, same)]
         if self._literals and coefficient != 1 and (text := _literal(coefficient)):
-            parts.insert(0, (text,))
-            coefficient = 1
+            number, coefficient = [(text,)], 1
         elif coefficient.numerator != 1 or not parts:
-            parts.insert(0, self._integer(coefficient.numerator))
-        text = functools.reduce(lambda a, b: ("Mul", *a, *b), parts)
-        for divides, _, program in factors:
-            if divides:
-                text = ("Div", *text, *program)
+            number = [self._integer(coefficient.numerator)]
+        else:
+            number = []
+        # By turns, so that a high power of a ratio overflows no more than the ratio does.
+        text, ahead = None, 0
+        for part in [*number, *parts]:
+            text = part if text is None else ("Mul", *text, *part)
+            ahead += 0 if part in number else 2 if part[0] == "Square" else 1
+            while divisors and ahead > 1:
+                text = ("Div", *text, *divisors.pop(0))
+                ahead -= 1
+        for program in divisors:
+            text = ("Div", *text, *program)
         return (
             text
             if coefficient.denominator == 1

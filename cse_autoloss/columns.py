@@ -153,7 +153,7 @@ class ColumnsKernel:
     ) -> tuple[Tensor, Tensor | None]:
         """As :class:`cse_autoloss.kernels.TwoStageKernel`'s."""
         logits = pred if pred.dtype == torch.float64 else pred.float()
-        index = target.clamp(min=0).unsqueeze(1)
+        index = target.long().clamp(min=0).unsqueeze(1)
         rows = _Rows(self, logits, index, quality)
         rows.forward()
         seed = logits.new_ones(()) if weight is None else weight.to(logits.dtype)[:, None]

@@ -233,12 +233,16 @@ def change_config(config: Config, settings: Sequence[str]) -> Config:
             )
         _apply(setting, data)
     changed = parse_config(data)
-    for stage in Ladder.of(config.stages).search:
-        if changed.stages.get(stage) != config.stages[stage]:
-            raise ConfigError(
-                f"--set stages.{stage}: a run goes on with what it began with; of the stages, "
-                "those after the search may change"
-            )
+    searched = Ladder.of(config.stages).search
+    for name, stage in config.stages.items():
+        fixed = Stage.model_fields if name in searched else ("task", "share", "splits")
+        for key in fixed:
+            if getattr(changed.stages[name], key) != getattr(stage, key):
+                raise ConfigError(
+                    f"--set stages.{name}.{key}: a run goes on with what it began with; of the "
+                    "stages after the search 'best' and 'seeds' may change, and another may follow "
+                    "them, such as --set stages.whole.task=full --set stages.whole.best=2"
+                )
     return changed
 
 

@@ -236,13 +236,14 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         """The trials' results, in their order, and how many had to be trained."""
         trained: list[str] = []
         keyed, results = self._known(trials)
-        if len(results) < len(trials):
+        if not keyed or any(trial.key not in results for trial in keyed):
             cluster = self._started()
             keyed, results = self._known(trials)  # of what trials start from now
-            queue = [trial for trial in keyed if trial.key not in results]
+            wanted = {trial.key: trial for trial in keyed}  # one of those that are the same
+            queue = [trial for key, trial in wanted.items() if key not in results]
             if queue:
-                self._say(f"{of}: {len(queue)} of {len(keyed)} trainings to do, the rest is known")
-            while len(results) < len(keyed):
+                self._say(f"{of}: {len(queue)} of {len(wanted)} trainings to do, the rest is known")
+            while len(results) < len(wanted):
                 while queue and cluster.free > 0:
                     cluster.submit(queue.pop(0))
                 for result in cluster.wait():

@@ -172,7 +172,7 @@ class TwoStageKernel:
         logits = pred if pred.dtype == torch.float64 else pred.float()
         # A row with a negative label is ignored: its weight is 0, its column any.
         ignored = target < 0
-        index = target.clamp(min=0).unsqueeze(1)
+        index = target.long().clamp(min=0).unsqueeze(1)
         leaves: dict[str, Tensor] = {}
         dense = None
         if quality is not None:
@@ -300,6 +300,8 @@ class OneStageKernel:
             seed = for_other if weight is None else weight[start : start + step] * for_other
             values = self.negatives.forward({"X": block})
             value = _filled(values[-1], block).contiguous()
+            if value.data_ptr() == block.data_ptr():  # of a formula that is the logits, detached
+                value = value.clone()
             if weight is not None:
                 value = value * weight[start : start + step]
             if last > first:
@@ -422,8 +424,9 @@ class BoxKernel:
         )
         # By the sides of each rectangle: the other side, where clamp lets a gradient through.
         by_ours = by_union * ours.flip(1)
-        by_inner = (by_overlap - by_union) * shared.flip(1) * (inner >= 0)
-        by_outer = by_enclosing * around.flip(1) * (outer >= 0)
+        # (A slope of infinity where nothing is let through is none.)
+        by_inner = ((by_overlap - by_union) * shared.flip(1)).masked_fill(inner < 0, 0)
+        by_outer = (by_enclosing * around.flip(1)).masked_fill(outer < 0, 0)
         # The corner that maximum takes passes the inner side's gradient, the other one the outer's;
         # a tie halves both.
         common = by_ours + (by_inner + by_outer) / 2

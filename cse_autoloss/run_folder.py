@@ -122,11 +122,17 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
 
 
 def check_format(database: sqlite3.Connection, path: Path) -> None:
-    """Refuse a journal of another format.
+    """Refuse a journal of another format, and a database that is none.
 
     Raises:
         ConfigError: naming both formats.
     """
+    rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    if not {"meta", "trials"} <= {name for (name,) in rows}:
+        raise ConfigError(
+            f"{path.parent}: its {path.name} is no journal of a run: it is empty, was cut off or "
+            "is another program's"
+        )
     (found,) = database.execute("PRAGMA user_version").fetchone()
     if found != FORMAT:
         age = "a newer" if found > FORMAT else "an older"

@@ -49,5 +49,5 @@ def reduced(loss, avg_factor: float | Tensor | None, reduction: str):
     if avg_factor is None:
         return loss.sum() / max(loss.numel(), 1)
     if isinstance(avg_factor, Tensor):
-        return loss.sum() / (avg_factor.to(loss.dtype) + 1.1920928955078125e-07)
+        return loss.sum() / (avg_factor.to(loss.dtype).reshape(()) + 1.1920928955078125e-07)
     return loss.sum() / (avg_factor + 1.1920928955078125e-07)

@@ -10,6 +10,7 @@ from test_losses import KNOWN, SPACES, batch, expected, expressions
 
 from cse_autoloss import Expression, load_space
 from cse_autoloss.canonical import canonical, known_name, same_loss
+from cse_autoloss.losses import build_loss
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Neg")
 
@@ -110,6 +111,21 @@ def test_losses_that_differ_keep_two_forms(space: str, one: str, other: str) -> 
 def test_a_known_loss_is_recognised_in_its_canonical_form(space: str, name: str) -> None:
     language = load_space(space)
     assert known_name(canonical(language.losses[name].expression, language), language) == name
+
+
+@pytest.mark.parametrize(
+    "space, text",
+    [("reg", "Mul(" * 6 + "Div(I,U)" + ",Div(I,U))" * 6), ("reg_plus", "Pow(Square(Div(I,U)),4)")],
+)
+def test_a_high_power_of_a_ratio_overflows_no_more_than_the_ratio(space: str, text: str) -> None:
+    language = load_space(space)
+    expression = Expression.parse(text, language)
+    pred, target = torch.tensor([[0, 0, 2000, 1500.0]]), torch.tensor([[0, 0, 2000, 1400.0]])
+    values = [
+        build_loss(form, language)(pred, target)
+        for form in (expression, canonical(expression, language))
+    ]
+    torch.testing.assert_close(values[1], values[0])
 
 
 def test_large_numbers_stay_small_expressions() -> None:

@@ -76,7 +76,10 @@ def test_a_wrong_setting_is_one_clear_line(setting, message):
     ("setting", "message"),
     [
         ("search.population=9", "what may change is in budget, stages, others, cluster"),
-        ("stages.tiny.keep=1", "--set stages.tiny: a run goes on with what it began with"),
+        ("stages.tiny.keep=1", "--set stages.tiny.keep: a run goes on with what it began with"),
+        ("stages.confirm.task=tiny", "--set stages.confirm.task: .*'best' and 'seeds' may change"),
+        ("stages.final.share=0.5", "--set stages.final.share: .*such as --set stages.whole"),
+        ('stages.final.splits=["val"]', "--set stages.final.splits: a run goes on"),
         ("stages.extra.best=1", None),
         ("stages.confirm.seeds=5", None),
     ],

@@ -57,6 +57,18 @@ def test_a_formula_is_measured_beside_the_tuned_default(tmp_path):
     assert [sum(bool(t.losses) is side for t in compared) for side in (True, False)] == [3, 3]
 
 
+def test_a_learning_rate_that_tuning_tries_twice_trains_once(tmp_path):
+    detector = Detector()
+    tuning = {"scales": [[1, 1]], "lr_scales": [0.5, 1]}
+    config = parse_config({"detector": {"trainer": "none:None"}, "tuning": tuning})
+    results = tmp_path / "results.sqlite"
+    with Evaluator(
+        config, SPACES, results=results, cluster=lambda: SimulatedCluster(detector)
+    ) as evaluate:
+        assert evaluate(CROSS_ENTROPY).trained == 6
+    assert len(detector.trained) == 2 + 6
+
+
 def test_what_was_measured_is_not_measured_again_whatever_its_form(tmp_path):
     with evaluator(tmp_path, Detector()) as evaluate:
         first = evaluate(CROSS_ENTROPY)

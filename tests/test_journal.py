@@ -193,6 +193,17 @@ def test_a_journal_of_another_format_is_refused(tmp_path, version, age):
             opened(tmp_path / "run")
 
 
+@pytest.mark.parametrize("made", ["", "PRAGMA user_version = 2", "CREATE TABLE meta (key TEXT)"])
+def test_a_database_without_a_runs_tables_is_refused(tmp_path, made):
+    database = sqlite3.connect(tmp_path / "journal.sqlite")
+    database.execute(made)
+    database.commit()
+    database.close()
+    for opened in (Journal.read, Journal.resume):
+        with pytest.raises(ConfigError, match="journal.sqlite is no journal of a run: it is empty"):
+            opened(tmp_path)
+
+
 def test_a_file_that_is_no_journal_is_refused(tmp_path):
     (tmp_path / "journal.sqlite").write_text("not a database, but long enough to be looked at" * 40)
     with pytest.raises(ConfigError, match="its journal cannot be read: file is not a database"):

@@ -263,6 +263,10 @@ def test_an_avg_factor_may_be_a_tensor() -> None:
     torch.testing.assert_close(
         loss(**arguments, avg_factor=torch.tensor(7.0)), loss(**arguments, avg_factor=7.0)
     )
+    weight = torch.ones(len(arguments["target"]), requires_grad=True)  # takes torch's graph
+    for more in ({}, {"weight": weight}):
+        of_one = loss(**arguments, **more, avg_factor=torch.tensor([7.0]))
+        assert of_one.shape == ()
 
 
 def test_a_box_weight_row_counts_as_its_mean() -> None:
@@ -627,6 +631,38 @@ def test_boxes_in_any_unit_have_one_iou_loss_and_a_released_loss_warns_of_it() -
 )
 def test_stable_takes_logarithms_of_probabilities_at_once(text: str, rewritten: str) -> None:
     assert str(stabilized(load_space("two_stage_cls").expression(text))) == rewritten
+
+
+def test_a_formula_that_is_the_logits_detached_leaves_them_as_they_are() -> None:
+    loss = build_loss("Add(Mul(NY,Detach(X)),Mul(PY,Neg(Log(Sig(X)))))", "one_stage_cls_plus")
+    assert loss._kernel is not None
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 3, 1, 3])
+    pred, other = (logits.clone().requires_grad_() for _ in range(2))
+    by_kernel = loss(pred, labels)
+    in_graph = loss(other, labels, torch.ones(4, requires_grad=True))
+    by_kernel.backward()
+    in_graph.backward()
+    assert torch.equal(pred.detach(), logits)
+    torch.testing.assert_close(by_kernel, in_graph)
+    torch.testing.assert_close(pred.grad, other.grad)
+
+
+def test_boxes_apart_have_the_graphs_gradient_where_a_slope_is_infinite() -> None:
+    loss = build_loss("Add(Sqrt(I),Exp(2))", "reg", stable=False)
+    boxes = torch.tensor([[0, 0, 10, 10.0], [0, 0, 10, 10]])
+    aims = torch.tensor([[50, 50, 60, 60.0], [2, 2, 12, 12]])
+    pred, other = (boxes.clone().requires_grad_() for _ in range(2))
+    loss(pred, aims).backward()
+    loss(other, aims, torch.ones(2, requires_grad=True)).backward()
+    torch.testing.assert_close(pred.grad, other.grad, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "Brier"])
+def test_labels_may_be_of_any_integer_type(name: str) -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 2])
+    loss = build_loss(name, "two_stage_cls")
+    for dtype in (torch.uint8, torch.int32):
+        torch.testing.assert_close(loss(logits, labels.to(dtype)), loss(logits, labels))
 
 
 def test_a_blocked_batch_equals_a_whole_one() -> None:

@@ -36,6 +36,7 @@ from cse_autoloss.stable import is_released, stabilized
 
 PROVED, REFUTED, SAMPLED = "proved", "refuted", "sampled"
 LOGIT = 80.0  # logits are taken from [-LOGIT, LOGIT]
+CLASSES = 100_000  # as many at most
 BOXES = 40_000  # of a claim that are looked at before it is given up
 ROUNDS = 60  # times that a box is cut in two at most
 
@@ -201,7 +202,7 @@ def _one_stage(expression: Expression, space: SearchSpace, stable: bool) -> _Cla
 
 
 def _two_stage(expression: Expression, space: SearchSpace, stable: bool) -> _Claims:
-    over = f"logits from {-LOGIT:g} to {LOGIT:g}, any number of classes"
+    over = f"logits from {-LOGIT:g} to {LOGIT:g}, up to {CLASSES:,} classes"
     kernel = TwoStageKernel.build(expression)
     if kernel is None:
         return None, over
@@ -221,7 +222,7 @@ def _two_stage(expression: Expression, space: SearchSpace, stable: bool) -> _Cla
             label = others + parts["X"] if "X" in parts else others
             return _Bounds(value, [rising, label], [label, others] if held else [])
 
-        ranges = {"log softmax": (-2 * LOGIT, 0.0)}
+        ranges = {"log softmax": (-2 * LOGIT - math.log(CLASSES + 1), 0.0)}
         if "X" in program.leaves:
             ranges["X"] = (-LOGIT, LOGIT)
         if "Z" in program.leaves:
@@ -263,8 +264,6 @@ def _boxes(expression: Expression, space: SearchSpace, stable: bool) -> _Claims:
         "log union": (math.log(areas[0]), math.log(2 * most**2 * areas[1])),
     }
     scale_free = _degree(expression) == 0
-    if scale_free:
-        ranges["log union"] = (0.0, 0.0)
 
     def claim(
         ranges: dict[str, tuple[float, float]],
@@ -289,11 +288,15 @@ def _boxes(expression: Expression, space: SearchSpace, stable: bool) -> _Claims:
 
         return _Claim(ranges, bounds, exact=False)
 
-    nested = {name: ranges[name] for name in ("IoU", "log union")}
-    claims = [
-        claim(ranges, lambda u, i, e, enclosing: [i - u, -e]),
-        claim(nested, lambda u, i, e, enclosing: [i, -(u + e)]),
-    ]
+    # Each part of a scale-free loss is a power of the unit times something, so what is finite in
+    # float32 for the smallest and the largest boxes is so for all between.
+    ends = [(end, end) for end in ranges["log union"]] if scale_free else [ranges["log union"]]
+    claims = []
+    for union in ends:
+        every = {**ranges, "log union": union}
+        nested = {name: every[name] for name in ("IoU", "log union")}
+        claims.append(claim(every, lambda u, i, e, enclosing: [i - u, -e]))
+        claims.append(claim(nested, lambda u, i, e, enclosing: [i, -(u + e)]))
     if stable and not scale_free:
         grazing = {**ranges, "IoU": (IOU_EPSILON, IOU_EPSILON)}
         claims.append(
