@@ -210,17 +210,16 @@ class _Canonical:
         divisors = [program for divides, _, program in factors if divides]
         if self._squares:
             parts = [part for program, same in groupby(parts) for part in _squared(program, same)]
-        if self._literals and coefficient != 1 and (text := _literal(coefficient)):
-            number, coefficient = [(text,)], 1
+        text: Program = ()
+        if self._literals and coefficient != 1 and (literal := _literal(coefficient)):
+            text, coefficient = (literal,), 1
         elif coefficient.numerator != 1 or not parts:
-            number = [self._integer(coefficient.numerator)]
-        else:
-            number = []
+            text = self._integer(coefficient.numerator)
         # By turns, so that a high power of a ratio overflows no more than the ratio does.
-        text, ahead = None, 0
-        for part in [*number, *parts]:
-            text = part if text is None else ("Mul", *text, *part)
-            ahead += 0 if part in number else 2 if part[0] == "Square" else 1
+        ahead = 0
+        for part in parts:
+            text = ("Mul", *text, *part) if text else part
+            ahead += 2 if part[0] == "Square" else 1
             while divisors and ahead > 1:
                 text = ("Div", *text, *divisors.pop(0))
                 ahead -= 1

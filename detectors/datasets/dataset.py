@@ -59,7 +59,7 @@ class DataSet:
         name: as the user named it.
         classes: names, in the order of their category ids.
         splits: ``train``, ``val``, ``test``, ``tiny``.
-        digest: of all annotations.
+        digest: of all annotations and images.
         findings: what is left out, and what is worth knowing.
     """
 
@@ -158,6 +158,9 @@ def examine(
         return None
     written = {split: _written(part, checksum) for split, part in found.items()}
     classes = tuple(category["name"] for category in found["train"].categories)
+    if name != "embedded":  # whose images are drawn from what its annotations are
+        paths = (path for part in parts for path in part.paths.values())
+        checksum = digest(checksum, images.contents(paths))
     return DataSet(_text(name), classes, written, checksum, findings)
 
 

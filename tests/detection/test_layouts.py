@@ -581,6 +581,15 @@ def test_a_worker_that_opens_no_image_sees_the_same_data(layout, tmp_path):
     assert (checked.digest, checked.splits) == (worker.digest, worker.splits)
 
 
+def test_the_same_annotations_with_other_images_are_other_data_and_a_copy_is_the_same(tmp_path):
+    root = standard(tmp_path / "mine")
+    shutil.copytree(root, tmp_path / "copy")
+    before, copied = (datasets.find(str(folder)).digest for folder in (root, tmp_path / "copy"))
+    changed = next((root / "train2017").iterdir())
+    assert cv2.imwrite(str(changed), 255 - cv2.imread(str(changed)))
+    assert before == copied != datasets.find(str(root), open_images=False).digest
+
+
 def test_images_too_small_for_mmdet_are_refused_where_nothing_else_is_left(tmp_path):
     root = standard(tmp_path)
     path = root / "annotations" / "instances_train2017.json"
