@@ -66,6 +66,8 @@ def check_trial(setup: Setup) -> None:
         ConfigError: one line: config and options, and what is wrong with them.
     """
     config, options = setup.config, setup.options
+    for training in (True, False):
+        configure.pipeline(config, training)
     try:
         with torch.random.fork_rng(devices=[]), quiet():
             model = _build(config)

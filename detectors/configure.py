@@ -90,6 +90,10 @@ _IN_ROI_HEAD = {
     "DynamicRoIHead": {"reg": "it changes the beta of SmoothL1Loss while it trains"},
 }
 
+# Steps that make one image of several, and the one that cuts a mosaic to size: mmdet's YOLOX goes
+# without them at its end.
+_MIXING = ("Mosaic", "MixUp", "CopyPaste", "RandomAffine")
+
 
 def config_text(config: Config) -> str:
     """A config as Python in which every value is written as what it is: text from a data set or a
@@ -491,6 +495,36 @@ def own_data(config: Mapping[str, Any]) -> str | None:
         if name and name != "data/coco/annotations/instances_train2017.json":
             return str(name)
     return None
+
+
+def pipeline(config: Mapping[str, Any], training: bool) -> list[dict[str, Any]]:
+    """The steps by which one image is read: for training, or for measuring (val's, else test's).
+
+    Of several data sets the first one's; of a ``MultiImageMixDataset``, whose own steps come after
+    those of the data set in it, those that take one image.
+
+    Raises:
+        ConfigError: the config has none.
+    """
+    splits = ("train",) if training else ("val", "test")
+    for split in splits:
+        if steps := _steps((config.get("data") or {}).get(split)):
+            return steps
+    raise ConfigError(
+        f"the config's data.{' or data.'.join(splits)} should have a pipeline, by which images are "
+        "read; there is none"
+    )
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    if isinstance(part, (list, tuple)):
+        part = next(iter(part), None)
+    if not part:
+        return []
+    own, inner = part.get("pipeline") or [], part.get("dataset") or part.get("datasets")
+    if not inner:
+        return list(own)
+    return _steps(inner) + [step for step in own if step["type"] not in _MIXING]
 
 
 def with_split(part: Any, split: Split, classes: Sequence[str]) -> dict[str, Any]:

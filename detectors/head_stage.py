@@ -18,6 +18,7 @@ from torch import nn
 
 from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
+from detectors import configure
 from detectors.feature_cache import Writer, shared
 from detectors.head_features import FeatureMaps, RoIFeatures, Seen, precision_of
 from detectors.images import dataset
@@ -43,12 +44,13 @@ class HeadStage:
         self._setup = setup
         self._trunk = trunk.eval()
         config, limit = setup.config, setup.head.cache_bytes
-        made_from = [config.model, config.data.train.pipeline, config.data.val.pipeline, versions()]
+        pipelines = [configure.pipeline(config, training) for training in (True, False)]
+        made_from = [config.model, *pipelines, versions()]
         self._digest = digest(
             *(_MADE, json.dumps(made_from, sort_keys=True, default=repr), setup.data.digest),
             *(weights, str(limit), setup.device.type),
         )
-        flips = _flips(config.data.train.pipeline)
+        flips = _flips(pipelines[0])
         self._directions = [direction for _, direction, _ in flips if direction is not None]
         self._kind = RoIFeatures if RoIFeatures.can_do(trunk) else FeatureMaps
         self._splits: dict[str, RoIFeatures | FeatureMaps] = {}
@@ -113,7 +115,7 @@ class HeadStage:
 
     def _make_training(self, writer: Writer, split: str) -> dict[str, Any]:
         """Each image in all its flips; as many images, in a random order, as there is room for."""
-        flips = _flips(self._setup.config.data.train.pipeline)
+        flips = _flips(configure.pipeline(self._setup.config, training=True))
         sets = [dataset(self._setup, split, True, pipeline) for pipeline, _, _ in flips]
         images, rows = 0, []
         for index in np.random.default_rng(0).permutation(len(sets[0])):
@@ -129,7 +131,7 @@ class HeadStage:
             {**step, "flip": bool(self._directions), "flip_direction": self._directions}
             if step["type"] == "MultiScaleFlipAug"
             else step
-            for step in self._setup.config.data.val.pipeline
+            for step in configure.pipeline(self._setup.config, training=False)
         ]
         data, rows = dataset(self._setup, split, False, pipeline), []
         for index in range(len(data)):

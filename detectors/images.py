@@ -33,10 +33,9 @@ def dataset(
     Args:
         pipeline: of mmdet's transforms; the config's for training or for measuring where None.
     """
-    data = setup.config.data
-    own = data.train if training else data.get("val") or data.test
-    if pipeline is not None:
-        own = dict(pipeline=list(pipeline))
+    if pipeline is None and not training:
+        pipeline = configure.pipeline(setup.config, training)
+    own = setup.config.data.train if pipeline is None else dict(pipeline=list(pipeline))
     part = configure.with_split(own, setup.data.splits[split], setup.data.classes)
     for inner in configure.datasets(part):
         if not training:

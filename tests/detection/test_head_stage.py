@@ -178,6 +178,31 @@ def test_what_atss_is_to_predict_is_computed_once_an_image(trainers, monkeypatch
     assert "_get_target_single" not in vars(model.bbox_head), "mmdet's own again"
 
 
+def repeated(data):
+    data.train = [dict(type="RepeatDataset", times=3, dataset=data.train)]
+    del data.val
+
+
+def mixed(data):
+    own, mosaic = data.train.pipeline, dict(type="Mosaic", img_scale=(96, 128))
+    inner = {**data.train, "pipeline": own[:3]}
+    data.train = dict(type="MultiImageMixDataset", dataset=inner, pipeline=[mosaic, *own[3:]])
+    data.val = dict(type="ConcatDataset", datasets=[data.val])
+
+
+@pytest.mark.parametrize("change", [repeated, mixed])
+def test_a_head_is_trained_and_measured_on_the_images_of_the_data_set_in_lists_and_wrappers(
+    trainers, tmp_path, monkeypatch, change
+):
+    expected = trainers("faster_rcnn_proxy").train(trial())
+    config = configure.read_config("faster_rcnn_proxy")
+    change(config.data)
+    (tmp_path / "theirs.py").write_text(config.pretty_text)
+    monkeypatch.setattr("detectors.feature_cache.cache_dir", lambda: tmp_path)
+    result = trainers(str(tmp_path / "theirs.py")).train(trial())
+    assert (result.curve, result.metrics) == (expected.curve, expected.metrics)
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(trainers):
     trainer = trainers("faster_rcnn_proxy")
     first, again, other = (trainer.train(trial(seed=seed)).curve for seed in (0, 0, 1))

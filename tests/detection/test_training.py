@@ -107,6 +107,8 @@ def test_a_wrong_option_is_one_line_that_says_what_would_be_right(options, messa
         ({"model.test_cfg.rcnn.nms": 7}, "rcnn.nms: should be a dict with keys such as type"),
         ({"model.test_cfg.rcnn.nms.type": "mns"}, "rcnn.nms.type does not train: NameError"),
         ({"model.train_cfg.rcnn.sampler.num": "m"}, "sampler.num does not train: TypeError"),
+        ({"data.train.pipeline": []}, "config's data.train should have a pipeline"),
+        ({"data.val": None, "data.test": None}, "data.val or data.test should have a pipeline"),
         ({"runner.max_iters": "1e3"}, "runner.max_iters should be a whole number, found '1e3'"),
         # and here nobody would say a word
         ({"model.test_cfg.rcnn.score_th": 0.1}, "did you mean model.test_cfg.rcnn.score_thr?"),
