@@ -50,8 +50,8 @@ class _Options(click.Command):
 )
 @click.option(
     "--data",
-    help="embedded, config, or a data set's path; where absent, the config's own as mmdet reads "
-    "it.",
+    help="embedded, config, or a data set's path; where absent, a proxy's, or the config's own as "
+    "mmdet reads it.",
 )
 @click.option(
     "--cfg-options",

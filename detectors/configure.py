@@ -497,6 +497,13 @@ def own_data(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def usual_data(config: Mapping[str, Any]) -> Any:
+    """The name of the data that a config's trials train on unless told: the one that a proxy was
+    made with, or ``config`` where its author named data, or ``embedded``."""
+    made_with = (config.get("proxy") or {}).get("data")
+    return made_with or ("config" if own_data(config) else "embedded")
+
+
 def pipeline(config: Mapping[str, Any], training: bool) -> list[dict[str, Any]]:
     """The steps by which one image is read: for training, or for measuring (val's, else test's).
 

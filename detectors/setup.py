@@ -126,11 +126,9 @@ class Setup:
             self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
         self.config = config = configure.read_config(self.options.config)
-        own = config.get("proxy", {}).get("data") or (
-            "config" if configure.own_data(config) else "embedded"
-        )
+        given = self.options.data
         self.data = datasets.find(
-            own if self.options.data is None else self.options.data,
+            configure.usual_data(config) if given is None else given,
             self.options.data_seed,
             config=config,
             masks=configure.has_masks(config.model),

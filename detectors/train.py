@@ -52,8 +52,9 @@ class Training:
         config: a name in ``detectors/configs`` or the path of an mmdet config.
         losses: branch to an expression, a known loss's name, or ``default``; an absent branch keeps
             the config's loss.
-        data: a data set's name (:mod:`detectors.datasets.dataset`); where None, the config's own
-            data as it is (a proxy's: ``embedded``).
+        data: a data set's name (:mod:`detectors.datasets.dataset`); where None, what a proxy's
+            trials train on (:func:`detectors.configure.usual_data`), else the config's own data as
+            it is.
         cfg_options: changes of the config, dotted key to value, made last.
         work_dir: where logs and checkpoints go; ``work_dirs/CONFIG`` where None.
         resume_from: a checkpoint to go on from, with its optimiser and step.
@@ -140,11 +141,11 @@ def read(training: Training) -> Config:
     """
     config = configure.read_config(training.config, "CONFIG")
     _set_losses(config, training.losses)
-    proxy = "proxy" in config and not configure.own_data(config)
-    data = training.data or ("embedded" if proxy else None)
+    usual = configure.usual_data(config) if config.get("proxy") else "config"
+    data = training.data or (usual if usual != "config" else None)  # that is mmdet's to read
+    first = os.environ.get("RANK", "0") == "0"  # one process looks at the images for all
     if data:
         masks = configure.has_masks(config.model)
-        first = os.environ.get("RANK", "0") == "0"  # one process looks at the images for all
         found = datasets.find(data, config=config, masks=masks, open_images=first)
         if first:
             for finding in found.findings:
@@ -156,6 +157,8 @@ def read(training: Training) -> Config:
     config = replace_cfg_vals(config)
     update_data_root(config)
     _check_files(config, training)
+    if first:
+        print(_told(config, found.name if data else None), file=sys.stderr)
     if "proxy" in config:
         if "max_iters" not in config.get("runner", {}):
             raise ConfigError(
@@ -276,6 +279,14 @@ def _check_files(config: Config, training: Training) -> None:
                     )
 
 
+def _told(config: Config, name: str | None) -> str:
+    """A line that says what is trained on; of the config's own data the annotations' file."""
+    part = next(configure.datasets(config.data.train), {})
+    counts = (head.get("num_classes") for head in configure.box_heads(config.model))
+    count = next((f": {count} classes" for count in counts if count is not None), "")
+    return f"training on {name or part.get('ann_file') or part.get('type')}{count}"
+
+
 def _check_classes(config: Config, dataset: Any, name: str) -> None:
     """mmdet's own check is made by runners that count epochs alone."""
     classes = dataset.CLASSES
@@ -340,6 +351,6 @@ def _start_as_trials_do(training: Training, config: Config) -> None:
             if key.startswith(("model.", "proxy."))
         }
         prepared = DetectorTrainer.prepare(
-            {"config": training.config, "data": training.data or "embedded", "cfg_options": shape}
+            {"config": training.config, "data": training.data, "cfg_options": shape}
         )
         write_whole(Path(config.load_from), prepared)

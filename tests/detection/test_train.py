@@ -15,12 +15,15 @@ from click.testing import CliRunner
 from mmcv import Config
 
 from cse_autoloss.errors import UserError
+from detectors import configure
 from detectors.commands import compare as compare_command
 from detectors.commands import train as train_command
 from detectors.compare import read as read_work_dir
 from detectors.compare import read_curves
 from detectors.datasets import shapes
-from detectors.train import Training, join_processes, read
+from detectors.setup import Setup
+from detectors.train import Training, _start_as_trials_do, join_processes, read
+from detectors.training import DetectorTrainer
 
 SMALL = {"train": 24, "val": 6, "test": 4}
 # One step takes a tenth of a second; no warm-up, whose weights are tested where they are made.
@@ -186,6 +189,35 @@ def test_a_config_of_mmdets_own_takes_any_losses_and_data(data):
         config.evaluation.metric == "bbox"
         and config.model.roi_head.bbox_head.type == "IoUAwareShared2FCBBoxHead"
     )
+
+
+OWN = """data = dict(train=dict(ann_file='{0}/annotations/instances_train2017.json',
+    img_prefix='{0}/train2017'), val=dict(ann_file='{0}/annotations/instances_val2017.json',
+    img_prefix='{0}/val2017'), test=dict(ann_file='{0}/annotations/instances_val2017.json',
+    img_prefix='{0}/val2017'))"""
+
+
+@pytest.mark.parametrize("named", ["proxy = dict(data='coco:{0}')", OWN], ids=["made with", "own"])
+def test_a_proxy_trains_on_what_its_trials_train_on_from_the_same_weights(
+    named, data, tmp_path, monkeypatch, capsys
+):
+    folder, path, prepared = data.removeprefix("coco:"), tmp_path / "proxy.py", []
+    base = str(configure.CONFIGS / "faster_rcnn_proxy.py")
+    path.write_text(f"_base_ = {base!r}\n{named.format(folder)}\n")
+    monkeypatch.setattr(
+        DetectorTrainer, "prepare", lambda options: prepared.append(options) or b"weights"
+    )
+    training = Training(str(path), work_dir=tmp_path / "work")
+    config, trials = read(training), Setup({"config": str(path)})
+    assert config.data.train.ann_file == trials.data.splits["train"].ann_file
+    assert folder in capsys.readouterr().err.splitlines()[-1]
+    _start_as_trials_do(training, config)
+    assert Setup(prepared[0]).warmup_path() == trials.warmup_path()
+
+
+def test_it_says_first_what_it_trains_on(data, capsys):
+    read(Training("faster_rcnn_proxy", data=data))
+    assert capsys.readouterr().err.splitlines()[-1] == f"training on {data}: 6 classes"
 
 
 @pytest.mark.parametrize(
