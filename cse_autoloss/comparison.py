@@ -20,7 +20,7 @@ def compared(config: Config, spaces: Mapping[str, str]) -> dict[str, dict[str, s
     searched, then the run's ``others``.
 
     Raises:
-        ConfigError: for a name that stands for something else, or text that is no loss.
+        ConfigError: as :func:`read_others`.
     """
     searched = {branch: load_space(spaces[branch]) for branch in config.search.branches}
     names = load_space(spaces["cls"]).losses
@@ -30,6 +30,17 @@ def compared(config: Config, spaces: Mapping[str, str]) -> dict[str, dict[str, s
         entries[released] = {
             branch: str(space.losses[released].expression) for branch, space in searched.items()
         }
+    return entries | read_others(config, spaces)
+
+
+def read_others(config: Config, spaces: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The run's ``others``: label to losses by branch.
+
+    Raises:
+        ConfigError: for a name that stands for something else, text that is no loss, or a branch
+            without a space.
+    """
+    entries: dict[str, dict[str, str]] = {}
     for label, losses in config.others.items():
         if label.startswith((DEFAULT, RELEASED, FOUND)):
             raise ConfigError(
@@ -38,6 +49,11 @@ def compared(config: Config, spaces: Mapping[str, str]) -> dict[str, dict[str, s
             )
         entries[label] = {}
         for branch, text in losses.items():
+            if branch not in spaces:
+                raise ConfigError(
+                    f"others.{label}.{branch}: this detector's {branch} loss cannot be another; "
+                    f"the others can be: {', '.join(spaces)}"
+                )
             try:
                 entries[label][branch] = str(load_space(spaces[branch]).expression(text))
             except ExpressionError as error:

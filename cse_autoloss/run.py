@@ -18,7 +18,7 @@ from rich.console import Console
 from cse_autoloss.breeder import BreederError, ProcessBreeder
 from cse_autoloss.caveats import caveats
 from cse_autoloss.cluster import Cluster, ClusterError
-from cse_autoloss.comparison import compared
+from cse_autoloss.comparison import compared, read_others
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.earlier import read_earlier, told
@@ -45,7 +45,7 @@ PACKAGES = ("cse-autoloss", "torch", "numpy", "ray")
 
 
 def check(config: Config, searched: bool = True) -> dict[str, Any]:
-    """Everything that can be wrong before anything starts.
+    """Everything that can be wrong before anything starts; formulas before data.
 
     Args:
         searched: whether losses with any variable of their spaces will train, so that all of these
@@ -58,29 +58,28 @@ def check(config: Config, searched: bool = True) -> dict[str, Any]:
         ConfigError, SpaceError, ClusterError: one line that names the key and what would be right.
     """
     check_machine(config.cluster)
+    own, spaces = trainer_of(config).spaces(config.detector), spaces_of(config)
+    read_others(config, spaces)
     checked = trainer_of(config).check(config.detector)
     if config.detector.get("device") == "cuda" and not config.cluster.num_gpus:
         raise ConfigError(
             "detector.device: cuda, and workers see no GPU with cluster.num_gpus=0; "
             "--set cluster.num_gpus=1 gives each one"
         )
-    spaces = {**checked["spaces"], **config.search.spaces}
-    for branch in {*config.search.branches, *config.search.spaces} - checked["spaces"].keys():
+    for branch in {*config.search.branches, *config.search.spaces} - own.keys():
         raise ConfigError(
             f"search.branch: {checked.get('refused', {}).get(branch, branch)}; the others can be: "
-            f"search.branch={' or '.join(checked['spaces'])}"
+            f"search.branch={' or '.join(own)}"
         )
     for branch, origin in spaces.items():
-        space, own = load_space(origin), load_space(checked["spaces"][branch])
-        if space.inputs != own.inputs:
+        space, usual = load_space(origin), load_space(own[branch])
+        if space.inputs != usual.inputs:
             raise ConfigError(
                 f"search.spaces.{branch}: {origin} is written for {space.inputs} inputs; this "
-                f"detector's losses need {own.inputs}, as {own.name} has"
+                f"detector's losses need {usual.inputs}, as {usual.name} has"
             )
         if searched and branch in checked.get("hands", ()):
             _check_variables(space, checked["hands"][branch])
-        spaces[branch] = space.origin
-    compared(config, spaces)
     load_strategy(config.search.strategy, config.search)
     load_ranker(config.search.ranker, config.search.ranker_settings)
     for logger in config.log:
@@ -108,6 +107,13 @@ def _adopted(config: Config, say: Callable[[str], None]) -> Config:
     return config.model_copy(update={"detector": detector})
 
 
+def spaces_of(config: Config) -> dict[str, str]:
+    """Branch to the origin of the space that its formulas are written in; reads no data."""
+    own = trainer_of(config).spaces(config.detector)
+    named = (*own.items(), *config.search.spaces.items())
+    return {branch: load_space(origin).origin for branch, origin in named}
+
+
 def trainer_of(config: Config) -> type[Trainer]:
     name = config.detector.get("trainer")
     if not isinstance(name, str):
@@ -128,8 +134,10 @@ def absolute(config: Config) -> Config:
 
 def start(config: Config, folder: Path, console: Console) -> None:
     """Start a run in a new folder and see it through."""
-    check_machine(config.cluster)  # before a proxy is made, which takes minutes
-    config = _adopted(absolute(config), lambda line: _say(console, line))
+    check_machine(config.cluster)  # this and formulas before a proxy is made, which takes minutes
+    config = absolute(config)
+    read_others(config, spaces_of(config))
+    config = _adopted(config, lambda line: _say(console, line))
     checked, trainer = check(config), trainer_of(config)
     searched = {branch: load_space(checked["spaces"][branch]) for branch in config.search.branches}
     data = checked.get("digests", {}).get("data", "unknown")

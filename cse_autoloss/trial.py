@@ -253,18 +253,26 @@ class Trainer(Protocol):
         """The lines of a training configuration that use a loss."""
 
     @staticmethod
+    def spaces(options: Mapping[str, Any]) -> dict[str, str]:
+        """Branch to the search space that its losses are written in; a branch is absent whose loss
+        cannot be another. Reads no data: formulas are checked before it.
+
+        Raises:
+            ConfigError: one line that names the key and what would be right.
+        """
+
+    @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:
         """Validate everything that can be known without training: keys, files, classes, data that
         is not empty.
 
         Returns:
-            ``{"spaces": {"cls": name, "reg": name}, "refused": {branch: why}, "hands": {branch:
-            {head: [name of an extra]}}, "classes": [...], "images": {split: count}, "digests":
-            {"data": hex, "detector": hex}, "notes": [...]}``. A branch whose loss cannot be another
-            is among ``refused`` in place of ``spaces``; a space with a variable that takes an extra
-            (``inputs.EXTRAS``) which a head does not hand over is not searched, unless the trainer
-            says nothing of ``hands``; a run whose digests have changed is not resumed; notes are
-            lines that a user should see before a run.
+            ``{"refused": {branch: why}, "hands": {branch: {head: [name of an extra]}}, "classes":
+            [...], "images": {split: count}, "digests": {"data": hex, "detector": hex}, "notes":
+            [...]}``. A branch whose loss cannot be another is among ``refused``; a space with a
+            variable that takes an extra (``inputs.EXTRAS``) which a head does not hand over is not
+            searched, unless the trainer says nothing of ``hands``; a run whose digests have changed
+            is not resumed; notes are lines that a user should see before a run.
 
         Raises:
             ConfigError: one line that names the key or file and what would be right.

@@ -108,6 +108,18 @@ def absolute(options: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+def read_config(options: Mapping[str, Any]) -> Config:
+    """The config that the options name, with their changes.
+
+    Raises:
+        ConfigError: one line that names the option and what would be right.
+    """
+    checked = _options(options)
+    config = configure.read_config(checked.config)
+    configure.change(config, checked.cfg_options, "detector.cfg_options")
+    return config
+
+
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 

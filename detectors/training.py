@@ -40,7 +40,7 @@ from detectors import configure, export, mmdet3
 from detectors.check import check_trains, check_trial
 from detectors.head_stage import HeadStage
 from detectors.images import average_precision, dataset, loader, pictures, quiet, surest
-from detectors.setup import Options, Setup, absolute, versions
+from detectors.setup import Options, Setup, absolute, read_config, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
@@ -84,12 +84,15 @@ class DetectorTrainer:
         return export.snippet(expression, space, loss_weight)
 
     @staticmethod
+    def spaces(options: Mapping[str, Any]) -> dict[str, str]:
+        return configure.spaces(read_config(options).model)
+
+    @staticmethod
     def check(options: Mapping[str, Any]) -> dict[str, Any]:
         setup = Setup(options, open_images=True)
         check_trial(setup)
         handed = configure.hands(setup.config.model)
         return {
-            "spaces": configure.spaces(setup.config.model),
             "refused": configure.refused(setup.config.model),
             "hands": {
                 branch: {head: sorted({*names, "class_frequency"}) for head, names in heads.items()}

@@ -38,7 +38,7 @@ class StressTrainer:
     """Does what a trial's seed says; see :class:`cse_autoloss.trial.Trainer`."""
 
     targets = ("none",)
-    resolve = adopt = describe = versions = snippet = check = export = None
+    resolve = adopt = describe = versions = snippet = spaces = check = export = None
 
     @staticmethod
     def prepare(options: Mapping[str, Any]) -> bytes:

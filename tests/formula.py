@@ -57,7 +57,6 @@ class FormulaTrainer(PlainTrainer):
     @staticmethod
     def check(options):
         return {
-            "spaces": {"cls": "two_stage_cls", "reg": "reg"},
             "classes": ["thing"],
             "images": {"train": 1, "val": 1},
             "digests": {"data": os.environ.get("FORMULA_DATA", "one")},

@@ -25,8 +25,12 @@ class PlainTrainer:
         return f"loss = {expression!r}"
 
     @staticmethod
+    def spaces(options):
+        return {"cls": "two_stage_cls", "reg": "reg"}
+
+    @staticmethod
     def check(options):
-        return {"spaces": {"cls": "two_stage_cls", "reg": "reg"}, "classes": [], "images": {}}
+        return {"classes": [], "images": {}}
 
     @staticmethod
     def prepare(options):

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from formula import FormulaTrainer
 
 from cse_autoloss.cli import main
 from cse_autoloss.journal import Journal
@@ -168,6 +169,30 @@ def test_sighup_stops_a_run_too_unless_it_is_ignored():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--set", "others.mine.cls=Focl"], "others.mine.cls: no loss 'Focl'"),
+        (["evaluate", "Focal", "Focl", "--config"], "formula 2, Focl: no loss 'Focl'"),
+        (["evaluate", "Focal", "--with", "reg=GIou", "--config"], None),
+        (["evaluate", "Focal", "--with", "reg=GIuo", "--config"], "--with reg=GIuo: no loss"),
+        (["evaluate", "Focal", "--with", "rge=GIoU", "--config"], "--with rge=...: expected"),
+    ],
+)
+def test_formulas_are_read_before_the_data(tmp_path, monkeypatch, capsys, arguments, message):
+    def check(options):
+        raise ConfigError("the data is read")
+
+    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path))
+    monkeypatch.setattr(FormulaTrainer, "check", staticmethod(check))
+    monkeypatch.setattr(FormulaTrainer, "adopt", check)
+    monkeypatch.setattr(sys, "argv", ["cse-search", *arguments, str(tmp_path / "run.yaml")])
+    with pytest.raises(SystemExit):
+        main()
+    (error,) = capsys.readouterr().err.splitlines()
+    assert (message or "the data is read") in error
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cse_autoloss.config import preset_names, read_config
+from cse_autoloss.config import Config, preset_names, read_config
 from cse_autoloss.evaluate import TASKS, Evaluation, Evaluator
 from cse_autoloss.expression import ExpressionError
 from cse_autoloss.intervals import mean_interval
+from cse_autoloss.text import printable
+from cse_autoloss.trial import ConfigError
 
 
 @click.command()
@@ -71,7 +73,7 @@ def evaluate(
     was rejected.
     """
     from cse_autoloss.pins import pins
-    from cse_autoloss.run import absolute, check, trainer_of, versions
+    from cse_autoloss.run import absolute, check, spaces_of, trainer_of, versions
 
     texts = [*expressions, *(line.strip() for line in source or ())]
     texts = [text for text in texts if text and not text.startswith("#")]
@@ -83,25 +85,14 @@ def evaluate(
     shorts += [f"search.spaces.{branch}={space}"] if space is not None else []
     preset = None if config_file else preset or "quickstart"
     config = absolute(read_config(config_file, preset, [*settings, *shorts]))
+    other, _, text = (beside or "").partition("=")
+    asked = (config, spaces_of(config), branch, stage, seeds, {other: text} if beside else None)
+    _read(texts, *asked)
     checked = check(config, searched=False)
     configured = config.model_dump(mode="json", include={"seed", "detector", "tuning"})
-    other, _, text = (beside or "").partition("=")
     rejected = False
-    with Evaluator(
-        config,
-        checked["spaces"],
-        branch,
-        stage,
-        seeds,
-        {other: text} if beside else None,
-        depends={"configuration": configured, **pins(checked, versions(trainer_of(config)))},
-        say=_say,
-    ) as evaluator:
-        for number, formula in enumerate(texts, 1):
-            try:
-                evaluator.expression(formula)
-            except ExpressionError as error:
-                raise ExpressionError(f"formula {number}: {error}") from None
+    depends = {"configuration": configured, **pins(checked, versions(trainer_of(config)))}
+    with Evaluator(*asked, depends=depends, say=_say) as evaluator:
         for formula in texts:
             evaluation = evaluator(formula, force)
             rejected |= not (evaluation.accepted and evaluation.optimises)
@@ -110,6 +101,38 @@ def evaluate(
             else:
                 _show(evaluation)
     sys.exit(1 if rejected else 0)
+
+
+def _read(
+    texts: Sequence[str],
+    config: Config,
+    spaces: Mapping[str, str],
+    branch: str,
+    stage: str,
+    seeds: int,
+    beside: Mapping[str, str] | None,
+) -> None:
+    """Read all formulas, before any data.
+
+    Raises:
+        UserError: one line that names the one that cannot be read.
+    """
+    if branch not in spaces:
+        raise ConfigError(
+            f"--branch {branch}: this detector's {branch} loss cannot be another; the others can "
+            f"be: {', '.join(spaces)}"
+        )
+    try:
+        evaluator = Evaluator(config, spaces, branch, stage, seeds, beside)
+    except ExpressionError as error:
+        ((name, text),) = (beside or {}).items()
+        raise ExpressionError(f"--with {name}={printable(text, 80)}: {error}") from None
+    with evaluator:
+        for number, text in enumerate(texts, 1):
+            try:
+                evaluator.expression(text)
+            except ExpressionError as error:
+                raise ExpressionError(f"formula {number}, {printable(text, 80)}: {error}") from None
 
 
 def _say(line: str) -> None:

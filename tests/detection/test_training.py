@@ -57,7 +57,7 @@ def test_a_detector_on_the_cpu_stays_there_where_torch_sees_a_gpu(trainer, monke
 
 def test_check_says_what_will_be_trained_on_what():
     checked = DetectorTrainer.check(OPTIONS)
-    assert checked["spaces"] == {"cls": "two_stage_cls", "reg": "reg"}
+    assert DetectorTrainer.spaces(OPTIONS) == {"cls": "two_stage_cls", "reg": "reg"}
     assert len(checked["classes"]) == checked["images"]["tiny"] >= 6
     assert (
         checked["images"]["train"] > checked["images"]["val"] > 100
