@@ -195,6 +195,16 @@ def test_formulas_are_read_before_the_data(tmp_path, monkeypatch, capsys, argume
     assert (message or "the data is read") in error
 
 
+def test_a_file_of_formulas_in_another_encoding_is_one_line(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "formulas.txt"
+    path.write_text("# Größe\nFocal\n", encoding="latin-1")
+    monkeypatch.setattr(sys, "argv", ["cse-search", "evaluate", "--file", str(path)])
+    with pytest.raises(SystemExit):
+        main()
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"--file {path}: should be text in UTF-8" in error
+
+
 @pytest.mark.parametrize(
     ("out", "message"),
     [

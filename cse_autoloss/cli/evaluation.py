@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import click
 from rich.console import Console
@@ -26,7 +27,7 @@ from cse_autoloss.trial import ConfigError
     "-f",
     "--file",
     "source",
-    type=click.File(),
+    type=click.File(encoding="utf-8-sig"),  # a byte order mark or none
     help="Read more, one a line; - is standard input. Empty lines and # comments are passed over.",
 )
 @click.option("--branch", type=click.Choice(["cls", "reg"]), default="cls", show_default=True)
@@ -53,7 +54,7 @@ from cse_autoloss.trial import ConfigError
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as they come.")
 def evaluate(
     expressions: tuple[str, ...],
-    source: Iterator[str] | None,
+    source: TextIO | None,
     branch: str,
     space: str | None,
     stage: str,
@@ -75,7 +76,13 @@ def evaluate(
     from cse_autoloss.pins import pins
     from cse_autoloss.run import absolute, check, spaces_of, trainer_of, versions
 
-    texts = [*expressions, *(line.strip() for line in source or ())]
+    try:
+        texts = [*expressions, *(line.strip() for line in source or ())]
+    except UnicodeDecodeError as error:
+        assert source is not None
+        raise ConfigError(
+            f"--file {source.name}: should be text in UTF-8, a formula a line; {error.reason}"
+        ) from None
     texts = [text for text in texts if text and not text.startswith("#")]
     if not texts:
         raise click.UsageError("give expressions, or a file of them with --file")
