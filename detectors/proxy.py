@@ -25,7 +25,7 @@ from cse_autoloss.trial import ConfigError, Trial
 from detectors import configure, shrink
 from detectors.check import without_weights
 from detectors.images import quiet
-from detectors.setup import Options, Setup, versions
+from detectors.setup import Options, Setup, read_config, versions
 from detectors.shrink import Schedule, Shape
 from detectors.training import DetectorTrainer
 
@@ -107,13 +107,20 @@ def make(config: Config, options: Mapping[str, Any], seconds: float, say: Say) -
 
 def adopt(options: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """A run's ``detector`` section with a proxy in its config's place where that config is of a
-    whole training; one that was made before, of the same config and data on the same kind of
-    device, is taken from the user's cache."""
+    whole training, counted in epochs; one that was made before, of the same config and data on the
+    same kind of device, is taken from the user's cache. A config that counts steps is a trial as it
+    is."""
     if "runner" not in (
         config := configure.read_config(str(options.get("config", "faster_rcnn_proxy")))
     ):
         return dict(options)
     if config.runner.get("type") == "IterBasedRunner":
+        if not config.get("proxy") and not options.get("steps"):
+            steps = read_config(options).runner.get("max_iters")
+            say(
+                f"{options['config']} has no proxy section: each full trial trains its {steps} "
+                f"steps; cse-search proxy {options['config']} makes a shorter trial of it"
+            )
         return dict(options)
     configure.change(config, options.get("cfg_options", {}), "detector.cfg_options")
     seconds = float(options.get("trial_seconds", Options().trial_seconds))

@@ -121,6 +121,19 @@ def test_a_run_makes_a_proxy_of_a_whole_trainings_config_once(whole, quick):
     assert proxy.adopt(adopted, again.append) == adopted and len(again) == 1
 
 
+def test_a_config_that_counts_steps_is_a_trial_as_it_is_and_a_long_one_is_said(tmp_path):
+    path, lines = tmp_path / "theirs.py", []
+    base = mmdet_config("faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py")
+    runner = "dict(_delete_=True, type='IterBasedRunner', max_iters=90000)"
+    path.write_text(f"_base_ = {base!r}\nrunner = {runner}\n")
+    options = {"config": str(path)}
+    assert proxy.adopt(options, lines.append) == options
+    (line,) = lines
+    assert "90000 steps; cse-search proxy" in line and str(path) in line
+    for known in ({"config": str(path), "steps": 300}, {"config": "faster_rcnn_proxy"}, {}):
+        assert proxy.adopt(known, lines.append) == known and len(lines) == 1
+
+
 def test_a_trial_that_cannot_be_as_short_is_refused_with_what_would_do(whole, quick):
     config = configure.read_config(str(whole))
     with pytest.raises(
