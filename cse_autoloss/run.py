@@ -71,6 +71,9 @@ def check(config: Config, searched: bool = True) -> dict[str, Any]:
             f"search.branch: {checked.get('refused', {}).get(branch, branch)}; the others can be: "
             f"search.branch={' or '.join(own)}"
         )
+    for name, stage in config.stages.items() if searched else ():
+        if reason := checked.get("untrainable", {}).get(stage.task):
+            raise ConfigError(f"stages.{name}.task: {stage.task}: {reason}")
     for branch, origin in spaces.items():
         space, usual = load_space(origin), load_space(own[branch])
         if space.inputs != usual.inputs:

@@ -267,12 +267,13 @@ class Trainer(Protocol):
         is not empty.
 
         Returns:
-            ``{"refused": {branch: why}, "hands": {branch: {head: [name of an extra]}}, "classes":
-            [...], "images": {split: count}, "digests": {"data": hex, "detector": hex}, "notes":
-            [...]}``. A branch whose loss cannot be another is among ``refused``; a space with a
-            variable that takes an extra (``inputs.EXTRAS``) which a head does not hand over is not
-            searched, unless the trainer says nothing of ``hands``; a run whose digests have changed
-            is not resumed; notes are lines that a user should see before a run.
+            ``{"refused": {branch: why}, "untrainable": {task: why}, "hands": {branch: {head: [name
+            of an extra]}}, "classes": [...], "images": {split: count}, "digests": {"data": hex,
+            "detector": hex}, "notes": [...]}``. A branch whose loss cannot be another is among
+            ``refused``, a task that this detector cannot train among ``untrainable``; a space with
+            a variable that takes an extra (``inputs.EXTRAS``) which a head does not hand over is
+            not searched, unless the trainer says nothing of ``hands``; a run whose digests have
+            changed is not resumed; notes are lines that a user should see before a run.
 
         Raises:
             ConfigError: one line that names the key or file and what would be right.

@@ -211,7 +211,7 @@ def _flips(
     directions, chances = step.get("direction", "horizontal"), step.get("flip_ratio") or 0.0
     if isinstance(directions, str):
         directions = [directions]
-    if isinstance(chances, float):
+    if isinstance(chances, int | float):
         chances = [chances / len(directions)] * len(directions)
     outcomes = [(dict(step, flip_ratio=0.0), None, 1 - sum(chances))]
     outcomes += [

@@ -128,7 +128,14 @@ def _smaller_images(part: Any, factor: float) -> Any:
         for key in ("img_scale", "crop_size", "size", "dynamic_scale", "pad_size"):
             if step.get(key):
                 step[key] = _scaled(step[key], lambda side: _side(side * factor))
+        if step.get("border"):  # of RandomAffine: minus half a mosaic's side, to cut it back
+            step["border"] = _scaled(step["border"], lambda cut: _cut(cut, factor))
     return part
+
+
+def _cut(border: int, factor: float) -> int:
+    half = _side(2 * abs(border) * factor) // 2 if border else 0
+    return -half if border < 0 else half
 
 
 def _smaller_model(model: Any, factor: float) -> Any:

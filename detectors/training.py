@@ -43,6 +43,10 @@ from detectors.images import average_precision, dataset, loader, pictures, quiet
 from detectors.setup import Options, Setup, absolute, read_config, versions
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+_COLD = (
+    "detector.warmup_steps: 0, and heads are trained on what a warm trunk sees; give its steps, as "
+    "--set detector.warmup_steps=1500, or stages that train whole detectors"
+)
 _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weights are found on
 # Of the warm-up's weights, what trials do not start from: R-CNN heads, and the layer of a dense
 # head that puts out class logits. A new regression layer's boxes would overlap nothing: a
@@ -102,6 +106,7 @@ class DetectorTrainer:
             "images": {name: split.images for name, split in setup.data.splits.items()},
             "notes": [finding.line for finding in setup.data.findings],
             "digests": {"data": setup.data.digest, "detector": setup.config_digest},
+            "untrainable": {} if setup.warmup_steps else {"head": _COLD},
         }
 
     @staticmethod
@@ -447,9 +452,7 @@ class DetectorTrainer:
     def _head_stage(self) -> HeadStage:
         if self._stage is None:
             if not self._warm:
-                raise ConfigError(
-                    "detector.warmup_steps: 0, and a head is trained on what a warm trunk sees"
-                )
+                raise ConfigError(_COLD)
             trunk = self._model(copy.deepcopy(self._setup.config), _FIXED_SEED)
             self._stage = HeadStage(self._setup, trunk, self._prepared_digest)
         return self._stage

@@ -96,6 +96,8 @@ def evaluate(
     asked = (config, spaces_of(config), branch, stage, seeds, {other: text} if beside else None)
     _read(texts, *asked)
     checked = check(config, searched=False)
+    if reason := checked.get("untrainable", {}).get(stage):
+        raise ConfigError(f"--stage {stage}: {reason}")
     configured = config.model_dump(mode="json", include={"seed", "detector", "tuning"})
     rejected = False
     depends = {"configuration": configured, **pins(checked, versions(trainer_of(config)))}

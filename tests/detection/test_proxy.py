@@ -67,6 +67,13 @@ def test_a_proxy_of_a_stock_config_is_a_trial_and_its_losses_are_finite(name, tm
     check_trial(setup)
 
 
+def test_a_mosaic_is_cut_back_to_the_size_that_it_was_made_of():
+    steps = small("yolox/yolox_tiny_8x8_300e_coco.py").data.train.pipeline
+    (mosaic,) = (step for step in steps if step.type == "Mosaic")
+    (affine,) = (step for step in steps if step.type == "RandomAffine")
+    assert tuple(-2 * cut for cut in affine.border) == tuple(mosaic.img_scale) < (640, 640)
+
+
 def test_its_own_schedule_is_scaled_to_steps_and_images():
     config = small("faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py", OWN)
     assert config.lr_config.step == [80, 110] and config.lr_config.by_epoch is False

@@ -13,6 +13,8 @@ import torch
 from mmcv import Config
 from mmdet.datasets import CocoDataset
 
+from cse_autoloss.config import read_config
+from cse_autoloss.run import check
 from cse_autoloss.trial import ConfigError, Found, Trial, TrialResult, read_result
 from detectors import configure, training
 from detectors.check import check_trial
@@ -91,6 +93,14 @@ def test_a_wrong_option_is_one_line_that_says_what_would_be_right(options, messa
     with pytest.raises(ConfigError) as caught:
         DetectorTrainer.check(options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_stages_of_heads_without_a_warm_trunk_are_refused_before_a_run():
+    cold = ["detector.warmup_steps=0", "detector.device=cpu"]
+    with pytest.raises(ConfigError, match="stages.head.task: head: detector.warmup_steps: 0, and"):
+        check(read_config(None, "quickstart", cold))
+    whole = [*cold, "stages.head.task=full", "stages.final.task=full"]
+    assert check(read_config(None, "quickstart", whole))["untrainable"].keys() == {"head"}
 
 
 @pytest.mark.parametrize(
