@@ -159,7 +159,7 @@ class Setup:
             config.runner.max_iters = self.options.steps
         if self.options.batch_size:
             config.data.samples_per_gpu = self.options.batch_size
-        proxy = config.get("proxy", {})
+        proxy = config.get("proxy") or {}
         self._warmup = proxy.get("warmup", {})
         self.steps = _whole("runner.max_iters", config.runner.max_iters)
         tiny = self.options.tiny_steps or proxy.get("tiny_steps")
@@ -185,7 +185,7 @@ class Setup:
         config = copy.deepcopy(self.config)
         config.merge_from_dict(copy.deepcopy(dict(self._warmup.get("cfg_options", {}))))
         config.runner.max_iters = self.warmup_steps
-        config.get("proxy", {}).pop("head", None)  # that trains on what the warm-up made
+        (config.get("proxy") or {}).pop("head", None)  # that trains on what the warm-up made
         return config
 
     def warmup_path(self) -> Path:

@@ -159,7 +159,7 @@ def read(training: Training) -> Config:
     _check_files(config, training)
     if first:
         print(_told(config, found.name if data else None), file=sys.stderr)
-    if "proxy" in config:
+    if config.get("proxy"):
         if "max_iters" not in config.get("runner", {}):
             raise ConfigError(
                 f"{training.config} inherits a proxy, which is counted in steps, and has no "
@@ -338,7 +338,7 @@ def _start_as_trials_do(training: Training, config: Config) -> None:
     ``resume_from`` goes before.
     """
     if (
-        not config.get("proxy", {}).get("warmup", {}).get("steps")
+        not (config.get("proxy") or {}).get("warmup", {}).get("steps")
         or config.get("load_from")
         or config.get("resume_from")
     ):
