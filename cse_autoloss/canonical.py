@@ -10,7 +10,7 @@ classification ``Sub(X,X)`` is a zero for each class, which a constant is not.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from itertools import groupby
 
@@ -55,6 +55,13 @@ def same_loss(one: Expression, other: Expression, space: SearchSpace) -> bool:
 def known_name(expression: Expression, space: SearchSpace) -> str | None:
     """The name of the known loss of the space that an expression is, or None."""
     return _known(space).get(canonical(expression, space))
+
+
+def named(losses: Mapping[str, str], spaces: Mapping[str, SearchSpace]) -> str | None:
+    """``CSE-Autoloss-A with GIoU`` of losses by branch that are known ones; None where any is not,
+    or there is none."""
+    names = [known_name(spaces[k].expression(text), spaces[k]) for k, text in losses.items()]
+    return " with ".join(filter(None, names)) if names and all(names) else None
 
 
 @functools.lru_cache(maxsize=64)

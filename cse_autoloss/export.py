@@ -63,7 +63,7 @@ def found(journal: Journal, rank: int = 1) -> Found:
         {branch: journal["spaces"][branch] for branch in candidate.losses},
         result.loss_weights,
         provenance,
-        str(journal.prepared_path.resolve()) if journal.prepared else None,
+        str(journal.prepared_path.resolve()) if journal["prepared digest"] else None,
         row.trial.lr_scale,
         result.steps if row.trial.task == "full" else None,
         {branch: row.trial.scale.get(branch, 1.0) for branch in candidate.losses},
@@ -105,9 +105,15 @@ def export_run(
             ``check`` finds that the written config does not train.
     """
     config = parse_config(journal["config"])
+    if output.suffix != ".py" or output.is_dir():
+        better = output / "best.py" if output.is_dir() else output.with_suffix(".py")
+        raise ConfigError(f"--output {output}: names the file to write, such as {better}")
+    if base is not None and target == TORCH:
+        raise ConfigError(f"--config {base}: --target {TORCH} writes PyTorch modules and no config")
     loss = found(journal, rank)
     texts: dict[str, str] = {}
     if target != TORCH:
+        _ = journal.prepared  # what the config starts from is there, and is what the run made
         trainer = load_trainer(config.detector["trainer"])
         if target not in (None, *trainer.targets):
             raise ConfigError(

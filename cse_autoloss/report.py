@@ -25,6 +25,7 @@ from cse_autoloss.status import Status, read_status
 from cse_autoloss.text import markdown, printable
 from cse_autoloss.trial import ConfigError
 
+CONFIG = "best.py"  # the best found loss, in a config of the trainer's
 SHOWN = 10  # candidates in the report's table
 
 
@@ -57,8 +58,7 @@ def write_report(journal: Journal, own: bool, folder: Path | None = None) -> lis
 def _write(journal: Journal, folder: Path, own: bool) -> list[Path]:
     status = read_status(journal)
     picture = draw_progress(journal, status, folder / "progress.png")
-    target = None if own else TORCH
-    exported = export_run(journal, folder / "best.py", target=target) if status.best else []
+    exported, lacking = _exported(journal, folder / CONFIG, own) if status.best else ([], None)
     curves = {}
     for branch, text in (found(journal).losses if exported else {}).items():
         space = load_space(journal["spaces"][branch])
@@ -69,8 +69,20 @@ def _write(journal: Journal, folder: Path, own: bool) -> list[Path]:
     if predicted:
         pictures.append(draw_calibration(predicted_candidates(journal), folder / "predicted.png"))
     page = folder / "report.md"
-    write_whole(page, "\n".join(_page(journal, status, exported, curves, predicted)) + "\n")
+    write_whole(
+        page, "\n".join(_page(journal, status, exported, lacking, curves, predicted)) + "\n"
+    )
     return [write_page(journal, folder), page, *pictures, *exported]
+
+
+def _exported(journal: Journal, path: Path, own: bool) -> tuple[list[Path], str | None]:
+    """The best loss as files; and why its config is not among them, or None."""
+    if not own:
+        return export_run(journal, path, target=TORCH), None
+    try:
+        return export_run(journal, path), None
+    except ConfigError as error:
+        return export_run(journal, path, target=TORCH), str(error)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
@@ -96,6 +108,7 @@ def _page(
     journal: Journal,
     status: Status,
     exported: list[Path],
+    lacking: str | None,
     curves: Mapping[str, Path],
     predicted: list[str],
 ) -> list[str]:
@@ -156,6 +169,8 @@ def _page(
                 "",
             ]
         lines += ["Files: " + ", ".join(f"`{path.name}`" for path in exported), ""]
+        if lacking:
+            lines += [f"No {CONFIG}: {markdown(lacking)}.", ""]
     return [
         *lines,
         *(_searched(journal, status) if status.trials[0] else []),

@@ -118,7 +118,11 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
             copy.close()
         return _checked(memory, path)
     except (sqlite3.Error, OSError) as error:
-        raise ConfigError(f"{path.parent}: its journal cannot be read: {error}") from error
+        raise unreadable(path.parent, error) from error
+
+
+def unreadable(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{folder}: its journal cannot be read: {error}")
 
 
 def check_format(database: sqlite3.Connection, path: Path) -> None:

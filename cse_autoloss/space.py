@@ -93,6 +93,11 @@ class SearchSpace(Language):
                     f"no loss {text.strip()[:60]!r} in space {self.name}; "
                     f"did you mean {names[near[0]]!r}?"
                 ) from None
+            if "(" not in text and (others := _spaces_with(text.strip().casefold())):
+                raise ExpressionError(
+                    f"{text.strip()[:60]} is no loss of space {self.name}; it is one of "
+                    f"{' and '.join(others)}"
+                ) from None
             raise error
 
 
@@ -110,6 +115,15 @@ def load_space(name: str) -> SearchSpace:
 def space_names() -> list[str]:
     """Names of the spaces that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def _spaces_with(name: str) -> list[str]:
+    """Packaged spaces that know a loss by that name, case-folded."""
+    return [
+        space
+        for space in space_names()
+        if any(loss.casefold() == name for loss in load_space(space).losses)
+    ]
 
 
 def _find(name: str, folder: Path) -> Path:

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cse_autoloss.canonical import named
 from cse_autoloss.config import Config
 from cse_autoloss.intervals import mean_interval
 from cse_autoloss.journal import DEFAULT, FOUND, Journal, TrialRow
+from cse_autoloss.space import load_space
 from cse_autoloss.stages import REFERENCE, TUNE, Ladder, Stage
 
 if TYPE_CHECKING:
@@ -34,10 +36,10 @@ def tell(journal: Journal, config: Config, status: Status) -> tuple[str, ...]:
         said = [*_training(journal, config, ladder), _standing(journal, status)]
         return tuple(sentence for sentence in said if sentence)
     if status.phase == "finished":
-        return (f"All is done. {_compared(status)}".rstrip(),)
+        return (f"All is done. {_compared(journal, status)}".rstrip(),)
     said = [_over(config, status), _closing(ladder, status)]
     if status.phase == ladder.comparison:
-        said.append(_compared(status))
+        said.append(_compared(journal, status))
     return tuple(sentence for sentence in said if sentence)
 
 
@@ -152,14 +154,17 @@ def _closing(ladder: Ladder, status: Status) -> str:
     )
 
 
-def _compared(status: Status) -> str:
+def _compared(journal: Journal, status: Status) -> str:
     """How the best found loss does in the comparison, as far as it has come."""
     best = next((row for row in status.comparison if row.label.startswith(FOUND)), None)
     if best is None or not best.gain:
         return ""
     interval = mean_interval(best.gain)
     seeds = f"{interval.n} seed{'s' * (interval.n > 1)}"
-    sentence = f"{best.label} {_lead(interval.mean, interval.half)} on test, over {seeds}"
+    spaces = {branch: load_space(journal["spaces"][branch]) for branch in best.losses}
+    known = named(best.losses, spaces)
+    label = f"{best.label} ({known}, known before)" if known else best.label
+    sentence = f"{label} {_lead(interval.mean, interval.half)} on test, over {seeds}"
     if math.isfinite(interval.half) and not interval.above_zero and interval.high > 0:
         return f"{sentence}: that may be luck."
     return f"{sentence}."

@@ -164,8 +164,9 @@ class _Searched:
             [target["class_labels"][j] for target, (_, j) in zip(targets, indices, strict=True)]
         )
         # Losses take IoUs in the order of the rows; matched queries come in the matcher's.
-        ious = logits.new_zeros(labels.shape)
-        ious[place] = paired_iou(*self._boxes(outputs, targets, indices)).to(ious.dtype)
+        matched = paired_iou(*self._boxes(outputs, targets, indices))
+        ious = matched.new_zeros(labels.shape)
+        ious[place] = matched
         positive = labels < self.num_classes
         softmax = loss.space.inputs == "two_stage"
         weight = self.empty_weight[labels.flatten()] if softmax else None
@@ -184,8 +185,9 @@ class _Searched:
         indices: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """(P, 4) predicted boxes of the matched queries and their targets, x1 y1 x2 y2 in
-        pixels."""
+        pixels; float32 or float64: half precision would move a small object by pixels."""
         pred = outputs["pred_boxes"][self._get_source_permutation_idx(indices)]
+        pred = pred.to(torch.promote_types(pred.dtype, torch.float32))
         chosen = [target["boxes"][j] for target, (_, j) in zip(targets, indices, strict=True)]
         sizes = [
             torch.as_tensor(target.get("size", self.size), device=pred.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from cse_autoloss.config import RESUMABLE, preset_names, read_config
 from cse_autoloss.journal import Journal
+from cse_autoloss.run_folder import unreadable
 from cse_autoloss.text import printable
 from cse_autoloss.trust import ADVICE, reading
 
@@ -29,6 +31,8 @@ def opened(folder: Path, trust: bool = False) -> Iterator[tuple[Journal, bool]]:
     try:
         with reading(journal, trust) as own:
             yield journal, own
+    except sqlite3.DatabaseError as error:
+        raise unreadable(folder, error) from error
     finally:
         journal.close()
 
@@ -158,13 +162,17 @@ def status(folder: Path, as_json: bool) -> None:
 @TRUST
 def report(folder: Path, out: Path | None, trust: bool) -> None:
     """Write RUN's report: a page with its tables, the found formulas, and pictures."""
-    from cse_autoloss.report import write_report
+    from cse_autoloss.report import CONFIG, write_report
 
     with opened(folder, trust) as (journal, own):
-        for path in write_report(journal, own, out):
+        paths = write_report(journal, own, out)
+        for path in paths:
             click.echo(f"wrote {path}")
+        names = {path.name for path in paths}
         if not own:
-            click.echo(f"not best.py: {folder} was not made here; {ADVICE}", err=True)
+            click.echo(f"not {CONFIG}: {folder} was not made here; {ADVICE}", err=True)
+        elif CONFIG not in names and any(name.startswith("best_") for name in names):
+            click.echo(f"not {CONFIG}: report.md says why", err=True)
 
 
 @click.command()

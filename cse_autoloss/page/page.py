@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cse_autoloss.canonical import known_name, named
 from cse_autoloss.caveats import caveats
 from cse_autoloss.config import parse_config
 from cse_autoloss.export import ranking
 from cse_autoloss.files import write_whole
+from cse_autoloss.inputs import INPUTS
 from cse_autoloss.intervals import mean_interval
-from cse_autoloss.journal import FUNNEL, Candidate, Journal, found_label
+from cse_autoloss.journal import FOUND, FUNNEL, Candidate, Journal, found_label
 from cse_autoloss.page.detections import read_detections
 from cse_autoloss.page.pictures import curves, examples, formula
 from cse_autoloss.space import SearchSpace, load_space
@@ -87,6 +89,7 @@ def gather(journal: Journal) -> dict[str, Any]:
             {"label": found_label(one), "id": one.id, "losses": _losses(one.losses, spaces)}
             for one in best
         ],
+        "variables": _variables(best, spaces),
         "curves": {
             branch: curves(space, _drawn(branch, best, status))
             for branch, space in searched.items()
@@ -112,6 +115,7 @@ def _drawn(branch: str, best: Sequence[Candidate], status: Status) -> dict[str, 
 def _compared(row: Compared, spaces: Mapping[str, SearchSpace]) -> dict[str, Any]:
     return {
         "label": row.label,
+        "known": named(row.losses, spaces) if row.label.startswith(FOUND) else None,
         "losses": _losses(row.losses, spaces),
         "val": _interval(row.val),
         "test": _interval(row.test),
@@ -130,9 +134,24 @@ def _interval(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def _losses(losses: Mapping[str, str], spaces: Mapping[str, SearchSpace]) -> dict[str, Any]:
+    expressions = {branch: spaces[branch].expression(text) for branch, text in losses.items()}
     return {
-        branch: {"text": text, "formula": formula(spaces[branch].expression(text))}
-        for branch, text in losses.items()
+        branch: {
+            "text": losses[branch],
+            "formula": formula(expression),
+            "known": known_name(expression, spaces[branch]),
+        }
+        for branch, expression in expressions.items()
+    }
+
+
+def _variables(best: Sequence[Candidate], spaces: Mapping[str, SearchSpace]) -> dict[str, str]:
+    """Names to meanings of the variables that the best losses have."""
+    return {
+        name: INPUTS[spaces[branch].inputs][name].meaning
+        for one in best
+        for branch, text in one.losses.items()
+        for name in sorted(spaces[branch].expression(text).variables)
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import html
 import secrets
+import sqlite3
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from cse_autoloss.errors import UserError
 from cse_autoloss.journal import Journal
 from cse_autoloss.page.page import page
+from cse_autoloss.run_folder import unreadable
 
 HOST = "127.0.0.1"
 
@@ -64,6 +66,8 @@ class WatchServer(ThreadingHTTPServer):
         journal = Journal.read(self.folders[int(place or 0)])
         try:
             return page(journal, live=True)
+        except sqlite3.DatabaseError as error:
+            raise unreadable(journal.folder, error) from error
         finally:
             journal.close()
 
