@@ -122,16 +122,18 @@ def _image(path: Path, listing: Listing, findings: Findings) -> dict[str, Any] |
             "xml", path, f"not a VOC annotation with a name and bndbox for each object: {error}"
         )
         return None
-    image = _image_of(path, root.findtext("filename") or "", listing)
-    if image is None:
-        findings.error(
-            "no image",
-            path,
-            f"no such image: {path.stem} with an image's suffix, or several that could be it",
-        )
+    filename = (root.findtext("filename") or "").strip()
+    found = _images_of(path, Path(filename.replace("\\", "/")).name, listing)
+    if not found:
+        names = f"{path.stem} with an image's suffix" + (f", or {filename}" if filename else "")
+        findings.error("no image", path, f"no such image: {names}")
+        return None
+    if len(found) > 1:
+        both = " and ".join(str(image.relative_to(listing.root)) for image in found[:2])
+        findings.error("images", path, f"both {both} could be its image; name one in <filename>")
         return None
     known = {"width": width, "height": height} if width > 0 and height > 0 else {}
-    return {"file_name": str(image.absolute()), **known, "objects": objects}
+    return {"file_name": str(found[0].absolute()), **known, "objects": objects}
 
 
 def _root(data: bytes) -> ElementTree.Element:
@@ -142,18 +144,21 @@ def _root(data: bytes) -> ElementTree.Element:
     return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
 
 
-def _image_of(path: Path, filename: str, listing: Listing) -> Path | None:
-    """The image of the xml file's stem, else of its <filename>; of several, the nearest."""
+def _images_of(path: Path, filename: str, listing: Listing) -> list[Path]:
+    """Images of the xml file's stem, else of its <filename>; of several, the likeliest."""
     by_stem = listing.images_by_stem
-    named = Path(filename.strip().replace("\\", "/"))
-    found = by_stem.get(path.stem) or [
-        image for image in by_stem.get(named.stem, []) if image.suffix == named.suffix
-    ]
-    if len(found) < 2:
-        return found[0] if found else None
+    found = [i for i in by_stem.get(path.stem, []) if not i.parent.name.startswith("Segmentation")]
+    found = found or [i for i in by_stem.get(Path(filename).stem, []) if i.name == filename]
+    beside = path.parent.parent / "JPEGImages"
     shared = [len(set(path.parts) & set(image.parts)) for image in found]
-    nearest = [image for image, count in zip(found, shared, strict=True) if count == max(shared)]
-    return nearest[0] if len(nearest) == 1 else None
+    nearest = [i for i, count in zip(found, shared, strict=True) if count == max(shared)]
+    for likelier in (
+        [image for image in found if image.parent == beside],
+        [image for image in found if image.name == filename],
+        nearest,
+    ):
+        found = [image for image in found if image in likelier] or found
+    return found
 
 
 def _object(element: ElementTree.Element) -> tuple[str, list[float], int]:

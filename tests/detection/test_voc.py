@@ -130,6 +130,21 @@ def test_what_is_wrong_is_one_line_that_names_the_file(year, spoil, message):
     assert "\n" not in str(caught.value)
 
 
+def test_images_of_an_xml_files_name_are_told_apart(year):
+    for folder in ("SegmentationClass", "SegmentationObject", "thumbnails"):
+        (year / folder).mkdir()
+        cv2.imwrite(str(year / folder / "000004.png"), np.zeros((48, 64, 3), np.uint8))
+    val = COCO(datasets.find(f"voc:{year}").splits["val"].ann_file)
+    assert val.imgs[1]["file_name"] == str(year / "JPEGImages" / "000004.jpg")
+    (year / "JPEGImages").rename(year / "photos")
+    with pytest.raises(ConfigError, match=r"000004.jpg and \S*thumbnails/000004.png could be its"):
+        datasets.find(f"voc:{year}")
+    path = year / "Annotations" / "000004.xml"
+    path.write_text(path.read_text().replace("<size>", "<filename>000004.jpg</filename><size>"))
+    val = COCO(datasets.find(f"voc:{year}").splits["val"].ann_file)
+    assert val.imgs[1]["file_name"] == str(year / "photos" / "000004.jpg")
+
+
 def test_an_xml_file_is_read_in_the_encoding_that_it_declares(year):
     for encoding in ("gb2312", "utf-8", "latin-1"):
         path = year / "Annotations" / "000004.xml"
