@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,10 @@ def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> lis
     Raises:
         ConfigError: a data.yaml that does not read, or whose folders are not there.
     """
-    labels = set(listing.having(".txt"))
     described = _read_yaml(yaml) if yaml else _description(listing)
     if described is None:
         return []
-    images = _images(described, listing, labels)
+    images = _images(described, listing)
     facts = sizes((str(p.absolute()) for files in images.values() for p in files), listing.root)
     found = []
     for split, files in images.items():
@@ -59,7 +59,7 @@ def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> lis
             fact = facts[str(path.absolute())]
             image = {"id": number, "file_name": str(path.absolute())}
             part.images.append({**image, "width": fact.width, "height": fact.height})
-            label = _label_of(path, labels)
+            label = _label_of(path)
             if label is None:
                 findings.note(
                     "no label", part.label, f"{path}: no label file; an image without objects"
@@ -137,9 +137,7 @@ def _read_yaml(path: Path) -> _Description | None:
     return _Description(path, stripped, entries, root, keypoints)
 
 
-def _images(
-    described: _Description, listing: Listing, labels: set[Path]
-) -> dict[str | None, list[Path]]:
+def _images(described: _Description, listing: Listing) -> dict[str | None, list[Path]]:
     """Split to its images. Splits that are the same images are one set that is no split."""
     found: dict[str | None, list[Path]] = {}
     for split, entries in described.entries.items():
@@ -156,7 +154,7 @@ def _images(
     if not found:
         for image in listing.images:
             split = listing.split(image)
-            if split in SPLITS or _label_of(image, labels):
+            if split in SPLITS or _label_of(image):
                 found.setdefault(split, []).append(image)
     if len(found) > 1 and len({tuple(files) for files in found.values()}) == 1:
         found = {None: next(iter(found.values()))}
@@ -190,23 +188,24 @@ def _listed(path: Path, roots: list[Path]) -> list[Path]:
 
 def _places(name: str, roots: list[Path]) -> Iterator[Path]:
     """Where a name could lead: it is often another machine's path, whose end is right."""
-    yield from (root / name for root in roots)
     parts = [part for part in Path(name.replace("\\", "/")).parts if part not in ("..", "/")]
-    for start in range(len(parts)):
-        yield from (root / Path(*parts[start:]) for root in roots)
+    for tail in (name, *(Path(*parts[start:]) for start in range(len(parts)))):
+        yield from (Path(os.path.normpath(root / tail)) for root in roots)
 
 
-def _label_of(image: Path, labels: set[Path]) -> Path | None:
+def _label_of(image: Path) -> Path | None:
+    """The label file that is there for an image."""
+    return next((path for path in _label_places(image) if path.is_file()), None)
+
+
+def _label_places(image: Path) -> Iterator[Path]:
     """labels/x.txt for images/x.jpg, as YOLO has it; or x.txt beside the image."""
     parts = list(image.parts)
     for place in reversed(range(len(parts) - 1)):
         if parts[place].lower() in ("images", "jpegimages", "imgs"):
-            path = Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
-            if path in labels:
-                return path
+            yield Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
             break
-    beside = image.with_suffix(".txt")
-    return beside if beside in labels else None
+    yield image.with_suffix(".txt")
 
 
 def _read_labels(

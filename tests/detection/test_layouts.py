@@ -270,6 +270,29 @@ def test_a_path_is_enough_and_no_image_is_in_two_splits(layout, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("place", "path", "train"),
+    [
+        ("configs/data.yaml", "{}", "images/train"),
+        ("configs/data.yaml", "../mine", "images/train"),
+        ("mine/configs/data.yaml", "..", "images/train"),
+        ("mine/data.yaml", "", "../mine/images/train"),
+    ],
+)
+def test_labels_are_found_wherever_the_data_yaml_lies(place, path, train, tmp_path):
+    root = tmp_path / "mine"
+    yolo(root, "train", 8)
+    yolo(root, "val", 4)
+    yaml = tmp_path / place
+    yaml.parent.mkdir(exist_ok=True)
+    val = train.replace("train", "val")
+    text = f"path: {path.format(root)}\ntrain: {train}\nval: {val}\nnames: {list(CLASSES)}\n"
+    yaml.write_text(text)
+    for name in (yaml, yaml.parent):
+        data = datasets.find(str(name))
+        assert (data.splits["train"].images, data.splits["train"].objects) == (8, 24)
+
+
 def test_yolos_boxes_and_polygons_are_pixels(tmp_path):
     yolo_ultralytics(tmp_path)
     line = "1 0.25 0.5 0.75 0.5 0.75 0.75\n"
