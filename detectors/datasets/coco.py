@@ -12,7 +12,7 @@ from typing import Any
 from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
 from detectors.datasets.findings import Findings
-from detectors.datasets.layouts import SPLITS, Listing, Part, one_each, split_word
+from detectors.datasets.layouts import SPLITS, Listing, Part, by_split, one_each, split_word
 
 _LISTS = ("images", "annotations", "categories")
 _OTHER_TASKS = re.compile(r"caption|keypoint|panoptic|stuff|image_info|prediction|result_", re.I)
@@ -37,11 +37,8 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
     for path, content in found.items():  # a broken file of no split may be anything
         if isinstance(content, ConfigError) and (listing.split(path) or not of_coco):
             raise content
-    splits = [(listing.split(path), path) for path in of_coco]
-    chosen = one_each(splits, listing)
-    if "train" in chosen and None in chosen:
-        findings.note("unused", chosen[None], "not read: its name says no split, others' do")
-        del chosen[None]
+    splits = ((listing.split(path), path) for path in of_coco)
+    chosen = one_each(by_split(splits, listing, findings), listing)
     return [
         read(path, split, _folders(listing, path, split), findings, of_coco[path])
         for split, path in chosen.items()

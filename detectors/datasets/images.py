@@ -90,7 +90,7 @@ def _by_last_part(part: Part, listing: Listing, findings: Findings) -> list[dict
     for image in part.images:
         name = image["file_name"].replace("\\", "/").rsplit("/", 1)[-1]
         found = by_name.get(name, [])
-        own = [path for path in found if listing.split(path) == part.split]
+        own = [path for path in found if listing.split(path.parent) == part.split]
         chosen = own if len(own) == 1 else found
         if len(chosen) == 1:
             part.paths[image["id"]] = str(chosen[0].absolute())

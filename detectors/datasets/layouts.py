@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cse_autoloss.trial import ConfigError
+from detectors.datasets.findings import Findings
 
 SPLITS = ("train", "val", "test", "tiny")
 IMAGE_SUFFIXES = frozenset(
@@ -110,11 +111,13 @@ class Listing:
         return [f for f in ordered if own[f] == split] + [f for f in ordered if own[f] is None]
 
     def split(self, path: Path) -> str | None:
-        """The split that a path's last word on it says, below the data set's folder."""
-        for part in reversed(path.relative_to(self.root).parts):
-            if word := split_word(Path(part).stem if part == path.name else part):
-                return word
-        return None
+        """The split that a path's last word on it says, below the data set's folder.
+
+        Of a file that holds one image, or its labels, its folder is to be asked: such a file's name
+        says what is seen (``test_bench_6.jpg``).
+        """
+        words = map(split_word, reversed(path.relative_to(self.root).parts))
+        return next(filter(None, words), None)
 
     def describe(self) -> str:
         """What there is, in words, for a refusal."""
@@ -141,20 +144,34 @@ def split_word(name: str) -> str | None:
     return None
 
 
-def one_each(files: Iterable[tuple[str | None, Path]], listing: Listing) -> dict[str | None, Path]:
+def by_split(
+    files: Iterable[tuple[str | None, Path]], listing: Listing, findings: Findings
+) -> dict[str | None, list[Path]]:
+    """Split to its files; those of no split are left out where others are train's."""
+    found: dict[str | None, list[Path]] = {}
+    for split, path in files:
+        found.setdefault(split, []).append(path)
+    for path in found.pop(None, []) if "train" in found else []:
+        findings.left_out(
+            "no split",
+            listing.root,
+            f"{path.relative_to(listing.root)}: not read: its path says no split, others' do",
+        )
+    return found
+
+
+def one_each(files: Mapping[str | None, list[Path]], listing: Listing) -> dict[str | None, Path]:
     """Split to its file.
 
     Raises:
         ConfigError: two files are of one split.
     """
-    found: dict[str | None, Path] = {}
-    for split, path in files:
-        if split in found:
+    for split, paths in files.items():
+        if len(paths) > 1:
             what = f"the {split} split" if split else "a set that is no split"
+            both = " and ".join(str(path.relative_to(listing.root)) for path in paths[:2])
             raise ConfigError(
-                f"{listing.root}: both {found[split].relative_to(listing.root)} and "
-                f"{path.relative_to(listing.root)} could be {what}; name the files: "
+                f"{listing.root}: both {both} could be {what}; name the files: "
                 "detector.data: {train: {ann_file: FILE, img_prefix: FOLDER}, val: ...}"
             )
-        found[split] = path
-    return found
+    return {split: paths[0] for split, paths in files.items()}

@@ -31,6 +31,8 @@ def files(mapping: Mapping[str, Any], findings: Findings) -> tuple[list[Part], L
     for split, given in mapping.items():
         if split not in (*SPLITS, "all"):
             raise ConfigError(f"detector.data.{split}: no split; {_RIGHT}")
+        if split == "all" and len(mapping) > 1:
+            raise ConfigError(f"detector.data.all: one set without splits stands alone; {_RIGHT}")
         entry = {"ann_file": given} if isinstance(given, str) else given
         if not isinstance(entry, Mapping) or not isinstance(entry.get("ann_file"), str):
             raise ConfigError(f"detector.data.{split}: should name an annotation file; {_RIGHT}")

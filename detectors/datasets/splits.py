@@ -44,7 +44,7 @@ def complete(parts: list[Part], seed: int, findings: Findings) -> dict[str, Part
         )
         found = dict(_draw(only, SHARES, seed))
     if "train" not in found:
-        names = ", ".join(str(split) for split in found)
+        names = ", ".join(split or "a set of no split" for split in found)
         raise ConfigError(f"{parts[0].file}: no train split; found {names} alone")
     if "val" not in found:
         findings.note(

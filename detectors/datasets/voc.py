@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
 from detectors.datasets.findings import Findings
-from detectors.datasets.layouts import IMAGE_SUFFIXES, Listing, Part
+from detectors.datasets.layouts import IMAGE_SUFFIXES, Listing, Part, by_split
 
 _SETS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
@@ -47,8 +47,8 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
                 f"{sets[0]}: train.txt, val.txt or trainval.txt should list images, one name a line"
             )
     else:
-        for path in annotated:
-            chosen.setdefault(listing.split(path), []).append(path)
+        splits = ((listing.split(path.parent), path) for path in annotated)
+        chosen = by_split(splits, listing, findings)
     return from_files(chosen, listing, findings)
 
 

@@ -21,7 +21,7 @@ from cse_autoloss.trial import ConfigError
 from cse_autoloss.yaml_io import YamlError, parse_yaml
 from detectors.datasets.findings import Findings
 from detectors.datasets.images import sizes
-from detectors.datasets.layouts import IMAGE_SUFFIXES, SPLITS, Listing, Part
+from detectors.datasets.layouts import IMAGE_SUFFIXES, SPLITS, Listing, Part, by_split
 
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAMES = ("classes.txt", "obj.names", "names.txt", "labels.txt")
@@ -50,7 +50,7 @@ def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> lis
     described = _read_yaml(yaml) if yaml else _description(listing)
     if described is None:
         return []
-    images = _images(described, listing)
+    images = _images(described, listing, findings)
     facts = sizes((str(p.absolute()) for files in images.values() for p in files), listing.root)
     found = []
     for split, files in images.items():
@@ -137,13 +137,15 @@ def _read_yaml(path: Path) -> _Description | None:
     return _Description(path, stripped, entries, root, keypoints)
 
 
-def _images(described: _Description, listing: Listing) -> dict[str | None, list[Path]]:
+def _images(
+    described: _Description, listing: Listing, findings: Findings
+) -> dict[str | None, list[Path]]:
     """Split to its images. Splits that are the same images are one set that is no split."""
     found: dict[str | None, list[Path]] = {}
     for split, entries in described.entries.items():
         files = [file for entry in entries for file in _entry(entry, described, listing)]
         if not files:
-            files = [image for image in listing.images if listing.split(image) == split]
+            files = [image for image in listing.images if listing.split(image.parent) == split]
         if files:
             found[split] = sorted(dict.fromkeys(files))
         elif split != "test":
@@ -152,10 +154,9 @@ def _images(described: _Description, listing: Listing) -> dict[str | None, list[
                 f"for {split}; {listing.root} holds {listing.describe()}"
             )
     if not found:
-        for image in listing.images:
-            split = listing.split(image)
-            if split in SPLITS or _label_of(image):
-                found.setdefault(split, []).append(image)
+        splits = ((listing.split(image.parent), image) for image in listing.images)
+        used = ((split, image) for split, image in splits if split in SPLITS or _label_of(image))
+        found = by_split(used, listing, findings)
     if len(found) > 1 and len({tuple(files) for files in found.values()}) == 1:
         found = {None: next(iter(found.values()))}
     return found

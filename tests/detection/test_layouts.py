@@ -293,6 +293,47 @@ def test_labels_are_found_wherever_the_data_yaml_lies(place, path, train, tmp_pa
         assert (data.splits["train"].images, data.splits["train"].objects) == (8, 24)
 
 
+def test_an_images_own_name_says_nothing_of_splits(tmp_path):
+    flat, folders, labels = tmp_path / "flat", tmp_path / "folders", tmp_path / "labels"
+    for i, name in enumerate(("dev_board", "test_bench", "train", *range(7))):
+        voc_xml(flat / f"{name}_{i}.xml", picture(flat / f"{name}_{i}.jpg"))
+    for split, count in (("train", 6), ("valid", 4)):
+        for i in range(count):
+            path = folders / split / f"test_{i}.xml"
+            voc_xml(path, picture(path.with_suffix(".jpg")))
+            path = labels / "labels" / split / f"train_{i}.txt"
+            picture(labels / "images" / split / f"train_{i}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n")
+    (labels / "classes.txt").write_text("bolt\nnut\n")
+    for root, counts in ((flat, (7, 2, 1)), (folders, (6, 2, 2)), (labels, (6, 2, 2))):
+        found = datasets.find(str(root)).splits
+        assert tuple(found[split].images for split in ("train", "val", "test")) == counts, root
+
+
+def coco_and_more(root):
+    no_year(root)
+    coco_set(root / "annotations" / "more.json", root / "more")
+
+
+def voc_and_more(root):
+    voc_beside_images(root)
+    voc(root / "more", count=1)
+
+
+def yolo_and_more(root):
+    yolo_roboflow(root)
+    (root / "data.yaml").rename(root / "classes.txt").write_text("\n".join(CLASSES))
+    yolo(root / "more", ".", 1)
+
+
+@pytest.mark.parametrize("layout", [coco_and_more, voc_and_more, yolo_and_more])
+def test_files_of_no_split_are_left_out_beside_others_and_said(layout, tmp_path):
+    layout(tmp_path)
+    found = datasets.find(str(tmp_path)).findings
+    assert [f.severity for f in found if "its path says no split" in f.text] == ["left out"]
+
+
 def test_yolos_boxes_and_polygons_are_pixels(tmp_path):
     yolo_ultralytics(tmp_path)
     line = "1 0.25 0.5 0.75 0.5 0.75 0.75\n"
@@ -351,6 +392,7 @@ def test_files_can_be_named_outright_each_with_its_folder_or_alone(tmp_path):
     for wrong, message in (
         ({"trian": str(one)}, "detector.data.trian: no split"),
         ({"train": 3}, "detector.data.train: should name an annotation file"),
+        ({"train": str(one), "all": str(two)}, "detector.data.all: one set without splits"),
         (
             {"train": {"ann_file": str(one), "images": "x"}},
             "detector.data.train.images: unknown key",
