@@ -69,6 +69,13 @@ def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> lis
         text = json.dumps([part.images, part.annotations, part.categories])
         part.digest = digest(text)
         found.append(part)
+    for label in _without_image(images):
+        findings.error(
+            "no image",
+            described.file,
+            f"{label}: no such image; there should be images/x.jpg for "
+            "labels/x.txt: give the image, or remove the label file",
+        )
     if not any(part.annotations for part in found) and not findings.errors:
         raise ConfigError(
             f"{described.file}: no labels; for images/x.jpg there should be labels/x.txt"
@@ -209,6 +216,31 @@ def _label_places(image: Path) -> Iterator[Path]:
     yield image.with_suffix(".txt")
 
 
+def _without_image(images: Mapping[str | None, list[Path]]) -> list[Path]:
+    """Files with a label in them, where those of the images' folders lie, that no image is for."""
+    stems: dict[Path, set[str]] = {}
+    for folder in {image.parent for files in images.values() for image in files}:
+        there = {path.stem for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+        for label in _label_places(folder / "x.jpg"):
+            stems.setdefault(label.parent, set()).update(there)
+    return sorted(
+        path
+        for folder, there in stems.items()
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".txt" and path.stem not in there and _is_label(path)
+    )
+
+
+def _is_label(path: Path) -> bool:
+    """Whether its first line is numbers enough for one; class names and lists lie there, too."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
+    try:
+        return len([float(word) for word in _words(text.partition("\n")[0])]) >= 5
+    except ValueError:
+        return False
+
+
 def _read_labels(
     path: Path, part: Part, image: dict[str, Any], described: _Description, findings: Findings
 ) -> None:
@@ -242,9 +274,13 @@ def _read_labels(
         )
 
 
+def _words(line: str) -> list[str]:
+    return line.replace(",", " ").split()
+
+
 def _numbers(line: str, classes: int, keypoints: bool) -> tuple[int, list[float]]:
     """The class's number, and the box's four numbers or the polygon's points."""
-    words = line.replace(",", " ").split()
+    words = _words(line)
     try:
         values = [float(word) for word in words]
     except ValueError:

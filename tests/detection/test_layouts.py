@@ -733,6 +733,19 @@ def test_a_label_that_is_no_yolo_label_is_named_with_its_line(line, message, tmp
         datasets.find(str(tmp_path))
 
 
+def test_a_label_file_without_its_image_is_named_and_counted(tmp_path):
+    root = tmp_path / "mine"
+    yolo_ultralytics(root)
+    folder = root / "labels" / "train"
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    (folder / "background.txt").write_text("")
+    assert datasets.find(str(root)).splits["train"].images == 8
+    for number in (2, 3):
+        (root / "images" / "train" / f"i{number}.png").unlink()
+    with pytest.raises(ConfigError, match="train/i2.txt: no such image.*and 1 more like it"):
+        datasets.find(str(root))
+
+
 def test_a_refusal_says_what_was_found(tmp_path):
     picture(tmp_path / "images" / "a.jpg")
     write(tmp_path / "a.json", {"shapes": [], "imagePath": "a.jpg"})
