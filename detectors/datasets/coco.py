@@ -40,7 +40,7 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
     splits = ((listing.split(path), path) for path in of_coco)
     chosen = one_each(by_split(splits, listing, findings), listing)
     return [
-        read(path, split, _folders(listing, path, split), findings, of_coco[path])
+        read(path, split, _folders(listing, path), findings, of_coco[path], listing)
         for split, path in chosen.items()
     ]
 
@@ -51,12 +51,14 @@ def read(
     folders: tuple[Path, ...],
     findings: Findings,
     content: dict[str, Any] | None = None,
+    around: Listing | None = None,
 ) -> Part:
     """One annotation file, its entries checked and mended.
 
     Args:
         folders: where its images may lie.
         content: of the file, where it has been read already.
+        around: where else, in any folder.
 
     Raises:
         ConfigError: it is not there, no JSON, or has not the three lists.
@@ -83,6 +85,7 @@ def read(
         categories,
         path.name + digest(data),
         folders,
+        around,
         as_is=not data.startswith(codecs.BOM_UTF8)  # pycocotools does not read it
         and images == content["images"]
         and annotations == content["annotations"]
@@ -105,10 +108,10 @@ def _candidates(listing: Listing) -> list[Path]:
     return files[:_MOST_FILES]
 
 
-def _folders(listing: Listing, path: Path, split: str | None) -> tuple[Path, ...]:
+def _folders(listing: Listing, path: Path) -> tuple[Path, ...]:
     named = path.stem.removeprefix("instances_")
     first = [listing.root / named, listing.root / "images" / named, path.parent, listing.root]
-    return tuple(dict.fromkeys([*filter(Path.is_dir, first), *listing.image_folders(split)]))
+    return tuple(dict.fromkeys(filter(Path.is_dir, first)))
 
 
 def _content(path: Path) -> dict[str, Any] | ConfigError | None:

@@ -19,7 +19,7 @@ from rich.progress import track
 from cse_autoloss.cache import cache_dir, digest
 from cse_autoloss.files import write_whole
 from detectors.datasets.findings import Findings
-from detectors.datasets.layouts import Listing, Part
+from detectors.datasets.layouts import OUTRIGHT, Listing, Part
 
 _VERSION = "1"  # of what is looked at; facts of another are not used
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -48,62 +48,79 @@ class Facts:
 def locate(part: Part, listing: Listing | None, findings: Findings) -> None:
     """Fill in the part's ``paths`` and ``prefix``.
 
-    A name is looked for in the part's folders, backslashes read as slashes. If not one image is
-    found so, the names are another machine's: then by their last part in the listing.
+    A name is looked for in the part's folders, backslashes read as slashes, then in all folders
+    around. If not one image is found so, the names are another machine's: then by their last part
+    in the listing.
     """
-    folders = [*part.folders] or [Path()]
-    missing = []
-    for image in part.images:
-        name = image["file_name"]
-        slashed = name.replace("\\", "/")
-        for place, folder in enumerate(folders):
-            for spelt in dict.fromkeys((name, slashed)):
-                if os.path.isfile(path := os.path.join(folder, spelt)):
-                    part.paths[image["id"]] = os.path.abspath(path)
-                    folders.insert(0, folders.pop(place))
-                    break
-            else:
-                continue
-            break
-        else:
-            missing.append(image)
-    if missing and not part.paths and listing is not None:
-        missing = _by_last_part(part, listing, findings)
+    missing = [i for i in part.images if not _found(part, i, _named(part, i), findings)]
+    guessed = bool(missing) and not part.paths and listing is not None
+    if guessed:
+        missing = _by_last_part(part, missing, listing, findings)
     if missing:
-        image = missing[0]
+        path = Path(*part.folders[:1], missing[0]["file_name"])
         many = f"{len(missing):,} of {len(part.images):,} images are not there"
         findings.error(
-            "no image",
-            part.label,
-            f"{folders[0] / image['file_name']}: no such image (id {image['id']!r}); {many}",
+            "no image", part.label, f"{path}: no such image (id {missing[0]['id']!r}); {many}"
         )
-    prefix = os.path.join(os.path.abspath(folders[0]), "")
-    if all(part.paths.get(i["id"]) == prefix + i["file_name"] for i in part.images):
+    _shared(part, findings.error if guessed else findings.note)
+    prefixes = {part.paths.get(i["id"], "").removesuffix(i["file_name"]) for i in part.images}
+    if len(prefixes) == 1 and (prefix := prefixes.pop()).endswith(os.sep):
         part.prefix = prefix
 
 
-def _by_last_part(part: Part, listing: Listing, findings: Findings) -> list[dict]:
-    by_name: dict[str, list[Path]] = {}
-    for path in listing.images:
-        by_name.setdefault(path.name, []).append(path)
-    missing = []
+def _shared(part: Part, report: Callable[[str, str, str], None]) -> None:
+    first: dict[str, dict] = {}
     for image in part.images:
+        path = part.paths.get(image["id"])
+        if path and (same := first.setdefault(path, image)) is not image:
+            report(
+                "one file",
+                part.label,
+                f"images {same['id']!r} and {image['id']!r} ({same['file_name']} and "
+                f"{image['file_name']}) are both {path}; each should have a file of its own",
+            )
+
+
+def _named(part: Part, image: dict) -> list[Path]:
+    name = image["file_name"]
+    slashed = name.replace("\\", "/")
+    for folder in part.folders or (Path(),):
+        for spelt in dict.fromkeys((name, slashed)):
+            if os.path.isfile(path := os.path.join(folder, spelt)):
+                return [Path(path)]
+    return part.around.ending(slashed, part.split) if part.around else []
+
+
+def _found(part: Part, image: dict, found: list[Path], findings: Findings) -> bool:
+    """Whether any file is there for an image; it is the image's path if it is the only one."""
+    if len(found) == 1:
+        part.paths[image["id"]] = os.path.abspath(found[0])
+    elif found:
+        findings.error(
+            "several",
+            part.label,
+            f"image {image['id']!r}: both {found[0]} and {found[1]} could be {image['file_name']}; "
+            f"put the folder into file_name, or name it: {OUTRIGHT}",
+        )
+    return bool(found)
+
+
+def _by_last_part(
+    part: Part, missing: list[dict], listing: Listing, findings: Findings
+) -> list[dict]:
+    still = []
+    for image in missing:
         name = image["file_name"].replace("\\", "/").rsplit("/", 1)[-1]
-        found = by_name.get(name, [])
-        own = [path for path in found if listing.split(path.parent) == part.split]
-        chosen = own if len(own) == 1 else found
-        if len(chosen) == 1:
-            part.paths[image["id"]] = str(chosen[0].absolute())
-        else:
-            missing.append(image)
+        found = listing.ending(name, part.split) or listing.by_name.get(name, [])
+        if not _found(part, image, found, findings):
+            still.append(image)
     if part.paths:
-        first = part.images[0]["file_name"]
         findings.note(
             "names",
             part.label,
-            f"images named as {first} are found by the last part of their names",
+            f"images named as {missing[0]['file_name']} are found by the last part of their names",
         )
-    return missing
+    return still
 
 
 def look(paths: Iterable[str], root: Path) -> dict[str, Facts]:

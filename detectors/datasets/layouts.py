@@ -25,6 +25,7 @@ _WORDS = {
     **dict.fromkeys(("test", "testing", "testset"), "test"),
     "tiny": "tiny",
 }
+OUTRIGHT = "detector.data: {train: {ann_file: FILE, img_prefix: FOLDER}, val: ...}"
 _DEEPEST = 6  # folders below a data set's own
 
 
@@ -37,6 +38,7 @@ class Part:
         file: what messages name: an annotation file, or a folder of them.
         images, annotations, categories: as in a COCO annotation file.
         folders: where its images may lie, the likeliest first; ``file_name`` is relative to one.
+        around: where else, in any folder.
         digest: of what was read.
         as_is: whether ``file`` is a COCO file that says just this.
         paths: image id to the image's absolute path; filled in by :func:`images.locate`.
@@ -50,6 +52,7 @@ class Part:
     categories: list[dict[str, Any]]
     digest: str
     folders: tuple[Path, ...] = ()
+    around: Listing | None = None
     as_is: bool = False
     paths: dict[Any, str] = field(default_factory=dict)
     prefix: str | None = None
@@ -97,18 +100,31 @@ class Listing:
             found.setdefault(path.stem, []).append(path)
         return found
 
-    def image_folders(self, split: str | None) -> list[Path]:
-        """Folders that images may be named relative to: those with images, then those above them.
+    @cached_property
+    def by_name(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for path in self.files:
+            found.setdefault(path.name, []).append(path)
+        return found
 
-        Where a split is given, its own come first and those of other splits are left out.
+    def ending(self, name: str, split: str | None) -> list[Path]:
+        """Files that a name relative to any folder could mean, links to one counted once.
+
+        A split's own folders come before those of no split; other splits' are left out. Of several
+        files those below a folder ``images`` are taken.
         """
-        folders = list(dict.fromkeys(path.parent for path in self.images))
-        above = [p for f in folders for p in f.parents if self.root in (p, *p.parents)]
-        ordered = list(dict.fromkeys([*folders, self.root, *above]))
-        if split is None:
-            return ordered
-        own = {folder: self.split(folder) for folder in ordered}
-        return [f for f in ordered if own[f] == split] + [f for f in ordered if own[f] is None]
+        parts = Path(name).parts
+        folders = {
+            path: path.parents[len(parts) - 1]
+            for path in self.by_name.get(Path(name).name, [])
+            if path.relative_to(self.root).parts[-len(parts) :] == parts
+        }
+        for wanted in dict.fromkeys((split, None)):
+            found = [path for path, folder in folders.items() if self.split(folder) == wanted]
+            pictures = [p for p in found if "images" in p.relative_to(self.root).parts]
+            if found := pictures or found:
+                return list({os.path.realpath(path): path for path in found}.values())
+        return []
 
     def split(self, path: Path) -> str | None:
         """The split that a path's last word on it says, below the data set's folder.
@@ -171,7 +187,6 @@ def one_each(files: Mapping[str | None, list[Path]], listing: Listing) -> dict[s
             what = f"the {split} split" if split else "a set that is no split"
             both = " and ".join(str(path.relative_to(listing.root)) for path in paths[:2])
             raise ConfigError(
-                f"{listing.root}: both {both} could be {what}; name the files: "
-                "detector.data: {train: {ann_file: FILE, img_prefix: FOLDER}, val: ...}"
+                f"{listing.root}: both {both} could be {what}; name the files: {OUTRIGHT}"
             )
     return {split: paths[0] for split, paths in files.items()}

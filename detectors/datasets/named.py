@@ -43,12 +43,13 @@ def files(mapping: Mapping[str, Any], findings: Findings) -> tuple[list[Part], L
         root = beside.parent if beside.name.lower() in ("annotations", "labels") else beside
         roots.append(root)
         if prefix := entry.get("img_prefix"):
-            folders: tuple[Path, ...] = (_path(prefix),)
+            folders, around = (_path(prefix),), None
             if not folders[0].is_dir():
                 raise ConfigError(f"detector.data.{split}.img_prefix: {folders[0]} is no folder")
         else:
-            folders = (beside, *Listing(root).image_folders(None))
-        parts.append(coco.read(path, split if split in SPLITS else None, folders, findings))
+            folders, around = (beside,), Listing(root)
+        own = split if split in SPLITS else None
+        parts.append(coco.read(path, own, folders, findings, around=around))
     if not parts:
         raise ConfigError(f"detector.data: an empty mapping; {_RIGHT}")
     return parts, Listing(Path(os.path.commonpath(roots)))

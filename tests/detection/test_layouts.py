@@ -405,6 +405,28 @@ def test_files_can_be_named_outright_each_with_its_folder_or_alone(tmp_path):
             datasets.find(wrong)
 
 
+def test_no_image_stands_for_another_of_its_name(tmp_path):
+    root = tmp_path / "mine"
+    path = coco_set(root / "labels.json", root / "cam1", 8)
+    shutil.copytree(root / "cam1", root / "cam2")
+    with pytest.raises(ConfigError, match="both .*cam1/.* and .*cam2/.* could be .*7 more like it"):
+        datasets.find(str(root))
+    (root / "cam1").rename(root / "images")
+    assert datasets.find(str(root)).splits["train"].images == 6
+    shutil.rmtree(root / "cam2")
+    rewrite(path, lambda read: read["images"][1].update(file_name=read["images"][0]["file_name"]))
+    notes = " ".join(map(str, datasets.find(str(root)).findings))
+    assert "images 1 and 2 " in notes and "each should have a file of its own" in notes
+
+    def on_another_machine(read):
+        for image in read["images"]:
+            image["file_name"] = f"/cam{image['id']}/{image['file_name']}"
+
+    rewrite(path, on_another_machine)
+    with pytest.raises(ConfigError, match="images 1 and 2 .*/cam1/.* and /cam2/.* are both"):
+        datasets.find(str(root))
+
+
 def a_config(train, val):
     return Config({"data": {"train": train, "val": val, "test": val}})
 
