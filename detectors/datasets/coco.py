@@ -15,7 +15,9 @@ from detectors.datasets.findings import Findings
 from detectors.datasets.layouts import SPLITS, Listing, Part, by_split, one_each, split_word
 
 _LISTS = ("images", "annotations", "categories")
-_OTHER_TASKS = re.compile(r"caption|keypoint|panoptic|stuff|image_info|prediction|result_", re.I)
+_OTHER_TASKS = re.compile(
+    r"(?:^|[_.-])(captions?|keypoints?|panoptic|stuff|image_info|predictions?)(?=$|[_.-])", re.I
+)
 _MOST_FILES = 30  # .json files that are looked into; more are labels of single images
 
 
@@ -32,7 +34,7 @@ def parts(listing: Listing, findings: Findings) -> list[Part]:
             read(path, split, (listing.root / f"{split}2017", listing.root), findings)
             for split, path in files.items()
         ]
-    found = {path: _content(path) for path in _candidates(listing)}
+    found = {path: _content(path) for path in _candidates(listing, findings)}
     of_coco = {path: content for path, content in found.items() if isinstance(content, dict)}
     for path, content in found.items():  # a broken file of no split may be anything
         if isinstance(content, ConfigError) and (listing.split(path) or not of_coco):
@@ -98,14 +100,30 @@ def _usual_name(split: str) -> str:
     return f"instances_{split}2017.json"
 
 
-def _candidates(listing: Listing) -> list[Path]:
-    files = [path for path in listing.having(".json") if not _OTHER_TASKS.search(path.name)]
+def _candidates(listing: Listing, findings: Findings) -> list[Path]:
+    """Files to look into: of one split those called instances, where there are such."""
+    files = []
+    for path in listing.having(".json"):
+        if task := _OTHER_TASKS.search(path.name):
+            _skip(path, f"its name is that of another task, {task[1]}", listing, findings)
+        else:
+            files.append(path)
     instances = [path for path in files if path.name.lower().startswith("instances")]
-    if instances:
-        return instances
     if len(files) > _MOST_FILES:
         files = [p for p in files if split_word(p.stem) or re.search("coco|annotations", p.name)]
-    return files[:_MOST_FILES]
+    first = {listing.split(path): path for path in instances}
+    kept = []
+    for path in dict.fromkeys([*instances, *files]):
+        if path in instances or (same := first.get(listing.split(path))) is None:
+            kept.append(path)
+        else:
+            _skip(path, f"{same.name} is of the same split", listing, findings)
+    return kept[:_MOST_FILES]
+
+
+def _skip(path: Path, why: str, listing: Listing, findings: Findings) -> None:
+    name = path.relative_to(listing.root)
+    findings.note(f"skipped {why}", listing.root, f"{name}: not read: {why}")
 
 
 def _folders(listing: Listing, path: Path) -> tuple[Path, ...]:

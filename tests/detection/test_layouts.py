@@ -781,6 +781,20 @@ def test_a_refusal_says_what_was_found(tmp_path):
         datasets.find(str(tmp_path))
 
 
+def test_files_of_other_tasks_and_second_ones_of_a_split_are_not_read_and_said(tmp_path):
+    no_year(tmp_path)
+    folder = tmp_path / "annotations"
+    (folder / "train.json").rename(folder / "instances_train.json")
+    for name in ("captions_train.json", "train.json", "stuffed_keypointed_test.json"):
+        shutil.copy(folder / "instances_train.json", folder / name)
+    data = datasets.find(str(tmp_path))
+    counts = [data.splits[split].images for split in ("train", "val", "test")]
+    assert counts == [6, 6, 6], "val.json and stuffed_keypointed_test.json are read"
+    notes = "; ".join(f.text for f in data.findings if "not read" in f.text)
+    assert "captions_train.json: not read: its name is that of another task, captions" in notes
+    assert "train.json: not read: instances_train.json is of the same split" in notes
+
+
 def test_a_split_that_is_broken_is_refused_and_not_drawn_anew(tmp_path):
     roboflow(tmp_path)
     path = tmp_path / "valid" / "_annotations.coco.json"
