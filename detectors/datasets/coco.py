@@ -76,7 +76,7 @@ def read(
             raise read_content
         content = read_content
     images = _images(path, content["images"], findings)
-    categories = _categories(path, content["categories"], findings)
+    categories = checked_categories(path, content["categories"], findings)
     annotations = _annotations(path, content["annotations"], content, findings)
     data = path.read_bytes()
     return Part(
@@ -191,13 +191,15 @@ def _images(path: Path, images: list[Any], findings: Findings) -> list[dict[str,
     return kept
 
 
-def _categories(path: Path, categories: list[Any], findings: Findings) -> list[dict[str, Any]]:
-    """Names stripped, sorted by id: mmdet numbers classes in the file's order, which must be one
-    order for all files."""
+def checked_categories(
+    path: Path, categories: list[Any], findings: Findings
+) -> list[dict[str, Any]]:
+    """Those with an id and a name of their own, others reported; names stripped, sorted by id:
+    mmdet numbers classes in the file's order, which must be one order for all files."""
     kept = []
     for category in categories:
         name = category.get("name") if isinstance(category, dict) else None
-        name = str(name).strip() if isinstance(name, (str, int)) else ""
+        name = str(name).strip() if type(name) in (str, int) else ""
         if not name or not _is_id(category.get("id")):
             findings.error(
                 "category", path, f"category {_shown(category)}: should have an id and a name"

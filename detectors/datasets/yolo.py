@@ -19,6 +19,7 @@ from typing import Any
 from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.yaml_io import YamlError, parse_yaml
+from detectors.datasets.coco import checked_categories
 from detectors.datasets.findings import Findings
 from detectors.datasets.images import sizes
 from detectors.datasets.layouts import IMAGE_SUFFIXES, SPLITS, Listing, Part, by_split
@@ -52,9 +53,11 @@ def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> lis
         return []
     images = _images(described, listing, findings)
     facts = sizes((str(p.absolute()) for files in images.values() for p in files), listing.root)
+    numbered = [{"id": n, "name": name} for n, name in enumerate(described.names, 1)]
+    categories = checked_categories(described.file, numbered, findings)
     found = []
     for split, files in images.items():
-        part = Part(split, described.file, [], [], _categories(described), digest="")
+        part = Part(split, described.file, [], [], categories, digest="")
         for number, path in enumerate(files, 1):
             fact = facts[str(path.absolute())]
             image = {"id": number, "file_name": str(path.absolute())}
@@ -81,10 +84,6 @@ def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> lis
             f"{described.file}: no labels; for images/x.jpg there should be labels/x.txt"
         )
     return found
-
-
-def _categories(described: _Description) -> list[dict[str, Any]]:
-    return [{"id": n, "name": name} for n, name in enumerate(described.names, 1)]
 
 
 def _description(listing: Listing) -> _Description | None:
@@ -129,6 +128,11 @@ def _read_yaml(path: Path) -> _Description | None:
             raise ConfigError(f"{path}: names: class numbers should run from 0 without a gap")
     if not isinstance(names, list) or not all(isinstance(n, (str, int)) for n in names):
         raise ConfigError(f"{path}: names: should be a list of the classes' names")
+    for name in names:
+        if isinstance(name, bool):
+            raise ConfigError(
+                f"{path}: names: YAML reads a name as {name}; no, yes, on and off should be quoted"
+            )
     count = content.get("nc", len(names))
     if count != len(names):
         raise ConfigError(f"{path}: nc is {count!r}, and there are {len(names)} names")
@@ -139,9 +143,8 @@ def _read_yaml(path: Path) -> _Description | None:
             entries[split] = [
                 str(entry) for entry in (given if isinstance(given, list) else [given])
             ]
-    stripped = tuple(str(name).strip() for name in names)
     root, keypoints = str(content.get("path") or ""), "kpt_shape" in content
-    return _Description(path, stripped, entries, root, keypoints)
+    return _Description(path, tuple(map(str, names)), entries, root, keypoints)
 
 
 def _images(

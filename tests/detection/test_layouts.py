@@ -755,6 +755,24 @@ def test_a_label_that_is_no_yolo_label_is_named_with_its_line(line, message, tmp
         datasets.find(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("[bolt, nut, nut]", "2 categories are named 'nut'; each should have a name of its own"),
+        ("[bolt, ' nut', nut]", "2 categories are named 'nut'"),
+        ("[bolt, '', washer]", "'name': ''}: should have an id and a name"),
+        ("[bolt, no, yes]", "YAML reads a name as False; no, yes, on and off should be quoted"),
+    ],
+)
+def test_yolos_class_names_are_checked_as_cocos(names, message, tmp_path):
+    yolo_ultralytics(tmp_path)
+    path = tmp_path / "data.yaml"
+    path.write_text(path.read_text().replace(str(list(CLASSES)), names))
+    with pytest.raises(ConfigError, match=message) as caught:
+        datasets.find(str(tmp_path))
+    assert str(caught.value).startswith(str(path))
+
+
 def test_a_label_file_without_its_image_is_named_and_counted(tmp_path):
     root = tmp_path / "mine"
     yolo_ultralytics(root)
