@@ -65,6 +65,8 @@ def of_config(config: Any, findings: Findings) -> tuple[list[Part], Listing]:
         raise ConfigError("detector.data: 'config', and the config names no data")
     parts = []
     roots = []
+    asked: dict[str, str] = {}
+    known: dict[str, None] = {}
     for split in SPLITS[:3]:
         pieces = []
         for entry in datasets(config.data.get(split)):
@@ -76,12 +78,22 @@ def of_config(config: Any, findings: Findings) -> tuple[list[Part], Listing]:
                 )
                 findings.note(f"inherited {split}", "", text)
                 continue
-            pieces += _of_dataset(entry, split, findings)
-            roots += [piece.file if piece.file.is_dir() else piece.file.parent for piece in pieces]
+            classes = check_classes(entry.get("classes"), split)
+            asked = dict.fromkeys(classes or (), split) | asked
+            for piece in _of_dataset(entry, split, findings):
+                known |= dict.fromkeys(category["name"] for category in piece.categories)
+                pieces.append(_only(piece, classes) if classes else piece)
+                roots.append(piece.file if piece.file.is_dir() else piece.file.parent)
         if pieces:
             parts.append(_together(pieces))
     if not parts:
         raise ConfigError("detector.data: 'config', and its data names no train, val or test")
+    if unknown := [name for name in asked if name not in known]:
+        raise ConfigError(
+            f"data.{asked[unknown[0]]}.classes: no class is named "
+            f"{' or '.join(map(repr, unknown[:8]))}; there are "
+            f"{', '.join(map(repr, list(known)[:8]))}{', ...' if len(known) > 8 else ''}"
+        )
     first: dict[str, Part] = {}
     for part in list(parts):  # mmdet's own configs name val's files for test, too
         same = first.setdefault(part.digest, part)
@@ -106,7 +118,8 @@ def datasets(entry: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def check_classes(classes: Any, split: str) -> tuple[str, ...] | None:
-    """A config's ``classes``: the names, or None where it has none.
+    """A config's ``classes``: the names, or None where it has none, or COCO's 80, which stand in
+    any config that says nothing of its own.
 
     Raises:
         ConfigError: it is text that is no file, where a tuple was meant.
@@ -119,8 +132,11 @@ def check_classes(classes: Any, split: str) -> tuple[str, ...] | None:
                 f"data.{split}.classes: {classes!r} is text, and no file of names; a tuple of one "
                 f"has a comma: ({classes!r},)"
             )
-        return tuple(Path(classes).read_text(encoding="utf-8").split("\n"))
-    return tuple(classes)
+        lines = Path(classes).read_text(encoding="utf-8-sig").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    from mmdet.datasets import CocoDataset  # slow to import
+
+    return None if tuple(classes) == CocoDataset.CLASSES else tuple(classes)
 
 
 def _of_dataset(entry: Mapping[str, Any], split: str, findings: Findings) -> list[Part]:
@@ -128,7 +144,6 @@ def _of_dataset(entry: Mapping[str, Any], split: str, findings: Findings) -> lis
     root = Path(entry.get("data_root") or "")
     prefix = entry.get("img_prefix") or ""
     names = entry.get("ann_file")
-    classes = check_classes(entry.get("classes"), split)
     found = []
     for name in names if isinstance(names, (list, tuple)) else [names]:
         if not isinstance(name, str):
@@ -147,8 +162,6 @@ def _of_dataset(entry: Mapping[str, Any], split: str, findings: Findings) -> lis
                 f"data.{split}: a {kind} of {path.name} cannot be searched on; it should be a "
                 "CocoDataset or a VOCDataset"
             )
-        if classes:
-            part = _only(part, classes)
         found.append(part)
     return found
 
@@ -165,8 +178,8 @@ def _voc(path: Path, folder: Path, split: str, findings: Findings) -> Part:
 def _only(part: Part, classes: tuple[str, ...]) -> Part:
     """With a config's classes alone, in the annotation file's order, as mmdet has them."""
     kept = [category for category in part.categories if category["name"] in classes]
-    if not kept or len(kept) == len(part.categories):
-        return part  # COCO's 80 names stand in any config that says nothing of them
+    if len(kept) == len(part.categories):
+        return part
     ids = {category["id"] for category in kept}
     annotations = [a for a in part.annotations if a["category_id"] in ids]
     only = digest(part.digest, *(category["name"] for category in kept))

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmcv import Config
+from mmdet.datasets import CocoDataset
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -454,6 +455,22 @@ def test_what_an_mmdet_config_names_is_looked_for_in_lists_and_wrappers(tmp_path
     nuts = {"classes": ("nut",)}
     only = datasets.find("config", config=a_config({**entry(one, "x"), **nuts}, {**val, **nuts}))
     assert only.classes == ("nut",) and only.splits["train"].objects == 4
+
+
+def test_a_configs_classes_that_its_data_do_not_have_are_named(tmp_path):
+    entry = {"ann_file": str(coco_set(tmp_path / "one.json", tmp_path / "x"))}
+    entry |= {"type": "CocoDataset", "img_prefix": str(tmp_path / "x")}
+    listed = tmp_path / "names.txt"
+    listed.write_text("washer\nbolt\n")
+    for classes, found in ((("nut", "bolt"), ("bolt", "nut")), (str(listed), ("bolt", "washer"))):
+        config = a_config({**entry, "classes": classes}, {})
+        assert datasets.find("config", config=config).classes == found
+    cocos = a_config({**entry, "classes": CocoDataset.CLASSES}, {})
+    assert datasets.find("config", config=cocos).classes == CLASSES
+    for classes, wrong in ((("bolt", "nutt"), "'nutt'"), (("Bolt", "Nut"), "'Bolt' or 'Nut'")):
+        message = f"data.train.classes: no class is named {wrong}; there are 'bolt', 'nut', 'wash"
+        with pytest.raises(ConfigError, match=message):
+            datasets.find("config", config=a_config({**entry, "classes": classes}, {}))
 
 
 @pytest.mark.parametrize(
