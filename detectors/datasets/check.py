@@ -60,7 +60,7 @@ def boxes(part: Part, findings: Findings) -> None:
             "train on such, and measures them",
         )
     larger = np.array([a["area"] for a in part.annotations]) > 1.1 * box[:, 2:].prod(1) + 2
-    if larger.any():
+    if (larger := larger & ~flat & ~outside).any():
         findings.note(
             "area",
             part.label,
@@ -128,11 +128,8 @@ def same_classes(parts: Sequence[Part], findings: Findings) -> None:
         names = {category["id"]: category["name"] for category in part.categories}
         used |= {names[annotation["category_id"]] for annotation in part.annotations}
     first = parts[0]
-    above = {
-        c["supercategory"]
-        for c in first.categories
-        if c.get("supercategory") != c["name"] and "supercategory" in c
-    }
+    named = [(c["name"], c.get("supercategory")) for c in first.categories]
+    above = {name for own, name in named if isinstance(name, str) and name != own}
     kept = []
     for category in first.categories:
         if category["name"] in above - used:

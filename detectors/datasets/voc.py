@@ -8,6 +8,7 @@ is neither trained on nor counted.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,14 +109,17 @@ def _stem(name: str) -> str:
 def _is_annotation(path: Path) -> bool:
     """Whether the root is <annotation>, told by the beginning: a broken file is one, too."""
     with path.open("rb") as file:
-        return re.search(rb"<annotation[\s>]", file.read(2000)) is not None
+        start = file.read(2000).replace(b"\0", b"")  # of UTF-16
+    return re.search(rb"<annotation[\s>]", start) is not None
 
 
 def _image(path: Path, listing: Listing, findings: Findings) -> dict[str, Any] | None:
     try:
         root = _root(path.read_bytes())
-        size = [root.findtext(f"size/{key}") for key in ("width", "height")]
-        width, height = (int(float(text)) if text and text.strip() else 0 for text in size)
+        width, height = (
+            int(_number(root, f"size/{key}")) if (root.findtext(f"size/{key}") or "").strip() else 0
+            for key in ("width", "height")
+        )
         objects = [_object(element) for element in root.iter("object")]
     except (ElementTree.ParseError, TypeError, ValueError, LookupError) as error:
         findings.error(
@@ -163,7 +167,7 @@ def _images_of(path: Path, filename: str, listing: Listing) -> list[Path]:
 
 def _object(element: ElementTree.Element) -> tuple[str, list[float], int]:
     left, top, right, bottom = (
-        float(_text(element, f"bndbox/{key}")) - 1 for key in ("xmin", "ymin", "xmax", "ymax")
+        _number(element, f"bndbox/{key}") - 1 for key in ("xmin", "ymin", "xmax", "ymax")
     )
     name = (element.findtext("name") or "").strip()
     if not name:
@@ -174,11 +178,13 @@ def _object(element: ElementTree.Element) -> tuple[str, list[float], int]:
     return name, [left, top, right - left, bottom - top], int(difficult)
 
 
-def _text(element: ElementTree.Element, path: str) -> str:
+def _number(element: ElementTree.Element, path: str) -> float:
     text = element.findtext(path)
     if text is None:
         raise ValueError(f"an object without {path}")
-    return text
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{path} should be a finite number, found {text!r}")
+    return number
 
 
 def _part(

@@ -59,6 +59,11 @@ def write(year, name, objects):
     ElementTree.ElementTree(root).write(year / "Annotations" / f"{name}.xml")
 
 
+def replace(year, *texts):
+    path = year / "Annotations" / "000004.xml"
+    path.write_text(path.read_text().replace(*texts))
+
+
 def test_boxes_classes_and_splits_are_those_that_mmdet_reads(year):
     data = datasets.find(f"voc:{year.parent}")
     assert data.classes == ("cat", "dog", "person")
@@ -118,6 +123,14 @@ def test_without_a_size_or_with_one_of_zero_the_image_is_opened(year):
         ),
         (lambda year: write(year, "000002", [("", 1, 1, 5, 5, 0)]), "an object without name"),
         (
+            lambda year: write(year, "000002", [("dog", 1, 1, 5, "nan", 0)]),
+            "bndbox/ymax should be a finite number, found 'nan'",
+        ),
+        (
+            lambda year: replace(year, "<width>64", "<width>inf"),
+            "size/width should be a finite number, found 'inf'",
+        ),
+        (
             lambda year: [path.unlink() for path in (year / "Annotations").iterdir()],
             "no VOC data that can be read; it holds 7 .jpg",
         ),
@@ -146,13 +159,15 @@ def test_images_of_an_xml_files_name_are_told_apart(year):
 
 
 def test_an_xml_file_is_read_in_the_encoding_that_it_declares(year):
-    for encoding in ("gb2312", "utf-8", "latin-1"):
+    for encoding in ("gb2312", "utf-8", "latin-1", "utf-16"):
         path = year / "Annotations" / "000004.xml"
         name = "猫" if encoding != "latin-1" else "größe"
         write(year, "000004", [(name, 3, 3, 20, 20, 0)])
         text = ElementTree.tostring(ElementTree.parse(path).getroot(), encoding="unicode")
         path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding))
         assert name in datasets.find(str(year)).classes
+    (year / "ImageSets").rename(year / "Sets")
+    assert name in datasets.find(str(year)).classes, "it is seen to be an annotation"
 
 
 def test_a_box_without_area_is_left_out_and_counted(year):
@@ -160,3 +175,6 @@ def test_a_box_without_area_is_left_out_and_counted(year):
     data = datasets.find(f"voc:{year}")
     assert [f.severity for f in data.findings if "without area" in f.text] == ["left out"]
     assert len(COCO(data.splits["train"].ann_file).anns) == 3
+    write(year, "000002", [("person", 30, 6, 5, 50, 0), ("dog", 7, 7, 17, 20, 0)])
+    texts = " ".join(finding.text for finding in datasets.find(f"voc:{year}").findings)
+    assert "a box without area" in texts and "areas are larger" not in texts
