@@ -133,8 +133,6 @@ def examine(
     open_images = open_images and name != "embedded"
     for part in parts:
         images.locate(part, listing, findings)
-    if findings.errors:
-        return None
     if not _look(parts, listing.root, open_images, findings):
         return None
     parts.sort(key=lambda part: SPLITS.index(part.split) if part.split else 0)
@@ -216,7 +214,7 @@ def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
 
 
 def _look(parts: Sequence[Part], root: Path, open_all: bool, findings: Findings) -> bool:
-    paths = {part.paths[image["id"]]: image for part in parts for image in part.images}
+    paths = {p.paths[i["id"]]: i for p in parts for i in p.images if i["id"] in p.paths}
     if open_all:
         facts = images.look(paths, root)
     else:

@@ -198,7 +198,7 @@ def compare(part: Part, facts: Mapping[str, Facts], findings: Findings) -> None:
     for annotation in part.annotations:
         boxes.setdefault(annotation["image_id"], []).append(annotation["bbox"])
     for place, image in enumerate(part.images):
-        path = part.paths[image["id"]]
+        path = part.paths.get(image["id"], "")
         fact = facts.get(path)
         if fact is None:
             continue
@@ -256,7 +256,8 @@ def _header(path: str) -> Facts:
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
-            return Facts(*(image.size[::-1] if turned else image.size), turned)
+            as_stored = turned and image.format != "TIFF"  # whose size Pillow has turned
+            return Facts(*(image.size[::-1] if as_stored else image.size), turned)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return _decode(path)
 

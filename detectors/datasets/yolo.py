@@ -206,7 +206,8 @@ def _places(name: str, roots: list[Path]) -> Iterator[Path]:
 
 def _label_of(image: Path) -> Path | None:
     """The label file that is there for an image."""
-    return next((path for path in _label_places(image) if path.is_file()), None)
+    places = (p for place in _label_places(image) for p in (place, place.with_suffix(".TXT")))
+    return next((place for place in places if place.is_file()), None)
 
 
 def _label_places(image: Path) -> Iterator[Path]:

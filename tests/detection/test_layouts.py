@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -545,6 +546,7 @@ def test_annotations_that_cannot_be_trained_on_are_refused(change, message, tmp_
         lambda read: [a.pop("id") for a in read["annotations"]],
         each("images", width=None),
         each("categories", supercategory=None, keypoints=[]),
+        each("categories", supercategory=["parts"]),
         lambda read: [c.update(name=f" {c['name']}\t") for c in read["categories"]],
         each("images", width=float(SIZE[0])),
     ],
@@ -649,6 +651,30 @@ def test_an_image_that_is_not_what_it_should_be_is_named(spoil, message, tmp_pat
     with pytest.raises(ConfigError, match=message) as caught:
         datasets.find(str(root))
     assert name in str(caught.value)
+
+
+def test_images_that_were_found_are_looked_at_where_others_are_not_there(tmp_path):
+    root = standard(tmp_path)
+    first, second, *_ = sorted((root / "train2017").iterdir())
+    first.unlink()
+    second.write_bytes(b"")
+    findings = Findings()
+    assert datasets.examine(str(root), findings) is None
+    assert [f.text.partition(";")[0] for f in findings] == [
+        f"{first}: no such image (id 1)",
+        "the image is empty, 0 bytes",
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_a_turned_images_header_says_the_size_that_mmdet_reads(suffix, tmp_path):
+    path = str(tmp_path / f"x.{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE).save(path, exif=exif)
+    size = mmcv.imfrombytes(Path(path).read_bytes()).shape[1::-1]
+    told = images.sizes([path], tmp_path)[path], images.look([path], tmp_path)[path]
+    assert [(fact.width, fact.height) for fact in told] == [size, size]
 
 
 def test_a_broken_image_is_found_in_any_usual_format(tmp_path):
@@ -770,6 +796,13 @@ def test_a_label_that_is_no_yolo_label_is_named_with_its_line(line, message, tmp
     (tmp_path / "labels" / "train" / "i0.txt").write_text(line)
     with pytest.raises(ConfigError, match=message):
         datasets.find(str(tmp_path))
+
+
+def test_labels_in_upper_case_are_found(tmp_path):
+    yolo_ultralytics(tmp_path)
+    for path in (tmp_path / "labels" / "train").iterdir():
+        path.rename(path.with_suffix(".TXT"))
+    assert datasets.find(str(tmp_path)).splits["train"].objects == 24
 
 
 @pytest.mark.parametrize(
