@@ -120,6 +120,7 @@ def _lines(found: datasets.DataSet | None, findings: Findings) -> list[str]:
             f"{name}: {split.images:,} images, {split.objects:,} objects"
             for name, split in found.splits.items()
         ]
+        lines += [found.census] if found.census else []
     lines += [finding.line for finding in findings]
     errors = len(findings.errors)
     return [*lines, f"{errors} to mend" if errors else "nothing to mend"]
@@ -129,6 +130,7 @@ def _report(name: str, found: datasets.DataSet | None, findings: Findings) -> di
     return {
         "name": name,
         "usable": not any(finding.severity == ERROR for finding in findings),
+        "census": found.census if found else "",
         "classes": list(found.classes) if found else [],
         "splits": {key: asdict(split) for key, split in found.splits.items()} if found else {},
         "findings": [asdict(finding) for finding in findings],

@@ -88,6 +88,7 @@ def read(
         path.name + digest(data),
         folders,
         around,
+        [path],
         as_is=not data.startswith(codecs.BOM_UTF8)  # pycocotools does not read it
         and images == content["images"]
         and annotations == content["annotations"]

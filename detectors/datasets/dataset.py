@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ class DataSet:
         splits: ``train``, ``val``, ``test``, ``tiny``.
         digest: of all annotations and images.
         findings: what is left out, and what is worth knowing.
+        census: how many images and annotation files its folder has, and how many of them are used;
+            empty where no folder was named, or no images were opened.
     """
 
     name: str
@@ -68,6 +71,7 @@ class DataSet:
     splits: Mapping[str, Split]
     digest: str
     findings: Findings
+    census: str = ""
 
     @functools.cached_property
     def class_frequency(self) -> list[float]:
@@ -159,7 +163,9 @@ def examine(
     if name != "embedded":  # whose images are drawn from what its annotations are
         paths = (path for part in parts for path in part.paths.values())
         checksum = digest(checksum, images.contents(paths))
-    return DataSet(_text(name), classes, written, checksum, findings)
+    of_folder = isinstance(name, str) and name != "config" and open_images
+    census = _census(parts, found.values(), listing) if of_folder else ""
+    return DataSet(_text(name), classes, written, checksum, findings, census)
 
 
 def _read(name: Name, findings: Findings, seed: int, config: Any) -> tuple[list[Part], Listing]:
@@ -223,6 +229,18 @@ def _look(parts: Sequence[Part], root: Path, open_all: bool, findings: Findings)
     for part in parts:
         images.compare(part, facts, findings)
     return not findings.errors
+
+
+def _census(parts: Iterable[Part], splits_: Iterable[Part], listing: Listing) -> str:
+    used = {path for part in splits_ for path in part.paths.values()}
+    read = {os.path.abspath(path) for part in parts for path in part.read}
+    suffixes = sorted({os.path.splitext(path)[1].lower() for path in read})
+    images_, files = (
+        len(among | set(map(os.path.abspath, there)))
+        for among, there in ((used, listing.images), (read, listing.having(*suffixes)))
+    )
+    kinds = " and ".join(suffixes)
+    return f"of {images_:,} images {len(used):,} are used, of {files:,} {kinds} files {len(read):,}"
 
 
 def _written(part: Part, checksum: str) -> Split:

@@ -39,6 +39,7 @@ class Part:
         images, annotations, categories: as in a COCO annotation file.
         folders: where its images may lie, the likeliest first; ``file_name`` is relative to one.
         around: where else, in any folder.
+        read: the annotation files.
         digest: of what was read.
         as_is: whether ``file`` is a COCO file that says just this.
         paths: image id to the image's absolute path; filled in by :func:`images.locate`.
@@ -53,6 +54,7 @@ class Part:
     digest: str
     folders: tuple[Path, ...] = ()
     around: Listing | None = None
+    read: list[Path] = field(default_factory=list)
     as_is: bool = False
     paths: dict[Any, str] = field(default_factory=dict)
     prefix: str | None = None

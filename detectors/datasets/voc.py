@@ -65,9 +65,7 @@ def from_files(
         for split, files in chosen.items()
     }
     classes = sorted({o[0] for images in found.values() for i in images for o in i["objects"]})
-    return [
-        _part(split, images, classes, chosen[split][0].parent) for split, images in found.items()
-    ]
+    return [_part(split, images, classes, chosen[split]) for split, images in found.items()]
 
 
 def _lists(folder: Path, files_of: Mapping[str, Path], findings: Findings) -> dict[str, list[Path]]:
@@ -188,7 +186,7 @@ def _number(element: ElementTree.Element, path: str) -> float:
 
 
 def _part(
-    split: str | None, images: list[dict[str, Any]], classes: list[str], folder: Path
+    split: str | None, images: list[dict[str, Any]], classes: list[str], files: list[Path]
 ) -> Part:
     annotations = [
         dict(
@@ -209,4 +207,5 @@ def _part(
         [{"id": n, **annotation} for n, annotation in enumerate(annotations, 1)],
         [{"id": n, "name": name} for n, name in enumerate(classes, 1)],
     )
-    return Part(split, folder, *content, digest=digest(json.dumps(content)))
+    checksum = digest(json.dumps(content))
+    return Part(split, files[0].parent, *content, digest=checksum, read=files)

@@ -68,6 +68,7 @@ def parts(listing: Listing, findings: Findings, yaml: Path | None = None) -> lis
                     "no label", part.label, f"{path}: no label file; an image without objects"
                 )
             elif not fact.problem:
+                part.read.append(label)
                 _read_labels(label, part, part.images[-1], described, findings)
         text = json.dumps([part.images, part.annotations, part.categories])
         part.digest = digest(text)

@@ -910,6 +910,20 @@ def test_data_check_prints_everything_by_itself_and_draws_the_boxes(tmp_path):
     assert check("config", "--config", "faster_rcnn_proxy").exit_code == 1
 
 
+def test_data_check_says_how_much_of_what_there_is_is_used(tmp_path):
+    voc_xml(tmp_path / "voc" / "more" / "x.xml", picture(tmp_path / "voc" / "more" / "x.jpg"))
+    picture(tmp_path / "voc" / "more" / "y.jpg")
+    voc_beside_images(tmp_path / "voc")
+    standard(tmp_path / "coco")
+    yolo_ultralytics(tmp_path / "yolo")
+    for name, line in (
+        ("voc", "of 14 images 12 are used, of 13 .xml files 12"),
+        ("coco", "of 12 images 12 are used, of 2 .json files 2"),
+        ("yolo", "of 12 images 12 are used, of 12 .txt files 12"),
+    ):
+        assert line in check(tmp_path / name).output.splitlines()
+
+
 def test_a_run_takes_the_data_that_its_config_names_or_files_named_outright(tmp_path):
     files = {}
     for split, first in (("train", 1), ("val", 100)):
