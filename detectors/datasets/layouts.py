@@ -123,9 +123,11 @@ class Listing:
         }
         for wanted in dict.fromkeys((split, None)):
             found = [path for path, folder in folders.items() if self.split(folder) == wanted]
-            pictures = [p for p in found if "images" in p.relative_to(self.root).parts]
-            if found := pictures or found:
-                return list({os.path.realpath(path): path for path in found}.values())
+            if len(found) > 1:
+                pictures = [p for p in found if "images" in p.relative_to(self.root).parts]
+                found = list({os.path.realpath(p): p for p in pictures or found}.values())
+            if found:
+                return found
         return []
 
     def split(self, path: Path) -> str | None:
