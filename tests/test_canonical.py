@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from test_losses import KNOWN, SPACES, batch, expected, expressions
 
 from cse_autoloss import Expression, load_space
-from cse_autoloss.canonical import canonical, known_name, same_loss
+from cse_autoloss.canonical import canonical, known_name, named, same_loss
+from cse_autoloss.expression import ExpressionError
 from cse_autoloss.losses import build_loss
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Neg")
@@ -126,6 +127,18 @@ def test_a_high_power_of_a_ratio_overflows_no_more_than_the_ratio(space: str, te
         for form in (expression, canonical(expression, language))
     ]
     torch.testing.assert_close(values[1], values[0])
+
+
+def test_losses_that_are_all_known_have_a_name_together() -> None:
+    spaces = {"cls": load_space("two_stage_cls"), "reg": load_space("reg")}
+    known = {"cls": "Dot(Neg(Y),Log(Softmax(X)))", "reg": "Sub(1,Div(I,U))"}
+    assert named(known, spaces) == "CrossEntropy with LinearIoU"
+    assert named({**known, "reg": "Sub(2,Div(I,U))"}, spaces) is None and named({}, spaces) is None
+
+
+def test_a_known_loss_of_another_space_is_said_to_be_that() -> None:
+    with pytest.raises(ExpressionError, match="GIoU is no loss of space two_stage_cls; .* reg and"):
+        load_space("two_stage_cls").expression("GIoU")
 
 
 def test_large_numbers_stay_small_expressions() -> None:

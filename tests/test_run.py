@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -66,6 +67,13 @@ def finished(tmp_path_factory):
     return folder, before, resumed
 
 
+def copy_journal(run, folder):
+    journal, copy = Journal.read(run), sqlite3.connect(folder / "journal.sqlite")
+    journal._database.backup(copy)
+    copy.close()
+    journal.close()
+
+
 def trained(folder):
     try:
         return Journal.read(folder).counts().get("full", (0, 0))[0]
@@ -104,6 +112,38 @@ def test_a_report_can_be_written_elsewhere(finished, tmp_path):
     (tmp_path / "file").touch()
     refused = cse_search("report", finished[0] / "run", "--out", tmp_path / "file" / "below")
     assert refused.returncode == 2 and "the report cannot be written: Not a dir" in refused.stderr
+
+
+def test_a_report_without_the_start_weights_lacks_the_config_alone_and_says_so(finished, tmp_path):
+    copy_journal(finished[0] / "run", tmp_path)
+    done = cse_search("report", tmp_path, "--trust")
+    assert done.returncode == 0 and "not best.py: report.md says why" in done.stderr, done.stderr
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "best_cls.py").is_file()
+    assert "No best.py: " in (tmp_path / "report.md").read_text()
+
+
+def test_a_journal_that_is_broken_further_on_is_one_line(finished, tmp_path):
+    copy_journal(finished[0] / "run", tmp_path)
+    with open(tmp_path / "journal.sqlite", "r+b") as file:
+        file.seek(3 * 4096)
+        file.write(b"\xff" * 40 * 4096)
+    done = cse_search("status", tmp_path)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "its journal cannot be read: " in done.stderr
+
+
+def test_an_export_is_written_to_a_file_and_a_config_needs_a_target_that_writes_one(
+    finished, tmp_path
+):
+    run = finished[0] / "run"
+    refused = cse_search("export", run, "--output", tmp_path)
+    assert refused.returncode == 2 and f"such as {tmp_path}/best.py" in refused.stderr
+    (tmp_path / "mine.py").touch()
+    asked = ("--target", "torch", "--config", tmp_path / "mine.py")
+    refused = cse_search("export", run, "--output", tmp_path / "best.py", *asked)
+    assert (
+        refused.returncode == 2 and "torch writes PyTorch modules and no config" in refused.stderr
+    )
 
 
 def test_a_run_is_not_resumed_when_what_its_numbers_depend_on_has_changed(finished):

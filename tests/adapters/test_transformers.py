@@ -19,6 +19,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.loss.loss_for_object_detection import ImageLoss
 
 from cse_autoloss.adapters.transformers import detr_loss
 
@@ -210,6 +211,25 @@ def test_boxes_reach_a_loss_in_pixels_of_each_image() -> None:
     torch.testing.assert_close(model(**small).loss_dict["loss_giou"], with_sizes)
     model.loss_function = detr_loss(model, reg="CSE-Autoloss-A", image_size=(6, 9))
     assert not torch.isclose(model(**small).loss_dict["loss_giou"], with_sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_boxes_in_half_precision_are_compared_in_float32(dtype: torch.dtype) -> None:
+    """In half precision, as under autocast, corners and targets would move by pixels."""
+    target = torch.tensor([[0.703, 0.807, 0.02, 0.03], [0.313, 0.624, 0.015, 0.02]])
+    moved = target + torch.tensor([[0.002, 0, 0, 0], [0, 0.002, 0.001, 0]])
+    outputs = {"pred_boxes": moved.to(dtype)[None], "logits": torch.zeros(1, 2, 4, dtype=dtype)}
+    labels = [
+        {"boxes": target, "class_labels": torch.tensor([0, 1]), "size": torch.tensor([800, 1200])}
+    ]
+    searched = detr_loss(detr(), reg="GIoU").__globals__["ImageLoss"]
+    matched = [(torch.arange(2), torch.arange(2))]
+    whole = {**outputs, "pred_boxes": outputs["pred_boxes"].float()}
+    own, theirs = (
+        criterion(None, 3, 0.1, ["boxes"]).get_loss("boxes", given, labels, matched, 2.0)
+        for criterion, given in ((searched, outputs), (ImageLoss, whole))
+    )
+    torch.testing.assert_close(own["loss_giou"], theirs["loss_giou"], rtol=1e-5, atol=1e-5)
 
 
 def test_what_does_not_fit_is_refused() -> None:
