@@ -1,6 +1,6 @@
 """What found and known losses gain over the tuned default: docs/claims.md from the rows of
-docs/claims, one a training. First whole trainings, then the comparisons that runs ended with, on
-fresh seeds (kept by keep_comparison.py).
+docs/claims and docs/lossbench, one a training. First whole trainings, then the comparisons that
+runs ended with, on fresh seeds (kept by keep_comparison.py).
 
     python scripts/make_lossbench.py train faster_rcnn_proxy --folder docs/claims --task full \
         --steps 1000 --batch-size 8 --seeds 0 1 2 --data-seed 0  # and 1, 2: other draws
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cse_autoloss.intervals import Interval, mean_interval, mean_over_groups, paired_interval
+from cse_autoloss.lossbench import FOLDER as LOSSBENCH
 from cse_autoloss.lossbench import Row, read_rows
 from cse_autoloss.report import table
 
@@ -104,7 +105,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     folder = parser.parse_args().folder
     for path in sorted(folder.glob("*/full.jsonl")):
-        rows = read_rows(path)
+        known = read_rows(LOSSBENCH / path.parent.name / path.name)
+        rows = list({row.key: row for row in [*known, *read_rows(path)]}.values())
         steps = sorted({row.steps for row in rows})
         seconds = sum(row.cpu_seconds for row in rows)
         print(
