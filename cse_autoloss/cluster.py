@@ -24,7 +24,8 @@ from cse_autoloss.worker_pool import Worker, WorkerPool, cause_of
 
 __all__ = ["Cluster", "ClusterError", "Running"]
 
-GRACE = 15.0  # seconds beyond a trial's own time limit after which its worker is killed
+BUSY = 4.0  # a trial's time limit may be of its own seconds: by the clock it is given so many times
+GRACE = 15.0  # ... and these seconds, after which its worker is killed
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Cluster:
             grace = GRACE
             if running.trial.task == "head":  # a node's first one computes features, untimed
                 grace += self._start_limit
-            if limit is not None and elapsed > limit + grace:
+            if limit is not None and elapsed > BUSY * limit + grace:
                 del self._running[reference]
                 self._pool.replace(running.worker)
                 reason = f"outlived its time limit of {limit:g} s"

@@ -146,7 +146,8 @@ class ClusterSection(Section):
         num_cpus: of each process.
         num_gpus: of each process: 0 to train on CPUs, 1, or a share of one that several workers use
             together. Processes of one trial cannot share a GPU.
-        time_limit: seconds that a trial may take.
+        time_limit: seconds that a trial may take; on a CPU its own, so that a busy machine fails no
+            loss. By the clock it may take four times as many.
         retries: how often a trial is run again after a fault of the machine: a worker that died, or
             ran out of memory, or whose GPU failed.
         start_limit: seconds that a worker may take to start and load the data, and that the first

@@ -47,7 +47,8 @@ class Trial:
             detector's default loss's. The loss weight of a searched loss is set to reach it on a
             fixed batch, so every loss starts equally strong.
         lr_scale: multiple of the configured learning rate.
-        time_limit: seconds after which the trial is given up, or None.
+        time_limit: seconds after which the trial is given up, or None; a trainer may count those
+            that others' work does not add to.
         detections: the one of ``evaluate`` whose boxes the result should hold, for people to look
             at, or None.
     """

@@ -209,7 +209,7 @@ class DetectorTrainer:
             self._head_stage().load(("train", *trial.evaluate))
         started = time.monotonic()
         steps = self._setup.steps_of(trial.task, trial.share)
-        watch = _Watch(steps, progress, trial.time_limit and started + trial.time_limit)
+        watch = _Watch(steps, progress, trial.time_limit, _stopwatch(self._setup.device.type))
         try:
             config, weights = self._with_losses(trial)
             model = self._model(config, trial.seed)
@@ -511,6 +511,19 @@ def _gradient_norm(runner: IterBasedRunner) -> float:
     return float(nn.utils.clip_grad_norm_(trained, math.inf))  # clips nothing, returns the norm
 
 
+def _stopwatch(device: str) -> Callable[[], float]:
+    """Seconds since now; on a CPU a thread's own at most, which others' work does not add to."""
+    wall, own = time.monotonic(), time.process_time()
+
+    def spent() -> float:
+        seconds = time.monotonic() - wall
+        if device != "cpu":
+            return seconds
+        return min(seconds, (time.process_time() - own) / torch.get_num_threads())
+
+    return spent
+
+
 class _GivenUp(Exception):
     """Why a trial has no mAP."""
 
@@ -523,12 +536,14 @@ class _Watch:
         self,
         steps: int,
         progress: Callable[[int, int], None] | None = None,
-        deadline: float | None = None,
+        limit: float | None = None,
+        spent: Callable[[], float] = time.monotonic,
     ) -> None:
         self.curve: list[tuple[int, float]] = []
         self._steps = steps
         self._progress = progress
-        self._deadline = deadline
+        self._limit = limit
+        self._spent = spent
         self._every = max(1, steps // 50)
 
     def step(self, step: int, loss: float, gradient_norm: float) -> None:
@@ -544,7 +559,7 @@ class _Watch:
 
     def check_time(self) -> None:
         # Given up by all or none
-        if self._deadline and _mean_of_processes(float(time.monotonic() > self._deadline)):
+        if self._limit and _mean_of_processes(float(self._spent() > self._limit)):
             raise _GivenUp(
                 f"time limit reached after {self.curve[-1][0] if self.curve else 0} of "
                 f"{self._steps} steps"

@@ -3,7 +3,9 @@
 import io
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import mmdet
@@ -220,6 +222,15 @@ def test_a_loss_that_breaks_down_is_a_failed_result_with_its_reason(trainer, los
 def test_a_trial_ends_at_its_time_limit(trainer):
     result = trainer.train(trial(time_limit=0.5))
     assert result.mAP is None and "time limit reached" in result.failure and result.seconds < 5
+
+
+def test_a_busy_machine_does_not_add_to_a_trials_time(trainer, monkeypatch):
+    slow = SimpleNamespace(
+        monotonic=lambda: 1000 * time.monotonic(), process_time=time.process_time
+    )
+    monkeypatch.setattr("detectors.training.time", slow)
+    result = trainer.train(trial(time_limit=100.0))
+    assert result.failure is None and result.seconds > 100
 
 
 def test_the_tiny_task_learns_its_few_images(trainer):
