@@ -317,7 +317,7 @@ def test_flips_are_told_apart_by_their_chance(step, chances):
 
 def test_without_a_warm_trunk_there_is_no_head_stage():
     trainer = DetectorTrainer({"device": "cpu", "warmup_steps": 0}, b"")
-    with pytest.raises(ConfigError, match="detector.warmup_steps: 0, and a head is trained on"):
+    with pytest.raises(ConfigError, match="detector.warmup_steps: 0, and heads are trained on"):
         trainer.train(trial())
 
 
