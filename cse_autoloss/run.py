@@ -58,7 +58,8 @@ def check(config: Config, searched: bool = True) -> dict[str, Any]:
         ConfigError, SpaceError, ClusterError: one line that names the key and what would be right.
     """
     check_machine(config.cluster)
-    own, spaces = trainer_of(config).spaces(config.detector), spaces_of(config)
+    own = trainer_of(config).spaces(config.detector)
+    spaces = _origins(config, own)
     read_others(config, spaces)
     checked = trainer_of(config).check(config.detector)
     if config.detector.get("device") == "cuda" and not config.cluster.num_gpus:
@@ -112,7 +113,10 @@ def _adopted(config: Config, say: Callable[[str], None]) -> Config:
 
 def spaces_of(config: Config) -> dict[str, str]:
     """Branch to the origin of the space that its formulas are written in; reads no data."""
-    own = trainer_of(config).spaces(config.detector)
+    return _origins(config, trainer_of(config).spaces(config.detector))
+
+
+def _origins(config: Config, own: Mapping[str, str]) -> dict[str, str]:
     named = (*own.items(), *config.search.spaces.items())
     return {branch: load_space(origin).origin for branch, origin in named}
 

@@ -44,14 +44,14 @@ class HeadStage:
         self._setup = setup
         self._trunk = trunk.eval()
         config, limit = setup.config, setup.head.cache_bytes
-        pipelines = [configure.pipeline(config, training) for training in (True, False)]
-        made_from = [config.model, *pipelines, versions()]
+        training, self._measuring = (configure.pipeline(config, flag) for flag in (True, False))
+        made_from = [config.model, training, self._measuring, versions()]
         self._digest = digest(
             *(_MADE, json.dumps(made_from, sort_keys=True, default=repr), setup.data.digest),
             *(weights, str(limit), setup.device.type),
         )
-        flips = _flips(pipelines[0])
-        self._directions = [direction for _, direction, _ in flips if direction is not None]
+        self._flips = _flips(training)
+        self._directions = [direction for _, direction, _ in self._flips if direction is not None]
         self._kind = RoIFeatures if RoIFeatures.can_do(trunk) else FeatureMaps
         self._splits: dict[str, RoIFeatures | FeatureMaps] = {}
         self.precision = precision_of(setup.head.precision, setup.device)
@@ -115,15 +115,14 @@ class HeadStage:
 
     def _make_training(self, writer: Writer, split: str) -> dict[str, Any]:
         """Each image in all its flips; as many images, in a random order, as there is room for."""
-        flips = _flips(configure.pipeline(self._setup.config, training=True))
-        sets = [dataset(self._setup, split, True, pipeline) for pipeline, _, _ in flips]
+        sets = [dataset(self._setup, split, True, pipeline) for pipeline, _, _ in self._flips]
         images, rows = 0, []
         for index in np.random.default_rng(0).permutation(len(sets[0])):
             if writer.size > self._setup.head.cache_bytes:
                 break
             rows += [self._write(writer, data[index], training=True) for data in sets]
             images += 1
-        return {"images": images, "chances": [chance for _, _, chance in flips], "rows": rows}
+        return {"images": images, "chances": [chance for _, _, chance in self._flips], "rows": rows}
 
     def _make_measuring(self, writer: Writer, split: str) -> dict[str, Any]:
         """Each image as it is, and in each flip, one after the other."""
@@ -131,7 +130,7 @@ class HeadStage:
             {**step, "flip": bool(self._directions), "flip_direction": self._directions}
             if step["type"] == "MultiScaleFlipAug"
             else step
-            for step in configure.pipeline(self._setup.config, training=False)
+            for step in self._measuring
         ]
         data, rows = dataset(self._setup, split, False, pipeline), []
         for index in range(len(data)):

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import table_known
-from table_known import Known, missing
+from table_known import Known, missing, points
 from trainings import Instrument, measure
 
 from cse_autoloss.intervals import LossAndSeed
@@ -78,19 +78,13 @@ def page() -> list[str]:
     """The Markdown table, of the warm-up that most of these losses trained on."""
     rows = [row for row in trainings() if any(loss.is_of(row) for loss in wanted())]
     rows = of_one_origin(rows)
-    fits = {}
-    for split in ("val", "test"):
-        scores = {
-            loss: {row.seed: 100 * (getattr(row, split) or 0.0) for row in rows if loss.is_of(row)}
-            for loss in wanted()
-        }
-        fits[split] = LossAndSeed({loss: of for loss, of in scores.items() if of})
+    fits = [LossAndSeed(points(wanted(), rows, split)) for split in ("val", "test")]
     lines = []
     for branch, inputs, text, *pair in LOSSES:
         loss, base = (known(branch, one) for one in pair)
         base_name = "cross-entropy" if base.name == CROSS_ENTROPY else "1 - IoU"
-        there = all(loss in fit and base in fit for fit in fits.values())
-        gains = [fit.gain(loss, base) for fit in fits.values()] if there else []
+        there = all(loss in fit and base in fit for fit in fits)
+        gains = [fit.gain(loss, base) for fit in fits] if there else []
         cells = [gain.text(2, sign=True) for gain in gains]
         lines.append(
             [inputs, f"{text}, over {base_name}", str(gains[0].n) if there else "0", *cells]

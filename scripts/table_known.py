@@ -120,15 +120,8 @@ def section(detector: str) -> list[str]:
     if not rows:
         return []
     rows = of_one_origin(rows)
-    seeds = {loss: [row for row in rows if loss.is_of(row)] for loss in known}
-    measured = [loss for loss, own in seeds.items() if own]
-    scores = {
-        split: {
-            loss: {row.seed: 100 * (getattr(row, split) or 0.0) for row in seeds[loss]}
-            for loss in measured
-        }
-        for split in ("val", "test")
-    }
+    scores = {split: points(known, rows, split) for split in ("val", "test")}
+    measured = list(scores["val"])
     gains = {split: gains_over_default(of) for split, of in scores.items()}
     lines = [
         f"## {detector}",
@@ -145,7 +138,7 @@ def section(detector: str) -> list[str]:
         [
             loss.branch or "",
             loss.name,
-            str(len(seeds[loss])),
+            str(len(scores["val"][loss])),
             *(f"{means[loss][split]:.1f}" for split in scores),
             *(_told(gains[split][loss]) if loss.branch else "" for split in scores),
         ]
@@ -153,10 +146,21 @@ def section(detector: str) -> list[str]:
     ]
     columns = ["branch", "loss", "seeds", "val", "test", "val, over default", "test, over default"]
     lines += table(columns, cells)[:-1]
-    missing = [f"{loss.name} ({loss.branch})" for loss, own in seeds.items() if not own]
+    missing = [f"{loss.name} ({loss.branch})" for loss in known if loss not in measured]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return [*lines, ""]
+
+
+def points(
+    losses: Iterable[Known], rows: Sequence[Row], split: str
+) -> dict[Known, dict[int, float]]:
+    """Of each loss that has trained, seed to points of mAP."""
+    scores = {
+        loss: {row.seed: 100 * (getattr(row, split) or 0.0) for row in rows if loss.is_of(row)}
+        for loss in losses
+    }
+    return {loss: by_seed for loss, by_seed in scores.items() if by_seed}
 
 
 def _told(gain: Interval) -> str:

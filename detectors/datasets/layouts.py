@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cse_autoloss.trial import ConfigError
 from detectors.datasets.findings import Findings
@@ -26,6 +26,7 @@ _WORDS = {
     "tiny": "tiny",
 }
 OUTRIGHT = "detector.data: {train: {ann_file: FILE, img_prefix: FOLDER}, val: ...}"
+_Key = TypeVar("_Key", bound=Hashable)
 _DEEPEST = 6  # folders below a data set's own
 
 
@@ -97,17 +98,11 @@ class Listing:
 
     @cached_property
     def images_by_stem(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for path in self.images:
-            found.setdefault(path.stem, []).append(path)
-        return found
+        return _grouped((path.stem, path) for path in self.images)
 
     @cached_property
     def by_name(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for path in self.files:
-            found.setdefault(path.name, []).append(path)
-        return found
+        return _grouped((path.name, path) for path in self.files)
 
     def ending(self, name: str, split: str | None) -> list[Path]:
         """Files that a name relative to any folder could mean, links to one counted once.
@@ -164,13 +159,18 @@ def split_word(name: str) -> str | None:
     return None
 
 
+def _grouped(files: Iterable[tuple[_Key, Path]]) -> dict[_Key, list[Path]]:
+    found: dict[_Key, list[Path]] = {}
+    for key, path in files:
+        found.setdefault(key, []).append(path)
+    return found
+
+
 def by_split(
     files: Iterable[tuple[str | None, Path]], listing: Listing, findings: Findings
 ) -> dict[str | None, list[Path]]:
     """Split to its files; those of no split are left out where others are train's."""
-    found: dict[str | None, list[Path]] = {}
-    for split, path in files:
-        found.setdefault(split, []).append(path)
+    found = _grouped(files)
     for path in found.pop(None, []) if "train" in found else []:
         findings.left_out(
             "no split",
