@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cse_autoloss import inputs
 from cse_autoloss.inputs import ALPHA, EXTRAS, INPUTS, MIN_IOU
+from cse_autoloss.screening.box_probes import box_variables
 from cse_autoloss.screening.graph import Arrays, Graph
-from cse_autoloss.screening.probes import box_variables
 from cse_autoloss.screening.properties import reduce
 from cse_autoloss.space import SearchSpace
 

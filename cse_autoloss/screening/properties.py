@@ -1,7 +1,7 @@
 """Convergence-property verification: is this the shape of a loss?
 
 The properties, in the order in which they are checked, cheapest first. All are judged along sweeps,
-which run towards the label or target (see ``probes``); CSE-Autoloss (ICLR 2021), section 3.3, has
+which run towards the label or target (see ``blocks``); CSE-Autoloss (ICLR 2021), section 3.3, has
 monotonicity and convergence.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cse_autoloss.screening.probes import Block, Tolerances
+from cse_autoloss.screening.blocks import Block, Tolerances
 
 USES_PREDICTION = "uses-prediction"  # a variable that depends on the prediction occurs
 FINITE_VALUES = "finite-values"

@@ -9,9 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from cse_autoloss.expression import Expression
+from cse_autoloss.screening.blocks import Block
 from cse_autoloss.screening.equivalence import Seen
 from cse_autoloss.screening.graph import Arrays, Columns, Forest, Graph
-from cse_autoloss.screening.probes import Block, Probes
+from cse_autoloss.screening.probes import Probes
 from cse_autoloss.screening.properties import (
     PROPERTIES,
     USES_PREDICTION,
