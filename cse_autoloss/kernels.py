@@ -80,8 +80,7 @@ def _filled(part: Any, like: Tensor) -> Tensor:
     return torch.as_tensor(part, dtype=like.dtype, device=like.device).expand_as(like)
 
 
-# --- two-stage classification
-# ------------------------------------------------------------------------------------------
+# --- two-stage classification ---
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,7 @@ def two_stage_kernel(expression: Expression) -> TwoStageKernel | ColumnsKernel |
     return TwoStageKernel.build(expression) or ColumnsKernel.build(expression)
 
 
-# --- one-stage classification
-# ------------------------------------------------------------------------------------------
+# --- one-stage classification ---
 
 
 class OneStageKernel:
@@ -328,7 +326,7 @@ class OneStageKernel:
         return torch.stack(sums).sum() * scale, result
 
 
-# --- boxes ----------------------------------------------------------------------------------------
+# --- boxes ---
 
 
 class BoxKernel:

@@ -204,8 +204,7 @@ def elementwise(derivative: Callable[..., Any]) -> Callable[..., Any]:
     return tangent
 
 
-# --- S-curves and other functions that need more than a lambda
-# ---------------------------------------------------------
+# --- S-curves and other functions that need more than a lambda ---
 
 
 def _softmax(xp: Any, x: Any) -> Any:
@@ -314,8 +313,7 @@ def _named(
     return lambda sp, x: _curve(sp, name, definition, detached)(x)
 
 
-# --- the table
-# --------------------------------------------------------------------------------------------------
+# --- the table ---
 
 _SUM, _PRODUCT, _ATOM = range(3)
 _CALL = (_ATOM, _SUM)

@@ -205,8 +205,7 @@ def test_two_stage_formulas_in_which_every_class_counts_have_a_kernel(
         assert value < 1e-5 and gradient < 1e-5
 
 
-# --- MMDetection's way with weights, reductions and factors
-# ------------------------------------------------------------
+# --- MMDetection's way with weights, reductions and factors ---
 
 
 def reduced(
@@ -372,8 +371,7 @@ def test_half_precision_predictions_are_computed_in_float32(
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
-# --- what a module of a training has to do
-# -----------------------------------------------------------------------------
+# --- what a module of a training has to do ---
 
 
 @pytest.mark.parametrize("space, name", KNOWN)
@@ -678,7 +676,7 @@ def test_a_blocked_batch_equals_a_whole_one() -> None:
         assert value < 1e-5 and gradient < 1e-5
 
 
-# --- errors ---------------------------------------------------------------------------------------
+# --- errors ---
 
 
 def test_what_a_loss_cannot_be_is_said_when_it_is_built() -> None:

@@ -116,9 +116,9 @@ class Screener:
 
     Args:
         batch_size: candidates that share a graph. More of them share more; memory grows with it
-            (see
-        docs/screening.md). seen: what ``Seen.to_json`` wrote, to go on from there. device: a torch
-        device such as ``"cuda"``; None is NumPy on the CPU.
+            (docs/screening.md).
+        seen: what ``Seen.to_json`` wrote, to go on from there.
+        device: a torch device such as ``"cuda"``; None is NumPy on the CPU.
     """
 
     def __init__(
