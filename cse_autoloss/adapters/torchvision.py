@@ -22,8 +22,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from cse_autoloss.adapters.boxes import paired_iou
-from cse_autoloss.losses import ExpressionLoss, build_loss
-from cse_autoloss.space import load_space
+from cse_autoloss.adapters.fitting import fitting_loss
+from cse_autoloss.losses import ExpressionLoss
 
 Targets = list[dict[str, Tensor]]
 
@@ -53,7 +53,7 @@ def use_losses(
         The model.
 
     Raises:
-        ValueError: for another kind of model, or a space that does not fit.
+        ValueError: for another kind of model, or a loss or a space that does not fit.
         ExpressionError, SpaceError: as :func:`cse_autoloss.build_loss`.
     """
     heads = (
@@ -61,7 +61,7 @@ def use_losses(
         (RetinaNet, "head", _RetinaNetHead, "one_stage"),
         (FasterRCNN, "roi_heads", _RoIHeads, "two_stage"),
     )
-    for kind, name, ours, inputs in heads:
+    for kind, part, ours, inputs in heads:
         if isinstance(model, kind):
             break
     else:
@@ -69,16 +69,11 @@ def use_losses(
             f"model: {type(model).__name__} is none of torchvision's FCOS, RetinaNet, FasterRCNN, "
             "MaskRCNN"
         )
-    space = load_space(cls_space or f"{inputs}_cls")
-    if space.inputs != inputs:
-        raise ValueError(
-            f"cls_space: {space.name} is written for {space.inputs} inputs; {kind.__name__} needs "
-            f"{inputs}, as {inputs}_cls has"
-        )
-    head = getattr(model, name)
+    head, name = getattr(model, part), kind.__name__
+    searched_cls = fitting_loss("cls", cls, cls_space, inputs, name, loss_weight=cls_weight)
+    searched_reg = fitting_loss("reg", reg, reg_space, "boxes", name, loss_weight=reg_weight)
     head.__class__ = ours  # the same module with the same parameters, and other losses
-    head.searched_cls = None if cls is None else build_loss(cls, space, loss_weight=cls_weight)
-    head.searched_reg = None if reg is None else build_loss(reg, reg_space, loss_weight=reg_weight)
+    head.searched_cls, head.searched_reg = searched_cls, searched_reg
     return model
 
 

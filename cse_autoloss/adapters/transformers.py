@@ -5,8 +5,9 @@
 What the library computes around a loss (the matching of queries with objects, denoising queries,
 auxiliary outputs, L1 on boxes, weights) stays its own, in the version that is installed: its
 function for the model runs with a criterion of ours, a subclass of its own, in the place of its
-own. Works for every model whose criterion has ``get_loss``: DETR, Conditional, Deformable and DAB
-DETR, RT-DETR, D-FINE, LW-DETR, RF-DETR, DEIM.
+own. Works for every model whose criterion has ``get_loss``: DETR, Table Transformer, YOLOS,
+Conditional, Deformable and DAB DETR, RT-DETR, D-FINE, LW-DETR, RF-DETR, DEIM; GroundingDINO, which
+has no labels to classify by, keeps its own classification loss.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from transformers import PreTrainedModel
 from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
 from transformers.loss.loss_for_object_detection import ImageLoss
+from transformers.loss.loss_grounding_dino import GroundingDinoImageLoss
 
 from cse_autoloss.adapters.boxes import paired_iou
-from cse_autoloss.losses import build_loss
-from cse_autoloss.space import load_space
+from cse_autoloss.adapters.fitting import fitting_loss
+from cse_autoloss.losses import ExpressionLoss
 
 #: What a criterion calls its classification losses, and under which key it returns each.
 _CLS_KEYS = {
@@ -67,37 +69,61 @@ def detr_loss(
         A function to be set as ``model.loss_function``.
 
     Raises:
-        ValueError: if the model's own loss is none of the DETR family's, or a space does not fit.
+        ValueError: if the model's own loss is none of the DETR family's, or a loss or a space does
+            not fit.
         ExpressionError, SpaceError: as :func:`cse_autoloss.build_loss`.
     """
     own = model.loss_function
-    name, base = _criterion_of(own, type(model).__name__)
+    own = own.own if isinstance(own, _LossFunction) else own
+    name = type(model).__name__
+    criterion, base = _criterion_of(own, name)
+    if cls is not None and issubclass(base, GroundingDinoImageLoss):
+        raise ValueError(
+            f"cls: {name} tells objects by the words of a text, not by labels: it keeps its "
+            "classification loss; give reg alone"
+        )
     softmax = issubclass(base, ImageLoss) and not issubclass(base, DeformableDetrImageLoss)
     inputs = "two_stage" if softmax else "one_stage"
-    losses = {}
-    if cls is not None:
-        space = load_space(cls_space or f"{inputs}_cls")
-        if space.inputs != inputs:
-            raise ValueError(
-                f"cls_space: {space.name} is written for {space.inputs} inputs; the classification "
-                f"of {type(model).__name__} needs {inputs}, as {inputs}_cls has"
-            )
-        losses["cls"] = build_loss(cls, space, loss_weight=cls_weight)
-    if reg is not None:
-        losses["reg"] = build_loss(reg, reg_space, loss_weight=reg_weight)
-    ours = type(
-        f"Searched{base.__name__}",
-        (_Searched, base),
-        {"losses_by_branch": losses, "size": image_size},
-    )
-    # The library's function, as it is, looks its criterion up by name among its module's globals.
-    return FunctionType(
-        own.__code__,
-        {**own.__globals__, name: ours},
-        own.__name__,
-        own.__defaults__,
-        own.__closure__,
-    )
+    losses = {
+        "cls": fitting_loss("cls", cls, cls_space, inputs, name, loss_weight=cls_weight),
+        "reg": fitting_loss("reg", reg, reg_space, "boxes", name, loss_weight=reg_weight),
+    }
+    return _LossFunction(own, criterion, losses, image_size)
+
+
+class _LossFunction:
+    """The library's function for a model, as it is, with a criterion of ours in the place of its
+    own. Copied and pickled with its model, it is made again of what it was made of."""
+
+    def __init__(
+        self,
+        own: Callable[..., Any],
+        criterion: str,
+        losses: Mapping[str, ExpressionLoss | None],
+        size: tuple[int, int],
+    ) -> None:
+        self.own = own
+        self._made_of = own, criterion, losses, size
+        base = own.__globals__[criterion]
+        self.criterion = type(
+            f"Searched{base.__name__}",
+            (_Searched, base),
+            {"losses_by_branch": losses, "size": size},
+        )
+        # It looks its criterion up by name among its module's globals.
+        self._function = FunctionType(
+            own.__code__,
+            {**own.__globals__, criterion: self.criterion},
+            own.__name__,
+            own.__defaults__,
+            own.__closure__,
+        )
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._function(*arguments, **named)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _LossFunction, self._made_of
 
 
 def _criterion_of(function: Callable[..., Any], model: str) -> tuple[str, type[nn.Module]]:
@@ -105,8 +131,7 @@ def _criterion_of(function: Callable[..., Any], model: str) -> tuple[str, type[n
     for name in getattr(getattr(function, "__code__", None), "co_names", ()):
         found = function.__globals__.get(name)
         if isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "get_loss"):
-            # of a function that detr_loss has made, what it was made of
-            return name, next(base for base in found.__mro__ if not issubclass(base, _Searched))
+            return name, found
     raise ValueError(
         f"model: {model} has no loss of the DETR family (DETR, Deformable DETR, RT-DETR, D-FINE, "
         "...), in which a classification and a box loss could take another's place"
@@ -116,7 +141,7 @@ def _criterion_of(function: Callable[..., Any], model: str) -> tuple[str, type[n
 class _Searched:
     """What a criterion of the library's becomes: some of its losses are searched ones."""
 
-    losses_by_branch: Mapping[str, nn.Module]
+    losses_by_branch: Mapping[str, ExpressionLoss | None]
     size: tuple[int, int]
     # The criterion's own.
     num_classes: int
@@ -132,7 +157,7 @@ class _Searched:
         num_boxes: float,
         **options: Any,
     ) -> dict[str, Tensor]:
-        cls, reg = map(self.losses_by_branch.get, ("cls", "reg"))
+        cls, reg = self.losses_by_branch["cls"], self.losses_by_branch["reg"]
         if loss in _CLS_KEYS and cls is not None:
             return {
                 _CLS_KEYS[loss]: self._classification(cls, outputs, targets, indices, num_boxes)

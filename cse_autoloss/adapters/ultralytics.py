@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 from ultralytics.utils.torch_utils import unwrap_model
 
-from cse_autoloss.losses import ExpressionLoss, build_loss
+from cse_autoloss.adapters.fitting import fitting_loss
+from cse_autoloss.losses import ExpressionLoss
 
 
 def use_losses(**losses: Any) -> Callable[[Any], None]:
@@ -61,7 +62,8 @@ def criterion(
             in the library, for no weighting (MMDetection's detectors have 0.25).
 
     Raises:
-        ValueError: if the model's criterion is not built on ``v8DetectionLoss``.
+        ValueError: if the model's criterion is not built on ``v8DetectionLoss``, or a loss or a
+            space does not fit.
         ExpressionError, SpaceError: as :func:`cse_autoloss.build_loss`.
     """
     made = model.init_criterion()
@@ -72,15 +74,23 @@ def criterion(
         raise ValueError(
             f"model: its criterion is {type(made).__name__}; a detection model's is v8DetectionLoss"
         )
+    name = type(model).__name__
+    soft = fitting_loss(
+        "cls",
+        cls,
+        cls_space,
+        "one_stage",
+        name,
+        loss_weight=cls_weight,
+        alpha=alpha,
+        reduction="none",
+    )
+    boxes = fitting_loss("reg", reg, reg_space, "boxes", name, loss_weight=reg_weight)
     for part in parts:
-        if cls is not None:
-            made_of = build_loss(
-                cls, cls_space, loss_weight=cls_weight, alpha=alpha, reduction="none"
-            )
-            part.bce = _SoftLabels(made_of)
-        if reg is not None:
-            loss = build_loss(reg, reg_space, loss_weight=reg_weight)
-            part.bbox_loss = _BoxLoss(part.reg_max, loss).to(part.device)
+        if soft is not None:
+            part.bce = _SoftLabels(soft)
+        if boxes is not None:
+            part.bbox_loss = _BoxLoss(part.reg_max, boxes).to(part.device)
     return made
 
 

@@ -102,3 +102,5 @@ def test_what_does_not_fit_is_refused() -> None:
             cls="Focal",
             cls_space="two_stage_cls",
         )
+    with pytest.raises(ValueError, match="reg: this loss needs image_sizes, .* not hand over"):
+        use_losses(model("FCOS"), reg="MPDIoU", reg_space="reg_plus_image")

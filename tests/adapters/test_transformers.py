@@ -1,6 +1,9 @@
 """Losses in Hugging Face's DETR family: tiny models with random weights, the library's own loss
 beside ours."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -12,10 +15,13 @@ from transformers import (
     DetrForObjectDetection,
     DFineConfig,
     DFineForObjectDetection,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
     ResNetConfig,
     RTDetrConfig,
     RTDetrForObjectDetection,
     RTDetrResNetConfig,
+    SwinConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -222,7 +228,7 @@ def test_boxes_in_half_precision_are_compared_in_float32(dtype: torch.dtype) -> 
     labels = [
         {"boxes": target, "class_labels": torch.tensor([0, 1]), "size": torch.tensor([800, 1200])}
     ]
-    searched = detr_loss(detr(), reg="GIoU").__globals__["ImageLoss"]
+    searched = detr_loss(detr(), reg="GIoU").criterion
     matched = [(torch.arange(2), torch.arange(2))]
     whole = {**outputs, "pred_boxes": outputs["pred_boxes"].float()}
     own, theirs = (
@@ -232,11 +238,30 @@ def test_boxes_in_half_precision_are_compared_in_float32(dtype: torch.dtype) -> 
     torch.testing.assert_close(own["loss_giou"], theirs["loss_giou"], rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_is_copied_and_saved_with_its_losses(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = detr().eval()
+    model.loss_function = detr_loss(model, cls="Focal")
+    model.loss_function = detr_loss(model, cls="CSE-Autoloss-A", reg="IoU", reg_weight=3)
+    torch.save(model, tmp_path / "model.pth")
+    loaded = torch.load(tmp_path / "model.pth", weights_only=False)
+    for other in (loaded, copy.deepcopy(model)):
+        torch.testing.assert_close(step(other).loss_dict, step(model).loss_dict)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(
         ValueError, match="cls_space: one_stage_cls is written for one_stage inputs"
     ):
         detr_loss(detr(), cls="Focal", cls_space="one_stage_cls")
+    with pytest.raises(
+        ValueError, match="reg_space: two_stage_cls is written for two_stage inputs"
+    ):
+        detr_loss(detr(), reg="CrossEntropy", reg_space="two_stage_cls")
+    with pytest.raises(ValueError, match="cls: this loss needs class_frequency, .* not hand over"):
+        detr_loss(detr(), cls="ClassBalanced", cls_space="two_stage_cls_plus")
+    with pytest.raises(ValueError, match="reg: this loss needs image_sizes, .* not hand over"):
+        detr_loss(detr(), reg="MPDIoU", reg_space="reg_plus_image")
     text = T5ForConditionalGeneration(
         T5Config(d_model=8, num_layers=1, num_heads=1, vocab_size=9, d_ff=8)
     )
@@ -244,3 +269,39 @@ def test_what_does_not_fit_is_refused() -> None:
         ValueError, match="model: T5ForConditionalGeneration has no loss of the DETR family"
     ):
         detr_loss(text, cls="Focal")
+
+
+def grounding_dino() -> GroundingDinoForObjectDetection:
+    text = dict(model_type="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    images = SwinConfig(
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
+        out_indices=[2, 3, 4],
+    )
+    few = {
+        name: value
+        for name, value in DETR.items()
+        if name not in ("use_timm_backbone", "num_labels")
+    }
+    config = dict(d_model=32, num_feature_levels=3, max_text_len=16, **{**few, "num_queries": 6})
+    text |= dict(intermediate_size=16, vocab_size=2000)
+    return GroundingDinoForObjectDetection(
+        GroundingDinoConfig(backbone_config=images, text_config=text, **config)
+    )
+
+
+def test_a_model_that_tells_objects_by_words_keeps_its_classification_loss() -> None:
+    torch.manual_seed(0)
+    model = grounding_dino().eval()
+    words = torch.tensor([[101, 1037, 1012, 1038, 1012, 1039, 1012, 102]] * 2)
+    images = {**batch(), "input_ids": words, "attention_mask": torch.ones_like(words)}
+    theirs = model(**images).loss_dict
+    model.loss_function = detr_loss(model, reg="GIoU")
+    ours = model(**images).loss_dict
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="cls: GroundingDinoForObjectDetection tells objects by"):
+        detr_loss(model, cls="Focal")

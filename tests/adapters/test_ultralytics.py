@@ -68,3 +68,8 @@ def test_a_detector_trains_with_searched_losses(name: str) -> None:
 def test_another_tasks_model_is_refused() -> None:
     with pytest.raises(ValueError, match="a detection model's is v8DetectionLoss"):
         criterion(ClassificationModel("yolov8n-cls.yaml", nc=3, verbose=False), cls="Focal")
+
+
+def test_a_loss_that_needs_more_than_the_library_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="reg: this loss needs image_sizes, .* not hand over"):
+        criterion(model(), reg="MPDIoU", reg_space="reg_plus_image")
