@@ -228,7 +228,8 @@ class ExpressionLoss(nn.Module):
         if avg_factor is None:
             return self.loss_weight / count
         if isinstance(avg_factor, Tensor):
-            avg_factor = avg_factor.to(torch.promote_types(avg_factor.dtype, torch.float32))
+            dtype = torch.promote_types(avg_factor.dtype, torch.float32)
+            avg_factor = avg_factor.to(dtype).reshape(())
         return self.loss_weight / (avg_factor + _FLOAT_EPSILON)
 
     def _reduction(self, override: str | None, avg_factor: float | Tensor | None) -> str:

@@ -155,17 +155,15 @@ class Primitive:
         """
         if not all(math.isfinite(end) for interval in intervals for end in interval):
             return UNBOUNDED
-        if self.range is not None:
-            low, high = self.range(*intervals)
-        elif self.monotone:
-            with np.errstate(all="ignore"):
-                corners = [
-                    self.array(NUMPY, *map(np.float64, corner))
-                    for corner in itertools.product(*intervals)
-                ]
-            low, high = float(np.min(corners)), float(np.max(corners))
-        else:
+        if self.range is None and not self.monotone:
             return UNBOUNDED
+        ends = [(np.float64(low), np.float64(high)) for low, high in intervals]
+        with np.errstate(all="ignore"):  # NumPy's numbers overflow to infinity, Python's raise
+            if self.range is not None:
+                low, high = map(float, self.range(*ends))
+            else:
+                corners = [self.array(NUMPY, *corner) for corner in itertools.product(*ends)]
+                low, high = float(np.min(corners)), float(np.max(corners))
         # What float32 cannot hold, and nan, is unbounded.
         return (low, high) if abs(low) < FLOAT32_LIMIT and abs(high) < FLOAT32_LIMIT else UNBOUNDED
 

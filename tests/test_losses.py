@@ -256,9 +256,10 @@ def test_reductions_weights_and_factors_are_mmdetections(
     assert difference(leaf.grad, twin.grad) < 1e-5
 
 
-def test_an_avg_factor_may_be_a_tensor() -> None:
-    arguments = batch("two_stage_cls")
-    loss = build_loss("CSE-Autoloss-A", "two_stage_cls")
+@pytest.mark.parametrize(("space", "name"), [*RELEASED_CLS, ("reg", "GIoU")])
+def test_an_avg_factor_may_be_a_tensor(space: str, name: str) -> None:
+    arguments = batch(space)
+    loss = build_loss(name, space)
     torch.testing.assert_close(
         loss(**arguments, avg_factor=torch.tensor(7.0)), loss(**arguments, avg_factor=7.0)
     )
@@ -661,6 +662,12 @@ def test_labels_may_be_of_any_integer_type(name: str) -> None:
     loss = build_loss(name, "two_stage_cls")
     for dtype in (torch.uint8, torch.int32):
         torch.testing.assert_close(loss(logits, labels.to(dtype)), loss(logits, labels))
+
+
+@pytest.mark.parametrize("text", ["Cos(Pow(0.1,X))", "Tanh(Pow(Exp(1),Mul(9999,X)))"])
+def test_a_power_may_be_larger_than_any_number_and_is_still_a_loss(text: str) -> None:
+    logits, labels = torch.randn(4, 3).requires_grad_(), torch.tensor([0, 2, 1, 3])
+    assert build_loss(text, "one_stage_cls_plus")(logits, labels).isfinite()
 
 
 def test_a_blocked_batch_equals_a_whole_one() -> None:
