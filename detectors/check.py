@@ -18,7 +18,7 @@ from mmdet.models import build_detector
 from torch import nn
 
 from cse_autoloss.trial import ConfigError
-from detectors import configure
+from detectors import config_data, config_files
 from detectors.images import dataset, loader, quiet
 from detectors.setup import Setup
 
@@ -47,7 +47,7 @@ def check_trains(config: Config, option: str) -> None:
         except Exception as error:  # whatever a config's own modules raise
             raise ConfigError(
                 f"{option}: the config does not train with these losses: "
-                f"{configure.reason(error)}{unchecked}"
+                f"{config_files.reason(error)}{unchecked}"
             ) from error
         for name, value in values.items():
             if not math.isfinite(value):
@@ -67,7 +67,7 @@ def check_trial(setup: Setup) -> None:
     """
     config, options = setup.config, setup.options
     for training in (True, False):
-        configure.pipeline(config, training)
+        config_data.pipeline(config, training)
     try:
         with torch.random.fork_rng(devices=[]), quiet():
             model = _build(config)
@@ -93,9 +93,9 @@ def check_trial(setup: Setup) -> None:
     except Exception as error:  # whatever a config's own modules raise
         changes = options.cfg_options
         given = f" with cfg_options {', '.join(changes)}" if changes else ""
-        near = ", ".join(configure.neighbours(configure.read_config(options.config), changes))
+        near = ", ".join(config_files.neighbours(config_files.read_config(options.config), changes))
         raise ConfigError(
-            f"detector.config: {options.config}{given} does not train: {configure.reason(error)}"
+            f"detector.config: {options.config}{given} does not train: {config_files.reason(error)}"
             + (f"; did you mean {near}?" if near else "")
         ) from error
 
@@ -104,7 +104,7 @@ def _build(config: Config) -> nn.Module:
     """The detector of a config, without weights, in training."""
     model = copy.deepcopy(config.model)
     list(without_weights(model))
-    for part in configure.parts(model):
+    for part in config_files.parts(model):
         if part.get("type") in ("SyncBN", "MMSyncBN"):
             part["type"] = "BN"  # batch statistics of all processes are those of one
         if "pos_fraction" in part:
@@ -160,7 +160,7 @@ def _batch(model: Mapping[str, Any]) -> dict[str, Any]:
         gt_bboxes=[boxes, boxes[:2].flip(0)],
         gt_labels=[torch.tensor([0, 0, 0]), torch.tensor([0, 0])],
     )
-    parts = {key for part in configure.parts(model) for key, value in part.items() if value}
+    parts = {key for part in config_files.parts(model) for key, value in part.items() if value}
     if "mask_head" in parts:
         masks = numpy.zeros((len(_BOXES), _SIZE, _SIZE), dtype=numpy.uint8)
         for mask, (left, top, right, bottom) in zip(masks, _BOXES, strict=True):

@@ -195,7 +195,7 @@ def proxy(
 ) -> None:
     """Make a trial out of CONFIG, any mmdet config: images and steps for the time that a trial may
     take here, start weights, and a table of what was measured."""
-    from detectors.configure import read_config
+    from detectors.config_files import read_config
     from detectors.proxy import make
 
     read = read_config(config, "CONFIG")

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import inspect
-import pprint
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mmcv import Config
 from mmdet.models import HEADS as MMDET_HEADS
 
 from cse_autoloss import inputs
 from cse_autoloss.space import load_space
 from cse_autoloss.trial import BRANCHES, ConfigError
-from detectors.datasets import DataSet, Split
-from detectors.datasets.named import datasets
 
-_ALMOST = 0.8  # similarity of a misspelt key and the one that is meant, as difflib counts it
-CONFIGS = Path(__file__).parent / "configs"
 # Branch to its key in a head, and in the losses a head returns
 LOSS_KEYS = {
     "cls": "loss_cls",
@@ -89,141 +80,6 @@ _IN_ROI_HEAD = {
     "GridRoIHead": dict.fromkeys(BRANCHES, "its box head regresses no boxes"),
     "DynamicRoIHead": {"reg": "it changes the beta of SmoothL1Loss while it trains"},
 }
-
-# Steps that make one image of several, and the one that cuts a mosaic to size: mmdet's YOLOX goes
-# without them at its end.
-_MIXING = ("Mosaic", "MixUp", "CopyPaste", "RandomAffine")
-
-
-def config_text(config: Config) -> str:
-    """A config as Python in which every value is written as what it is: text from a data set or a
-    path stays text, whatever stands in it.
-
-    Raises:
-        ConfigError: for a key that is no name.
-    """
-    lines = []
-    for key, value in config._cfg_dict.to_dict().items():
-        if not key.isidentifier():
-            raise ConfigError(f"the config's key {key!r} is no Python name")
-        lines.append(f"{key} = {pprint.pformat(value, width=100, sort_dicts=False)}\n")
-    return "".join(lines)
-
-
-def config_names() -> list[str]:
-    """Names of the configs that come with the package."""
-    return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
-
-
-def read_config(name: str, option: str = "detector.config") -> Config:
-    """A config that comes with the package, by name, or any mmdet 2.x config, by path.
-
-    Args:
-        option: where the user gave the name; messages begin with it.
-
-    Raises:
-        ConfigError: there is no such config, it does not read, it has no model, or it is one of
-            MMDetection 3.
-    """
-    path = CONFIGS / f"{name}.py" if name in config_names() else Path(name).expanduser()
-    if not path.is_file():
-        near = difflib.get_close_matches(Path(name).stem, config_names(), n=1)
-        right = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"names are {', '.join(config_names())}; or give a path"
-        )
-        raise ConfigError(f"{option}: no config {name!r}; {right}")
-    try:
-        config = Config.fromfile(str(path))
-    except Exception as error:  # a config is a program: anything can come out of it
-        raise ConfigError(f"{option}: {path} does not read: {reason(error)}") from error
-    if is_mmdet3(config):
-        raise ConfigError(
-            f"{option}: {path} is a config of MMDetection 3, and this is for 2.x; export --target "
-            "mmdet3 puts a found loss into it"
-        )
-    if not isinstance(config.get("model"), dict):
-        raise ConfigError(
-            f"{option}: {path} has no model; give a config that inherits one (_base_)"
-        )
-    return config
-
-
-def reason(error: BaseException) -> str:
-    """An exception in one line: its type and message, or those of the one that it came from where
-    it has no message of its own."""
-    while not str(error) and (error.__cause__ or error.__context__):
-        error = error.__cause__ or error.__context__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def change(config: Config, changes: Mapping[str, Any], option: str) -> None:
-    """Change a config in place, as mmdet's ``--cfg-options`` does.
-
-    Args:
-        changes: dotted key to value.
-        option: where the user gave them; messages begin with it.
-
-    Raises:
-        ConfigError: one line: a key leads nowhere; or is new, in a place where nothing checks keys,
-            and almost that of a neighbour; or a dict's value is none.
-    """
-    for path, value in _leaves(changes):
-        before, near, checked = _there(config, path)
-        if near and not checked:
-            raise ConfigError(f"{option}.{path}: the config has no such key; did you mean {near}?")
-        if isinstance(before, dict) and isinstance(value, (str, bool, int, float)):
-            raise ConfigError(
-                f"{option}.{path}: should be a dict with keys such as "
-                f"{', '.join(list(before)[:3])}, found {value!r}"
-            )
-    try:
-        # mmcv takes each _delete_ out of what it merges
-        config.merge_from_dict(copy.deepcopy(dict(changes)))
-    except (KeyError, TypeError, IndexError) as error:
-        raise ConfigError(f"{option}: {' '.join(str(error).split())}") from error
-
-
-def neighbours(config: Config, changes: Mapping[str, Any]) -> list[str]:
-    """Dotted keys of a config, those that new ones among the changes are almost."""
-    found = (_there(config, path)[1] for path, _ in _leaves(changes))
-    return [near for near in found if near]
-
-
-def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of all that changes set."""
-    for key, value in changes.items():
-        if isinstance(value, Mapping) and value and "_delete_" not in value:
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
-def _there(config: Config, path: str) -> tuple[Any, str | None, bool]:
-    """What a config has at a dotted key; where nothing, the key beside it that it is almost, and
-    whether what is built of that part of the config takes no key that it does not know."""
-    part: Any = config._cfg_dict
-    names = path.split(".")
-    for depth, name in enumerate(names):
-        if isinstance(part, (list, tuple)) and name.isdigit() and int(name) < len(part):
-            part = part[int(name)]
-        elif isinstance(part, dict) and name in part:
-            part = part[name]
-        elif isinstance(part, dict):
-            near = difflib.get_close_matches(name, list(part), n=1, cutoff=_ALMOST)
-            takes_any = "type" not in part or str(part["type"]).endswith("Sampler")
-            return None, ".".join([*names[:depth], near[0]]) if near else None, not takes_any
-        else:
-            return None, None, True
-    return part, None, True
-
-
-def is_mmdet3(config: Mapping[str, Any]) -> bool:
-    """Whether a config is written for MMDetection 3, whose data and training have other keys."""
-    model = config.get("model") or {}
-    theirs = ("train_dataloader", "optim_wrapper", "param_scheduler", "default_scope")
-    return "data_preprocessor" in model or any(key in config for key in theirs)
 
 
 def box_heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -434,13 +290,6 @@ def set_loss_weights(model: Mapping[str, Any], weights: Mapping[str, float]) -> 
             head[LOSS_KEYS[branch]]["loss_weight"] = weight
 
 
-def scale_learning_rate(config: Config, factor: float) -> None:
-    """Multiply the learning rate, and the peak of a schedule that has one; changed in place."""
-    config.optimizer.lr *= factor
-    if "max_lr" in config.lr_config:
-        config.lr_config.max_lr *= factor
-
-
 def _usual_loss(head: str, key: str) -> dict[str, Any]:
     """The loss that a head has where its config names none."""
     for cls in MMDET_HEADS.get(head).__mro__:
@@ -454,126 +303,3 @@ def searched_weights(model: Mapping[str, Any]) -> dict[str, float]:
     """Branch to the weight that the paper gives a searched loss at full size, where none is found
     on a batch."""
     return {"cls": 1.0, "reg": 10.0 if "roi_head" in model else 1.0}
-
-
-def parts(config: Any) -> Iterator[dict[str, Any]]:
-    """A config's mappings, the outer before the inner."""
-    if isinstance(config, dict):
-        yield config
-    if isinstance(config, (dict, list, tuple)):
-        for value in config.values() if isinstance(config, dict) else config:
-            yield from parts(value)
-
-
-def set_num_classes(config: Any, count: int) -> None:
-    """Every ``num_classes`` in a config, changed in place."""
-    for part in parts(config):
-        if "num_classes" in part:
-            part["num_classes"] = count
-
-
-def add_import(config: dict[str, Any], module: str) -> None:
-    """Let a config import a module, beside what it imports; changed in place."""
-    imports = dict(config.get("custom_imports") or dict(allow_failed_imports=False))
-    names = imports.get("imports") or []
-    names = [names] if isinstance(names, str) else list(names)
-    imports["imports"] = list(dict.fromkeys([*names, module]))
-    config["custom_imports"] = imports
-
-
-def has_masks(model: Mapping[str, Any]) -> bool:
-    """Whether a detector learns masks, which its data then needs."""
-    return bool((model.get("roi_head") or {}).get("mask_head"))
-
-
-def own_data(config: Mapping[str, Any]) -> str | None:
-    """The annotations that a config's author named for its training, where they are not those of
-    COCO that mmdet's own configs name."""
-    for part in datasets((config.get("data") or {}).get("train") or {}):
-        name = part.get("ann_file")
-        name = name[0] if isinstance(name, (list, tuple)) and name else name
-        if name and name != "data/coco/annotations/instances_train2017.json":
-            return str(name)
-    return None
-
-
-def usual_data(config: Mapping[str, Any]) -> Any:
-    """The name of the data that a config's trials train on unless told: the one that a proxy was
-    made with, or ``config`` where its author named data, or ``embedded``."""
-    made_with = (config.get("proxy") or {}).get("data")
-    return made_with or ("config" if own_data(config) else "embedded")
-
-
-def pipeline(config: Mapping[str, Any], training: bool) -> list[dict[str, Any]]:
-    """The steps by which one image is read: for training, or for measuring (val's, else test's).
-
-    Of several data sets the first one's; of a ``MultiImageMixDataset``, whose own steps come after
-    those of the data set in it, those that take one image.
-
-    Raises:
-        ConfigError: the config has none.
-    """
-    splits = ("train",) if training else ("val", "test")
-    for split in splits:
-        if steps := _steps((config.get("data") or {}).get(split)):
-            return steps
-    raise ConfigError(
-        f"the config's data.{' or data.'.join(splits)} should have a pipeline, by which images are "
-        "read; there is none"
-    )
-
-
-def _steps(part: Any) -> list[dict[str, Any]]:
-    if isinstance(part, (list, tuple)):
-        part = next(iter(part), None)
-    if not part:
-        return []
-    own, inner = part.get("pipeline") or [], part.get("dataset") or part.get("datasets")
-    if not inner:
-        return list(own)
-    return _steps(inner) + [step for step in own if step["type"] not in _MIXING]
-
-
-def with_split(part: Any, split: Split, classes: Sequence[str]) -> dict[str, Any]:
-    """A ``data.train`` and the like with other images: mmdet's wrappers and pipelines as they are,
-    of several data sets the first.
-
-    Raises:
-        ConfigError: it has no pipeline.
-    """
-    if isinstance(part, (list, tuple)):
-        return with_split(part[0], split, classes)
-    if "dataset" in part:
-        return {**part, "dataset": with_split(part["dataset"], split, classes)}
-    if "datasets" in part:
-        return {**part, "datasets": [with_split(part["datasets"], split, classes)]}
-    if "pipeline" not in part:
-        raise ConfigError(
-            f"the config's data has a {part.get('type', 'data set')} without a pipeline, by which "
-            "other images could be read"
-        )
-    return dict(
-        type="CocoDataset",
-        ann_file=split.ann_file,
-        img_prefix=split.img_prefix,
-        classes=list(classes),
-        pipeline=part["pipeline"],
-    )
-
-
-def set_data(config: Config, data: DataSet) -> None:
-    """Train, val and test splits of a data set in the places of a config's own, and its number of
-    classes; changed in place.
-
-    Raises:
-        ConfigError: as :func:`with_split`, or the config has no ``data.train``.
-    """
-    own = config.get("data") or {}
-    if "train" not in own:
-        raise ConfigError("the config has no data.train, whose pipeline would read other images")
-    for split in ("train", "val", "test"):
-        if split in own:
-            own[split] = with_split(own[split], data.splits[split], data.classes)
-    set_num_classes(config.model, len(data.classes))
-    if (config.get("evaluation") or {}).get("metric") == "mAP":  # of a VOC config; COCO format now
-        config.evaluation.metric = "bbox"

@@ -90,10 +90,10 @@ def check(
     """
     config = masks = None
     if config_name is not None:
-        from detectors import configure
+        from detectors import config_data, config_files
 
-        config = configure.read_config(config_name, "--config")
-        masks = configure.has_masks(config.get("model", {}))
+        config = config_files.read_config(config_name, "--config")
+        masks = config_data.has_masks(config.get("model", {}))
     findings = Findings()
     found = None
     try:

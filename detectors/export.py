@@ -12,7 +12,7 @@ from cse_autoloss.notes import notes
 from cse_autoloss.space import load_space
 from cse_autoloss.text import printable
 from cse_autoloss.trial import Found
-from detectors import configure
+from detectors import config_data, config_files, configure
 from detectors.datasets import DataSet
 
 
@@ -48,14 +48,14 @@ def proxy_config(config: Config, data: DataSet, found: Found) -> str:
     config.pop("proxy", None)
     configure.set_losses(config.model, searched_losses(found, lambda: data.class_frequency))
     configure.set_loss_weights(config.model, found.loss_weights)
-    configure.scale_learning_rate(config, found.lr_scale)
-    configure.set_data(config, data)
+    config_files.scale_learning_rate(config, found.lr_scale)
+    config_data.set_data(config, data)
     steps = config.runner.max_iters = found.steps or config.runner.max_iters
     config.evaluation = dict(interval=steps, metric="bbox")
     config.checkpoint_config = dict(interval=steps, by_epoch=False)
     config.load_from = found.prepared
     config.custom_imports = dict(imports=["detectors"], allow_failed_imports=False)
-    return header(found) + configure.config_text(config)
+    return header(found) + config_files.config_text(config)
 
 
 def user_config(config: Config, losses: Mapping[str, Mapping[str, Any]], found: Found) -> str:
@@ -69,8 +69,8 @@ def user_config(config: Config, losses: Mapping[str, Mapping[str, Any]], found: 
         ConfigError: its heads cannot take the losses; says why.
     """
     configure.set_losses(config.model, losses)
-    configure.add_import(config, "detectors")
-    return header(found) + configure.config_text(config)
+    config_files.add_import(config, "detectors")
+    return header(found) + config_files.config_text(config)
 
 
 def snippet(expression: str, space: str, loss_weight: float) -> str:

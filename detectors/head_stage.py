@@ -18,7 +18,7 @@ from torch import nn
 
 from cse_autoloss.cache import digest
 from cse_autoloss.trial import ConfigError
-from detectors import configure
+from detectors import config_data
 from detectors.feature_cache import Writer, shared
 from detectors.head_features import FeatureMaps, RoIFeatures, Seen, precision_of
 from detectors.images import dataset
@@ -44,7 +44,7 @@ class HeadStage:
         self._setup = setup
         self._trunk = trunk.eval()
         config, limit = setup.config, setup.head.cache_bytes
-        training, self._measuring = (configure.pipeline(config, flag) for flag in (True, False))
+        training, self._measuring = (config_data.pipeline(config, flag) for flag in (True, False))
         made_from = [config.model, training, self._measuring, versions()]
         self._digest = digest(
             *(_MADE, json.dumps(made_from, sort_keys=True, default=repr), setup.data.digest),

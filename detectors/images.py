@@ -18,7 +18,8 @@ from mmdet.datasets.api_wrappers import COCOeval
 from torch.utils.data import DataLoader
 
 from cse_autoloss.trial import Picture
-from detectors import configure
+from detectors import config_data
+from detectors.datasets.named import unwrapped
 from detectors.setup import Setup
 
 SAMPLE = 200  # images that a trial tells its boxes of
@@ -34,10 +35,10 @@ def dataset(
         pipeline: of mmdet's transforms; the config's for training or for measuring where None.
     """
     if pipeline is None and not training:
-        pipeline = configure.pipeline(setup.config, training)
+        pipeline = config_data.pipeline(setup.config, training)
     own = setup.config.data.train if pipeline is None else dict(pipeline=list(pipeline))
-    part = configure.with_split(own, setup.data.splits[split], setup.data.classes)
-    for inner in configure.datasets(part):
+    part = config_data.with_split(own, setup.data.splits[split], setup.data.classes)
+    for inner in unwrapped(part):
         if not training:
             inner["pipeline"] = replace_ImageToTensor(inner["pipeline"])
         inner["pipeline"] = [_in_memory(step) for step in inner["pipeline"]]

@@ -15,7 +15,7 @@ from mmcv import Config
 
 from cse_autoloss.inputs import EXTRAS
 from cse_autoloss.trial import ConfigError, Found
-from detectors import configure
+from detectors import config_files, configure
 from detectors.export import header
 
 _ADAPTER = "cse_autoloss.adapters.mmdet3"
@@ -62,7 +62,7 @@ def config_text(
                 f"--target mmdet3: no config known for {kind}; give one with --config"
             )
         own, inherited = _OWN[kind][0], f"mmdet::{_OWN[kind][1]}"
-        model, imports = configure.read_config(own).model, []
+        model, imports = config_files.read_config(own).model, []
     else:
         config = _read(base)
         inherited = str(Path(base).absolute())
@@ -89,12 +89,12 @@ def _read(path: str) -> Config:
         config = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # a config is a program: anything can come out of it
         raise ConfigError(
-            f"--config {path} does not read: {configure.reason(error)}; bases should be given by "
-            "path, not as 'mmdet::...' or read_base()"
+            f"--config {path} does not read: {config_files.reason(error)}; bases should be given "
+            "by path, not as 'mmdet::...' or read_base()"
         ) from error
     if not isinstance(config.get("model"), dict):
         raise ConfigError(f"--config {path}: it has no model; give a config that inherits one")
-    if not configure.is_mmdet3(config) and ("runner" in config or "optimizer" in config):
+    if not config_files.is_mmdet3(config) and ("runner" in config or "optimizer" in config):
         raise ConfigError(f"--config {path} is a config of MMDetection 2.x: --target mmdet2")
     return config
 

@@ -22,7 +22,7 @@ from mmcv.runner.checkpoint import CheckpointLoader
 from cse_autoloss.cache import cache_dir, digest
 from cse_autoloss.files import write_whole
 from cse_autoloss.trial import ConfigError, Trial
-from detectors import configure, shrink
+from detectors import config_files, configure, shrink
 from detectors.check import without_weights
 from detectors.images import quiet
 from detectors.setup import Options, Setup, read_config, versions
@@ -78,7 +78,7 @@ class Proxy:
     def text(self) -> str:
         """The config's file."""
         lines = [f"{name}: {value}" for name, value in self.rows()]
-        return "".join(f"# {line}\n" for line in [*lines, *self.notes]) + configure.config_text(
+        return "".join(f"# {line}\n" for line in [*lines, *self.notes]) + config_files.config_text(
             self.config
         )
 
@@ -111,7 +111,7 @@ def adopt(options: Mapping[str, Any], say: Say) -> dict[str, Any]:
     same kind of device, is taken from the user's cache. A config that counts steps is a trial as it
     is."""
     if "runner" not in (
-        config := configure.read_config(str(options.get("config", "faster_rcnn_proxy")))
+        config := config_files.read_config(str(options.get("config", "faster_rcnn_proxy")))
     ):
         return dict(options)
     if config.runner.get("type") == "IterBasedRunner":
@@ -122,7 +122,7 @@ def adopt(options: Mapping[str, Any], say: Say) -> dict[str, Any]:
                 f"steps; cse-search proxy {options['config']} makes a shorter trial of it"
             )
         return dict(options)
-    configure.change(config, options.get("cfg_options", {}), "detector.cfg_options")
+    config_files.change(config, options.get("cfg_options", {}), "detector.cfg_options")
     seconds = float(options.get("trial_seconds", Options().trial_seconds))
     device = options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     data = json.dumps([options.get("data"), options.get("data_seed")], sort_keys=True)
@@ -352,7 +352,7 @@ def _missing(checkpoint: str) -> str | None:
         with quiet():
             CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
     except Exception as error:  # of files, of the network, of torchvision
-        return configure.reason(error)
+        return config_files.reason(error)
     finally:
         socket.setdefaulttimeout(before)
     return None

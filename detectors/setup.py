@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cse_autoloss.cache import cache_dir, digest
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.version import __version__
-from detectors import configure, datasets
+from detectors import config_data, config_files, configure, datasets
 
 _FEWEST = 10  # steps: fewer are no schedule
 # Counts the ways in which training.py has made warm weights; a cached one of another way is stale.
@@ -88,7 +88,7 @@ class HeadOptions(BaseModel):
 def absolute(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with the paths of the config and the data made absolute; names stay."""
     resolved, options = dict(options), _options(options)
-    if "config" in resolved and options.config not in configure.config_names():
+    if "config" in resolved and options.config not in config_files.config_names():
         resolved["config"] = _absolute(options.config)
     if options.data in ("embedded", "config"):
         pass
@@ -115,8 +115,8 @@ def read_config(options: Mapping[str, Any]) -> Config:
         ConfigError: one line that names the option and what would be right.
     """
     checked = _options(options)
-    config = configure.read_config(checked.config)
-    configure.change(config, checked.cfg_options, "detector.cfg_options")
+    config = config_files.read_config(checked.config)
+    config_files.change(config, checked.cfg_options, "detector.cfg_options")
     return config
 
 
@@ -137,16 +137,16 @@ class Setup:
         self.device = torch.device(
             self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
-        self.config = config = configure.read_config(self.options.config)
+        self.config = config = config_files.read_config(self.options.config)
         given = self.options.data
         self.data = datasets.find(
-            configure.usual_data(config) if given is None else given,
+            config_data.usual_data(config) if given is None else given,
             self.options.data_seed,
             config=config,
-            masks=configure.has_masks(config.model),
+            masks=config_data.has_masks(config.model),
             open_images=open_images,
         )
-        configure.change(config, self.options.cfg_options, "detector.cfg_options")
+        config_files.change(config, self.options.cfg_options, "detector.cfg_options")
         if config.get("runner", {}).get("type") != "IterBasedRunner":
             raise ConfigError(
                 "detector.config: a trial is measured in steps; the config should have "
@@ -154,7 +154,7 @@ class Setup:
                 f"by_epoch=False; cse-search proxy {self.options.config} makes one"
             )
         configure.set_losses(config.model, {})
-        configure.set_num_classes(config.model, len(self.data.classes))
+        config_data.set_num_classes(config.model, len(self.data.classes))
         if self.options.steps:
             config.runner.max_iters = self.options.steps
         if self.options.batch_size:

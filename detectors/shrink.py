@@ -16,7 +16,7 @@ from typing import Any
 from mmcv import Config
 
 from cse_autoloss.trial import ConfigError
-from detectors import configure
+from detectors import config_files
 from detectors.check import without_weights
 
 _DIVISOR = 32  # image sizes are multiples of it, as nearly all backbones want them
@@ -70,7 +70,7 @@ def own_short_side(config: Config) -> int:
     """
     data = config.get("data") or {}
     part = data.get("val") or data.get("test") or data.get("train")
-    for step in configure.parts(part):
+    for step in config_files.parts(part):
         scale = step.get("img_scale")
         if scale:
             scale = scale[0] if isinstance(scale, list) else scale
@@ -118,13 +118,13 @@ def proxy(
     )
     config.evaluation = dict(interval=shape.steps, metric="bbox")
     config.checkpoint_config = dict(interval=shape.steps, by_epoch=False)
-    configure.add_import(config, "detectors")
+    config_files.add_import(config, "detectors")
     return config
 
 
 def _smaller_images(part: Any, factor: float) -> Any:
     part = copy.deepcopy(part)
-    for step in configure.parts(part):
+    for step in config_files.parts(part):
         for key in ("img_scale", "crop_size", "size", "dynamic_scale", "pad_size"):
             if step.get(key):
                 step[key] = _scaled(step[key], lambda side: _side(side * factor))
@@ -140,7 +140,7 @@ def _cut(border: int, factor: float) -> int:
 
 def _smaller_model(model: Any, factor: float) -> Any:
     model = copy.deepcopy(model)
-    for part in configure.parts(model):
+    for part in config_files.parts(model):
         if "AnchorGenerator" in str(part.get("type")):
             for key in ("octave_base_scale", "scales", "base_sizes", "basesize_ratio_range"):
                 if part.get(key):

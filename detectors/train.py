@@ -37,7 +37,8 @@ from cse_autoloss.errors import UserError
 from cse_autoloss.files import write_whole
 from cse_autoloss.space import load_space
 from cse_autoloss.trial import ConfigError
-from detectors import configure, datasets
+from detectors import config_data, config_files, configure, datasets
+from detectors.datasets.named import unwrapped
 from detectors.training import DetectorTrainer
 
 DEFAULT = "default"  # names the loss that a detector has without any search
@@ -53,8 +54,8 @@ class Training:
         losses: branch to an expression, a known loss's name, or ``default``; an absent branch keeps
             the config's loss.
         data: a data set's name (:mod:`detectors.datasets.dataset`); where None, what a proxy's
-            trials train on (:func:`detectors.configure.usual_data`), else the config's own data as
-            it is.
+            trials train on (:func:`detectors.config_data.usual_data`), else the config's own data
+            as it is.
         cfg_options: changes of the config, dotted key to value, made last.
         work_dir: where logs and checkpoints go; ``work_dirs/CONFIG`` where None.
         resume_from: a checkpoint to go on from, with its optimiser and step.
@@ -139,21 +140,21 @@ def read(training: Training) -> Config:
     Raises:
         ConfigError: one line for what is wrong.
     """
-    config = configure.read_config(training.config, "CONFIG")
+    config = config_files.read_config(training.config, "CONFIG")
     _set_losses(config, training.losses)
-    usual = configure.usual_data(config) if config.get("proxy") else "config"
+    usual = config_data.usual_data(config) if config.get("proxy") else "config"
     data = training.data or (usual if usual != "config" else None)  # that is mmdet's to read
     first = os.environ.get("RANK", "0") == "0"  # one process looks at the images for all
     if data:
-        masks = configure.has_masks(config.model)
+        masks = config_data.has_masks(config.model)
         found = datasets.find(data, config=config, masks=masks, open_images=first)
         if first:
             for finding in found.findings:
                 print(finding.line, file=sys.stderr)
-        configure.set_data(config, found)
+        config_data.set_data(config, found)
     elif "train" not in (config.get("data") or {}):
         raise ConfigError(f"{training.config} has no data.train to train on")
-    configure.change(config, training.cfg_options, "--cfg-options")
+    config_files.change(config, training.cfg_options, "--cfg-options")
     config = replace_cfg_vals(config)
     update_data_root(config)
     _check_files(config, training)
@@ -222,7 +223,7 @@ def _set_losses(config: Config, losses: Mapping[str, str]) -> None:
         )
     if searched:
         configure.set_losses(config.model, searched)
-        configure.add_import(config, "detectors")
+        config_files.add_import(config, "detectors")
 
 
 def _set_default(config: Config, branch: str) -> None:
@@ -268,7 +269,7 @@ def _check_files(config: Config, training: Training) -> None:
                 f"{training.config} has no data.{split}"
                 + ("; --no-validate trains without" if split == "val" else "")
             )
-        for part in configure.datasets(config.data[split]):
+        for part in unwrapped(config.data[split]):
             names = part.get("ann_file") or []
             for name in [names] if isinstance(names, str) else names:
                 path = Path(part.get("data_root") or "", name)
@@ -281,7 +282,7 @@ def _check_files(config: Config, training: Training) -> None:
 
 def _told(config: Config, name: str | None) -> str:
     """A line that says what is trained on; of the config's own data the annotations' file."""
-    part = next(configure.datasets(config.data.train), {})
+    part = next(unwrapped(config.data.train), {})
     counts = (head.get("num_classes") for head in configure.box_heads(config.model))
     count = next((f": {count} classes" for count in counts if count is not None), "")
     return f"training on {name or part.get('ann_file') or part.get('type')}{count}"
@@ -319,7 +320,7 @@ def _build(training: Training, config: Config) -> tuple[torch.nn.Module, CocoDat
         model.init_weights()
         dataset = build_dataset(config.data.train)
     except Exception as error:  # a config can name anything: what comes of it is the config's
-        raise ConfigError(f"{training.config}: {configure.reason(error)}") from error
+        raise ConfigError(f"{training.config}: {config_files.reason(error)}") from error
     if len(dataset) == 0:
         raise ConfigError(
             f"{training.config}: data.train has no image to train on, with an object and of 32 "

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from cse_autoloss.cache import digest
 from cse_autoloss.files import write_whole
 from cse_autoloss.trial import BRANCHES, ConfigError, Found, Picture, Trial, TrialResult
-from detectors import configure, export, mmdet3
+from detectors import config_files, configure, export, mmdet3
 from detectors.check import check_trains, check_trial
 from detectors.head_stage import HeadStage
 from detectors.images import average_precision, dataset, loader, pictures, quiet, surest
@@ -163,10 +163,10 @@ class DetectorTrainer:
     ) -> dict[str, str]:
         losses = export.searched_losses(found, lambda: Setup(options).data.class_frequency)
         if target == "mmdet3":
-            run = configure.read_config(options.get("config", Options().config))
+            run = config_files.read_config(options.get("config", Options().config))
             return {f"{name}.py": mmdet3.config_text(base, run, losses, found)}
         if base is not None:
-            text = export.user_config(configure.read_config(base, "--config"), losses, found)
+            text = export.user_config(config_files.read_config(base, "--config"), losses, found)
         else:
             setup = Setup(options)
             text = export.proxy_config(setup.config, setup.data, found)
@@ -372,7 +372,7 @@ class DetectorTrainer:
         """
         config = copy.deepcopy(config)
         config.runner.max_iters = steps
-        configure.scale_learning_rate(config, lr_scale)
+        config_files.scale_learning_rate(config, lr_scale)
         set_random_seed(seed)
         optimizer = build_optimizer(model, config.optimizer)
         runner: IterBasedRunner = build_runner(

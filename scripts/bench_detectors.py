@@ -34,7 +34,7 @@ from mmdet.models import build_detector
 from torch import nn
 
 from cse_autoloss.report import table
-from detectors import configure
+from detectors import config_files, configure
 from detectors.images import quiet
 from detectors.train import Training, read
 
@@ -45,7 +45,7 @@ REPLAYS = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    full = [name for name in configure.config_names() if not name.endswith("_proxy")]
+    full = [name for name in config_files.config_names() if not name.endswith("_proxy")]
     parser.add_argument(
         "--detectors", nargs="+", choices=full, default=["faster_rcnn_r50", "atss_r50"]
     )

@@ -69,7 +69,7 @@ def of_config(config: Any, findings: Findings) -> tuple[list[Part], Listing]:
     known: dict[str, None] = {}
     for split in SPLITS[:3]:
         pieces = []
-        for entry in datasets(config.data.get(split)):
+        for entry in unwrapped(config.data.get(split)):
             name = entry.get("ann_file")
             if parts and str(name).startswith(_INHERITED) and not Path(str(name)).is_file():
                 text = (
@@ -103,16 +103,16 @@ def of_config(config: Any, findings: Findings) -> tuple[list[Part], Listing]:
     return parts, Listing(Path(os.path.commonpath(roots)))
 
 
-def datasets(entry: Any) -> Iterator[Mapping[str, Any]]:
+def unwrapped(entry: Any) -> Iterator[Mapping[str, Any]]:
     """The data sets of an entry of a config's ``data``, out of lists and wrappers
     (ConcatDataset, RepeatDataset, ClassBalancedDataset, MultiImageMixDataset)."""
     if isinstance(entry, (list, tuple)):
         for part in entry:
-            yield from datasets(part)
+            yield from unwrapped(part)
     elif isinstance(entry, Mapping):
         inner = entry.get("dataset") or entry.get("datasets")
         if inner:
-            yield from datasets(inner)
+            yield from unwrapped(inner)
         elif entry:
             yield entry
 

@@ -6,7 +6,7 @@ from mmcv import Config
 
 from cse_autoloss.expression import ExpressionError
 from cse_autoloss.trial import Found
-from detectors.configure import config_text
+from detectors.config_files import config_text
 from detectors.export import header
 from detectors.training import DetectorTrainer
 

@@ -9,7 +9,8 @@ from mmcv import Config
 from cse_autoloss.config import parse_config
 from cse_autoloss.run import check
 from cse_autoloss.trial import ConfigError, Found
-from detectors import configure
+from detectors import config_files
+from detectors.datasets.named import unwrapped
 from detectors.train import Training, read
 from detectors.training import DetectorTrainer
 
@@ -26,7 +27,7 @@ TWO_STAGE, ONE_STAGE = (
 
 def written(folder, text, base="faster_rcnn_proxy"):
     path = folder / "theirs.py"
-    inherits = f"_base_ = {str(configure.CONFIGS / base)!r} + '.py'\n" if base else ""
+    inherits = f"_base_ = {str(config_files.CONFIGS / base)!r} + '.py'\n" if base else ""
     path.write_text(inherits + text)
     return str(path)
 
@@ -144,7 +145,7 @@ OWN = "data = dict(train=dict(ann_file='/mine/train.json'))"
 )
 def test_a_config_of_ones_own_data_is_never_trained_on_other_data(tmp_path, text, right):
     if text.startswith("data = dict(train=["):
-        text = f"_base_ = {str(configure.CONFIGS / 'faster_rcnn_proxy.py')!r}\n" + (
+        text = f"_base_ = {str(config_files.CONFIGS / 'faster_rcnn_proxy.py')!r}\n" + (
             "data = dict(_delete_=True, train=[dict(type='CocoDataset', ann_file='/mine/a.json', "
             "pipeline=[])])"
         )
@@ -171,6 +172,6 @@ def test_data_by_name_goes_into_lists_and_wrappers_and_needs_no_test_split(tmp_p
         "val=dict(type='CocoDataset', ann_file='v.json', pipeline=pipeline))"
     )
     config = read(Training(written(tmp_path, text), data="embedded"))
-    (part,) = configure.datasets(config.data.train)
+    (part,) = unwrapped(config.data.train)
     assert part["type"] == "CocoDataset" and len(part["classes"]) == 6
     assert part["pipeline"] == [dict(type="LoadImageFromFile")] and "test" not in config.data

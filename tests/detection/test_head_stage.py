@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cse_autoloss.trial import ConfigError, Trial
-from detectors import configure, head_features, head_stage
+from detectors import config_files, configure, head_features, head_stage
 from detectors.head_features import precision_of
 from detectors.images import average_precision, dataset, surest
 from detectors.training import DetectorTrainer
@@ -195,7 +195,7 @@ def test_a_head_is_trained_and_measured_on_the_images_of_the_data_set_in_lists_a
     trainers, tmp_path, monkeypatch, change
 ):
     expected = trainers("faster_rcnn_proxy").train(trial())
-    config = configure.read_config("faster_rcnn_proxy")
+    config = config_files.read_config("faster_rcnn_proxy")
     change(config.data)
     (tmp_path / "theirs.py").write_text(config.pretty_text)
     monkeypatch.setattr("detectors.feature_cache.cache_dir", lambda: tmp_path)

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 
 from cse_autoloss.trial import ConfigError
 from detectors import datasets
-from detectors.configure import CONFIGS
+from detectors.config_files import CONFIGS
 from detectors.data_commands import data as data_command
 from detectors.datasets import images, splits
 from detectors.datasets.findings import Findings

@@ -18,7 +18,7 @@ from mmdet.core import bbox_overlaps, reduce_mean
 from mmdet.models import HEADS, build_head
 
 from cse_autoloss.trial import ConfigError, Found
-from detectors import configure, mmdet3
+from detectors import config_files, configure, mmdet3
 from detectors.training import DetectorTrainer
 
 A = Found(
@@ -206,7 +206,7 @@ def test_the_adapter_has_the_heads_that_an_export_names(adapter):
 
 
 def test_the_head_of_two_stage_detectors_computes_what_ours_computes(adapter):
-    ours, theirs = pair(configure.read_config("faster_rcnn_proxy").model, A)
+    ours, theirs = pair(config_files.read_config("faster_rcnn_proxy").model, A)
     features = torch.randn(40, 32, 5, 5)
     corners = torch.rand(40, 2) * 60
     rois = torch.cat([torch.zeros(40, 1), corners, corners + 20 + torch.rand(40, 2) * 40], 1)
@@ -230,7 +230,7 @@ def dense_batch(head):
 
 def test_the_heads_of_one_stage_detectors_compute_what_ours_compute(adapter):
     for name in ("fcos", "atss"):
-        ours, theirs = pair(configure.read_config(f"{name}_proxy").model, B)
+        ours, theirs = pair(config_files.read_config(f"{name}_proxy").model, B)
         outputs, boxes, labels, metas = dense_batch(ours)
         expected = ours.loss(*outputs, boxes, labels, metas)
         if name == "fcos":  # the targets of 3.x come of a list of instances

@@ -5,7 +5,7 @@ import pytest
 from mmcv import Config
 
 from cse_autoloss.trial import ConfigError
-from detectors import configure, proxy, shrink
+from detectors import config_files, proxy, shrink
 from detectors.check import check_trains, check_trial
 from detectors.configs import mmdet_config
 from detectors.datasets import shapes
@@ -33,7 +33,7 @@ def small(name, schedule=ONE_CYCLE[0]):
 
 
 def scales(config):
-    return [part["img_scale"] for part in configure.parts(config.data) if part.get("img_scale")]
+    return [part["img_scale"] for part in config_files.parts(config.data) if part.get("img_scale")]
 
 
 def test_images_anchors_and_rois_become_smaller_together():
@@ -89,7 +89,7 @@ def whole(tmp_path_factory):
     path = folder / "theirs.py"
     path.write_text(
         WHOLE.format(
-            base=str(configure.CONFIGS / "faster_rcnn_proxy.py"),
+            base=str(config_files.CONFIGS / "faster_rcnn_proxy.py"),
             **{
                 key: str(data / "annotations" / f"instances_{split}2017.json")
                 for key, split in (("train", "train"), ("val", "val"))
@@ -142,7 +142,7 @@ def test_a_config_that_counts_steps_is_a_trial_as_it_is_and_a_long_one_is_said(t
 
 
 def test_a_trial_that_cannot_be_as_short_is_refused_with_what_would_do(whole, quick):
-    config = configure.read_config(str(whole))
+    config = config_files.read_config(str(whole))
     with pytest.raises(
         ConfigError, match=r"a trial of 10 steps .* takes about \d+ s here.*--seconds \d+"
     ):

@@ -15,7 +15,7 @@ from cse_autoloss.export import found as found_by_rank
 from cse_autoloss.export import ranking
 from cse_autoloss.journal import Journal, found_label
 from cse_autoloss.trial import ConfigError
-from detectors.configure import read_config
+from detectors.config_files import read_config
 
 CSE_SEARCH = [sys.executable, "-m", "cse_autoloss.cli"]
 MINIATURE = """

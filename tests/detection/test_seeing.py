@@ -13,7 +13,7 @@ from cse_autoloss.config import parse_config
 from cse_autoloss.inputs import EXTRAS
 from cse_autoloss.run import check
 from cse_autoloss.trial import ConfigError, Found
-from detectors import configure
+from detectors import config_data, config_files, configure
 from detectors.configs import mmdet_config
 from detectors.training import DetectorTrainer
 
@@ -60,14 +60,14 @@ def with_r(tmp_path):
 
 def made(name, space):
     """The detector, small, with losses that need all that it hands over."""
-    model = configure.read_config("atss_proxy" if "/" in name else name).model
+    model = config_files.read_config("atss_proxy" if "/" in name else name).model
     if "/" in name:  # another head on the proxy's trunk
-        theirs = configure.read_config(mmdet_config(name)).model
+        theirs = config_files.read_config(mmdet_config(name)).model
         kept = {key: model.bbox_head[key] for key in ("in_channels", "anchor_generator")}
         model.bbox_head = {**theirs.bbox_head, **kept, "feat_channels": 32, "stacked_convs": 1}
         for key in ("type", "train_cfg", "test_cfg"):
             model[key] = theirs[key]
-    configure.set_num_classes(model, CLASSES)
+    config_data.set_num_classes(model, CLASSES)
     space = "two_stage_cls_plus" if "roi_head" in model else space
     losses = {
         "cls": dict(type="SearchedLoss", expression=DETECTORS[name], space=space),
@@ -167,7 +167,7 @@ def test_a_search_in_a_space_whose_variable_no_head_hands_over_does_not_start(wi
 
 
 def test_a_roi_head_that_shows_no_images_says_so_before_anything_is_built():
-    model = configure.read_config("faster_rcnn_proxy").model
+    model = config_files.read_config("faster_rcnn_proxy").model
     model.roi_head.type = "MaskScoringRoIHead"
     loss = dict(type="SearchedLoss", space="two_stage_cls_plus")
     with pytest.raises(ConfigError, match="cls loss needs pos_areas, .* does not hand over"):

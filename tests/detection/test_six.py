@@ -13,7 +13,7 @@ from mmdet.models import build_detector, build_head
 from torch import nn
 
 from cse_autoloss.trial import ConfigError, Found, Trial
-from detectors import configure, export
+from detectors import config_files, configure, export
 from detectors.configs import mmdet_config
 from detectors.training import DetectorTrainer
 
@@ -52,7 +52,7 @@ def options(name, warmup_steps=0):
 
 
 def test_the_package_has_a_full_config_and_a_proxy_of_each():
-    assert configure.config_names() == sorted(FULL + PROXIES)
+    assert config_files.config_names() == sorted(FULL + PROXIES)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ class Recording(nn.Module):
 
 def dense_head(kind, aware=True, **changes):
     name = {"fcos": "fcos_proxy", "atss": "atss_proxy"}[kind]
-    model = copy.deepcopy(configure.read_config(name).model)
+    model = copy.deepcopy(config_files.read_config(name).model)
     prefix = "IoUAware" if aware else ""
     config = {
         **model.bbox_head,
@@ -299,7 +299,7 @@ def test_the_released_losses_reach_every_branch_also_of_images_without_objects(k
 
 @pytest.mark.parametrize("name", FULL)
 def test_a_full_config_builds_and_has_the_papers_losses_in_iou_aware_heads(name):
-    config = configure.read_config(name)
+    config = config_files.read_config(name)
     one_stage = "rcnn" not in name
     for head in configure.heads(config.model):
         assert head.type.startswith("IoUAware")
@@ -368,7 +368,7 @@ def test_a_full_config_changes_nothing_else_of_mmdets():
     }
     changes = {"type", "loss_cls", "loss_bbox", "reg_decoded_bbox"}
     for name, path in mmdets.items():
-        ours, theirs = configure.read_config(name), Config.fromfile(mmdet_config(path))
+        ours, theirs = config_files.read_config(name), Config.fromfile(mmdet_config(path))
         for mine, original in zip(
             configure.heads(ours.model), configure.heads(theirs.model), strict=True
         ):
@@ -379,15 +379,15 @@ def test_a_full_config_changes_nothing_else_of_mmdets():
 
 
 def test_fcos_has_its_three_options_and_cascade_its_three_stages():
-    head = configure.read_config("fcos_r50").model.bbox_head
+    head = config_files.read_config("fcos_r50").model.bbox_head
     assert head.norm_on_bbox and head.centerness_on_reg and head.center_sampling
-    stages = configure.heads(configure.read_config("cascade_rcnn_r50").model)
+    stages = configure.heads(config_files.read_config("cascade_rcnn_r50").model)
     assert [stage.bbox_coder.target_stds[0] for stage in stages] == [0.1, 0.05, 0.033]
     assert all(stage.reg_class_agnostic for stage in stages)
 
 
 def test_spaces_and_losses_go_with_the_detector():
-    model = configure.read_config("fcos_proxy").model
+    model = config_files.read_config("fcos_proxy").model
     assert configure.spaces(model) == {"cls": "one_stage_cls", "reg": "reg"}
     configure.set_losses(
         model, {"cls": dict(type="SearchedLoss", expression="Focal", space="one_stage_cls")}

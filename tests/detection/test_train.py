@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mmcv import Config
 
 from cse_autoloss.errors import UserError
-from detectors import configure
+from detectors import config_files
 from detectors.commands import compare as compare_command
 from detectors.commands import train as train_command
 from detectors.compare import read as read_work_dir
@@ -202,7 +202,7 @@ def test_a_proxy_trains_on_what_its_trials_train_on_from_the_same_weights(
     named, data, tmp_path, monkeypatch, capsys
 ):
     folder, path, prepared = data.removeprefix("coco:"), tmp_path / "proxy.py", []
-    base = str(configure.CONFIGS / "faster_rcnn_proxy.py")
+    base = str(config_files.CONFIGS / "faster_rcnn_proxy.py")
     path.write_text(f"_base_ = {base!r}\n{named.format(folder)}\n")
     monkeypatch.setattr(
         DetectorTrainer, "prepare", lambda options: prepared.append(options) or b"weights"

@@ -18,7 +18,7 @@ from mmdet.datasets import CocoDataset
 from cse_autoloss.config import read_config
 from cse_autoloss.run import check
 from cse_autoloss.trial import ConfigError, Found, Trial, TrialResult, read_result
-from detectors import configure, training
+from detectors import config_files, configure, training
 from detectors.check import check_trial
 from detectors.datasets import shapes
 from detectors.images import dataset
@@ -328,8 +328,8 @@ def test_a_found_loss_goes_into_a_users_own_config(tmp_path):
 
 
 def test_every_config_of_the_package_reads_and_inherits_from_mmdets():
-    for name in configure.config_names():
-        config = configure.read_config(name)
+    for name in config_files.config_names():
+        config = config_files.read_config(name)
         assert configure.heads(config.model) and "FPN" in config.model.neck.type
 
 
