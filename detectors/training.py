@@ -27,7 +27,6 @@ from mmcv.runner import IterBasedRunner, build_optimizer, build_runner, get_dist
 from mmcv.runner.iter_based_runner import IterLoader
 from mmdet.apis import set_random_seed
 from mmdet.apis import train as mmdet_train
-from mmdet.core import reduce_mean
 from mmdet.datasets import CocoDataset, build_dataloader
 from mmdet.models import build_detector
 from torch import distributed, nn
@@ -41,6 +40,7 @@ from detectors.check import check_trains, check_trial
 from detectors.head_stage import HeadStage
 from detectors.images import average_precision, dataset, loader, pictures, quiet, surest
 from detectors.setup import Options, Setup, absolute, read_config, versions
+from detectors.watch import GivenUp, Watch, mean_of_processes, stopwatch
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _COLD = (
@@ -53,7 +53,7 @@ _FIXED_SEED = 0  # of the warm-up, and of the heads and the batch that loss weig
 # classification loss that weighs positives by their IoU would not see one, and with one seed of
 # five never learn.
 _LOGITS = re.compile(r"bbox_head\.\w+_cls\.")
-# Prefix of a dense head's layer of logits: whoever loads them for a training passes it over.
+# Prefix of that layer's weights, which are kept for measuring losses on alone.
 _MEASURED_ON = "measured_on."
 _MEASURED_AT_ONCE = 8  # images
 # Metric to value, and for each image, for each class, (boxes, 5) of x1 y1 x2 y2 and score.
@@ -65,7 +65,11 @@ _SILENT.propagate = False
 
 
 class DetectorTrainer:
-    """Trains mmdet detectors for a search; see :class:`cse_autoloss.trial.Trainer`."""
+    """Trains mmdet detectors for a search; see :class:`cse_autoloss.trial.Trainer`.
+
+    Attributes:
+        setup: options, config and data of its trials.
+    """
 
     targets = ("mmdet2", "mmdet3")
 
@@ -140,7 +144,7 @@ class DetectorTrainer:
             worker = DetectorTrainer(options, b"")
             config, steps = setup.warmup_config(), setup.warmup_steps
             model = worker._model(config, _FIXED_SEED)
-            worker._train_detector(model, config, "train", steps, _FIXED_SEED, _Watch(steps))
+            worker._train_detector(model, config, "train", steps, _FIXED_SEED, Watch(steps))
             weights = {name: value.cpu() for name, value in model.state_dict().items()}
             kept = {
                 _MEASURED_ON + name if _LOGITS.match(name) else name: value
@@ -175,15 +179,15 @@ class DetectorTrainer:
         return {f"{name}.py": text}
 
     def __init__(self, options: Mapping[str, Any], prepared: bytes) -> None:
-        self._setup = Setup(options)
+        self.setup = Setup(options)
         self._processes = get_dist_info()[1]
-        images = self._setup.config.data.samples_per_gpu
+        images = self.setup.config.data.samples_per_gpu
         if images % self._processes:
             raise ConfigError(
                 f"detector.batch_size: {images} images cannot be shared evenly by "
                 f"{self._processes} processes"
             )
-        self._device = self._setup.device
+        self._device = self.setup.device
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "detector.device: cuda, and this worker has no GPU; cluster.num_gpus=1 gives it one"
@@ -208,23 +212,17 @@ class DetectorTrainer:
         if trial.task == "head":
             self._head_stage().load(("train", *trial.evaluate))
         started = time.monotonic()
-        steps = self._setup.steps_of(trial.task, trial.share)
-        watch = _Watch(steps, progress, trial.time_limit, _stopwatch(self._setup.device.type))
+        steps = self.setup.steps_of(trial.task, trial.share)
+        evaluated = ("tiny",) if trial.task == "tiny" else trial.evaluate
+        watch = Watch(steps, progress, trial.time_limit, stopwatch(self.setup.device.type))
         try:
             config, weights = self._with_losses(trial)
             model = self._model(config, trial.seed)
             if trial.task == "head":
-                head = self._setup.head
-                stage = self._head_stage()
-                batches = stage.batches(head.batch_size, trial.seed)
-                lr_scale = trial.lr_scale * head.lr
-                self._fit(
-                    stage.trainable(model), config, batches, steps, trial.seed, watch, lr_scale
-                )
+                self._train_head(model, config, steps, trial.seed, watch, trial.lr_scale)
             else:
                 split = "tiny" if trial.task == "tiny" else "train"
                 self._train_detector(model, config, split, steps, trial.seed, watch, trial.lr_scale)
-            evaluated = ("tiny",) if trial.task == "tiny" else trial.evaluate
             measure = self._measure_head if trial.task == "head" else self._measure_detector
             metrics, detections = {}, {}
             for name in evaluated:
@@ -232,7 +230,7 @@ class DetectorTrainer:
                 metrics |= {f"{name}/{key}": value for key, value in values.items()}
                 if name == trial.detections:
                     detections = surest(self._dataset(name, training=False), found)
-        except _GivenUp as reason:
+        except GivenUp as reason:
             return TrialResult.failed(trial, str(reason), time.monotonic() - started)
         return TrialResult(
             key=trial.key,
@@ -242,13 +240,35 @@ class DetectorTrainer:
             loss_weights=weights,
             seconds=time.monotonic() - started,
             steps=steps,
-            provenance=self._provenance(trial),
+            provenance=self.provenance(trial),
             detections=detections,
         )
 
+    def provenance(self, trial: Trial) -> dict[str, Any]:
+        """What a trial's numbers depend on beside its losses: versions, digests, seed, device."""
+        precision = {}
+        if trial.task == "head":
+            precision["precision"] = str(self._head_stage().precision).removeprefix("torch.")
+        return {
+            **versions(),
+            **precision,
+            "config": self.setup.options.config,
+            "config_digest": self.setup.config_digest,
+            "data": self.setup.data.name,
+            "data_digest": self.setup.data.digest,
+            "weights_digest": self._prepared_digest,
+            "batch_size": self.setup.config.data.samples_per_gpu,
+            "processes": self._processes,
+            "seed": trial.seed,
+            "device": torch.cuda.get_device_name()
+            if self._device.type == "cuda"
+            else f"cpu ({platform.processor()})",
+            "host": platform.node(),
+        }
+
     def _with_losses(self, trial: Trial) -> tuple[Config, dict[str, float]]:
         """The config with the trial's losses, each at its weight; and branch to weight."""
-        config = copy.deepcopy(self._setup.config)
+        config = copy.deepcopy(self.setup.config)
         default = configure.heads(config.model)[0]
         weights = {
             branch: default[configure.LOSS_KEYS[branch]].get("loss_weight", 1.0)
@@ -260,18 +280,18 @@ class DetectorTrainer:
             branch: {"type": "SearchedLoss", "expression": expression, "space": spaces[branch]}
             for branch, expression in trial.losses.items()
         }
-        configure.give_frequencies(searched, lambda: self._setup.data.class_frequency)
+        configure.give_frequencies(searched, lambda: self.setup.data.class_frequency)
         if searched:
             if self._default_norms is None:
                 self._default_norms = self._gradient_norms(config)
             try:
                 configure.set_losses(config.model, searched)
             except ConfigError as error:  # of one formula: others may do
-                raise _GivenUp(str(error)) from None
+                raise GivenUp(str(error)) from None
             norms = self._gradient_norms(config)
             for branch in searched:
                 if not 0 < norms[branch] < math.inf:
-                    raise _GivenUp(
+                    raise GivenUp(
                         f"gradient norm {norms[branch]} of the {branch} loss before the first step"
                     )
                 weights[branch] = (
@@ -319,7 +339,7 @@ class DetectorTrainer:
             )
             norm = sum(gradient.norm(dim=1).sum().item() for gradient in gradients) / rows
             # Where a loss is undefined its gradient may still be finite: the first step would tell.
-            norms[branch] = _mean_of_processes(norm if torch.isfinite(total) else math.nan)
+            norms[branch] = mean_of_processes(norm if torch.isfinite(total) else math.nan)
         return norms
 
     def _model(self, config: Config, seed: int, warm_head: bool = False) -> nn.Module:
@@ -336,7 +356,7 @@ class DetectorTrainer:
             weights = {name.removeprefix(_MEASURED_ON): value for name, value in self._warm.items()}
         left = model.load_state_dict(weights, strict=False)
         assert not left.unexpected_keys, left.unexpected_keys
-        model.CLASSES = self._setup.data.classes
+        model.CLASSES = self.setup.data.classes
         return model.to(self._device)
 
     def _train_detector(
@@ -346,12 +366,27 @@ class DetectorTrainer:
         split: str,
         steps: int,
         seed: int,
-        watch: _Watch,
+        watch: Watch,
         lr_scale: float = 1.0,
     ) -> None:
         set_random_seed(seed)
         batches = IterLoader(self._loader(config, split, seed))
         self._fit(self._together(model), config, batches, steps, seed, watch, lr_scale)
+
+    def _train_head(
+        self,
+        model: nn.Module,
+        config: Config,
+        steps: int,
+        seed: int,
+        watch: Watch,
+        lr_scale: float,
+    ) -> None:
+        options, stage = self.setup.head, self._head_stage()
+        batches = stage.batches(options.batch_size, seed)
+        self._fit(
+            stage.trainable(model), config, batches, steps, seed, watch, lr_scale * options.lr
+        )
 
     def _fit(
         self,
@@ -360,7 +395,7 @@ class DetectorTrainer:
         batches: Any,
         steps: int,
         seed: int,
-        watch: _Watch,
+        watch: Watch,
         lr_scale: float = 1.0,
     ) -> None:
         """Train the model in place, by mmcv's runner and its hooks, one step at a time under the
@@ -388,7 +423,7 @@ class DetectorTrainer:
             watch.step(runner.iter, runner.outputs["log_vars"]["loss"], _gradient_norm(runner))
             runner.log_buffer.clear()
 
-    def _measure_head(self, model: nn.Module, split: str, watch: _Watch) -> _Measured:
+    def _measure_head(self, model: nn.Module, split: str, watch: Watch) -> _Measured:
         """The mean over images as they are and in each flip: more images to tell heads apart by.
         And the boxes in images as they are."""
         stage, views, seen = self._head_stage(), {}, {}
@@ -421,7 +456,7 @@ class DetectorTrainer:
             found = parallel(return_loss=False, rescale=True, **batch)
             yield [boxes[0] if isinstance(boxes, tuple) else boxes for boxes in found]  # and masks
 
-    def _measure_detector(self, model: nn.Module, split: str, watch: _Watch) -> _Measured:
+    def _measure_detector(self, model: nn.Module, split: str, watch: Watch) -> _Measured:
         """COCO AP on a split: metric to value in [0, 1]; sizes of which the split has no object are
         absent. And the boxes."""
         results = []
@@ -446,15 +481,15 @@ class DetectorTrainer:
 
     def _dataset(self, split: str, training: bool) -> CocoDataset:
         if (split, training) not in self._datasets:
-            self._datasets[split, training] = dataset(self._setup, split, training)
+            self._datasets[split, training] = dataset(self.setup, split, training)
         return self._datasets[split, training]
 
     def _head_stage(self) -> HeadStage:
         if self._stage is None:
             if not self._warm:
                 raise ConfigError(_COLD)
-            trunk = self._model(copy.deepcopy(self._setup.config), _FIXED_SEED)
-            self._stage = HeadStage(self._setup, trunk, self._prepared_digest)
+            trunk = self._model(copy.deepcopy(self.setup.config), _FIXED_SEED)
+            self._stage = HeadStage(self.setup, trunk, self._prepared_digest)
         return self._stage
 
     def _together(self, model: nn.Module) -> MMDataParallel | MMDistributedDataParallel:
@@ -470,27 +505,6 @@ class DetectorTrainer:
         if self._device.type == "cpu":
             return _OnCpu(model)
         return MMDataParallel(model, device_ids=[0])
-
-    def _provenance(self, trial: Trial) -> dict[str, Any]:
-        precision = {}
-        if trial.task == "head":
-            precision["precision"] = str(self._head_stage().precision).removeprefix("torch.")
-        return {
-            **versions(),
-            **precision,
-            "config": self._setup.options.config,
-            "config_digest": self._setup.config_digest,
-            "data": self._setup.data.name,
-            "data_digest": self._setup.data.digest,
-            "weights_digest": self._prepared_digest,
-            "batch_size": self._setup.config.data.samples_per_gpu,
-            "processes": self._processes,
-            "seed": trial.seed,
-            "device": torch.cuda.get_device_name()
-            if self._device.type == "cuda"
-            else f"cpu ({platform.processor()})",
-            "host": platform.node(),
-        }
 
 
 class _OnCpu(MMDataParallel):  # type: ignore[misc]
@@ -509,69 +523,6 @@ def _gradient_norm(runner: IterBasedRunner) -> float:
         return taken[-1]
     trained = [p for p in runner.model.parameters() if p.grad is not None]
     return float(nn.utils.clip_grad_norm_(trained, math.inf))  # clips nothing, returns the norm
-
-
-def _stopwatch(device: str) -> Callable[[], float]:
-    """Seconds since now; on a CPU a thread's own at most, which others' work does not add to."""
-    wall, own = time.monotonic(), time.process_time()
-
-    def spent() -> float:
-        seconds = time.monotonic() - wall
-        if device != "cpu":
-            return seconds
-        return min(seconds, (time.process_time() - own) / torch.get_num_threads())
-
-    return spent
-
-
-class _GivenUp(Exception):
-    """Why a trial has no mAP."""
-
-
-class _Watch:
-    """Follows a training: records its curve, reports progress, gives up on divergence and when time
-    is over."""
-
-    def __init__(
-        self,
-        steps: int,
-        progress: Callable[[int, int], None] | None = None,
-        limit: float | None = None,
-        spent: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.curve: list[tuple[int, float]] = []
-        self._steps = steps
-        self._progress = progress
-        self._limit = limit
-        self._spent = spent
-        self._every = max(1, steps // 50)
-
-    def step(self, step: int, loss: float, gradient_norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise _GivenUp(
-                f"diverged at step {step}: loss {loss:g}, gradient norm {gradient_norm:g}"
-            )
-        if step % self._every == 0 or step == self._steps:
-            self.curve.append((step, loss))
-            if self._progress:
-                self._progress(step, self._steps)
-        self.check_time()
-
-    def check_time(self) -> None:
-        # Given up by all or none
-        if self._limit and _mean_of_processes(float(self._spent() > self._limit)):
-            raise _GivenUp(
-                f"time limit reached after {self.curve[-1][0] if self.curve else 0} of "
-                f"{self._steps} steps"
-            )
-
-
-def _mean_of_processes(value: float) -> float:
-    """Over the processes that train a trial together; the value itself where there is one."""
-    on_gpu = distributed.is_initialized() and distributed.get_backend() == "nccl"
-    return reduce_mean(
-        torch.tensor(value, dtype=torch.float64, device="cuda" if on_gpu else "cpu")
-    ).item()
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:

@@ -65,7 +65,7 @@ class Instrument:
         trainer = DetectorTrainer(config, prepared)
         if task == "head":
             trainer.train(Trial("first", task="head", share=0.01, evaluate=("val", "test")))
-        made_from, setup = trainer._provenance(Trial("none")), trainer._setup
+        made_from, setup = trainer.provenance(Trial("none")), trainer.setup
         digests = made_from["weights_digest"], made_from["config_digest"]
         origin = setup.options.config, task, setup.steps_of(task), *digests
         return cls(config, task, origin, prepared)
@@ -117,7 +117,7 @@ def _start(config: Mapping[str, Any], prepared: bytes) -> None:
 
 
 def _train(wanted: Wanted, task: str) -> Row:
-    detector = _trainer._setup.options.config
+    detector = _trainer.setup.options.config
     spaces = wanted.spaces or _default_spaces(wanted.loss)
     trial = Trial(
         wanted.loss.name,
@@ -128,7 +128,7 @@ def _train(wanted: Wanted, task: str) -> Row:
         seed=wanted.seed,
         scale=SCALE.get(detector, {}),
     )
-    made_from = _trainer._provenance(trial)
+    made_from = _trainer.provenance(trial)
     started = time.process_time()
     result = _trainer.train(trial)
     metrics = {name: round(value, 5) for name, value in result.metrics.items()}
@@ -138,7 +138,7 @@ def _train(wanted: Wanted, task: str) -> Row:
         detector=detector,
         task=task,
         seed=wanted.seed,
-        steps=_trainer._setup.steps_of(task),
+        steps=_trainer.setup.steps_of(task),
         val=metrics.get("val/mAP"),
         test=metrics.get("test/mAP"),
         views={name: value for name, value in metrics.items() if "/mAP " in name},
@@ -159,5 +159,5 @@ def _train(wanted: Wanted, task: str) -> Row:
 def _default_spaces(loss: Loss) -> dict[str, str]:
     from detectors import configure
 
-    spaces = configure.spaces(_trainer._setup.config.model)
+    spaces = configure.spaces(_trainer.setup.config.model)
     return {branch: spaces[branch] for branch in loss.losses}

@@ -78,7 +78,7 @@ def test_mixed_precision_trains(trainers, name, default):
     model.init_weights()
     model.cuda().train()
     wrap_fp16_model(model)
-    batch = next(iter(trainer._loader(trainer._setup.config, "train", 0)))
+    batch = next(iter(trainer._loader(trainer.setup.config, "train", 0)))
     found = trainer._parallel(model)(return_loss=True, **batch)
     total, _ = model._parse_losses(found)
     total.backward()

@@ -45,7 +45,7 @@ def trainers():
             options = {"config": config, "device": "cpu", "cfg_options": changes}
             buffer = io.BytesIO()
             cold = DetectorTrainer(options, b"")
-            weights = cold._model(cold._setup.config, 3).state_dict()
+            weights = cold._model(cold.setup.config, 3).state_dict()
             torch.save({k: v for k, v in weights.items() if not k.startswith("roi_head.")}, buffer)
             made[key] = DetectorTrainer(options, buffer.getvalue())
         return made[key]
@@ -60,7 +60,7 @@ def trial(**changes):
 @pytest.mark.parametrize("config", ROI + MAPS)
 def test_a_head_finds_the_same_boxes_on_cached_features_as_in_the_whole_detector(trainers, config):
     trainer = trainers(config)
-    model = trainer._model(trainer._setup.config, 5)
+    model = trainer._model(trainer.setup.config, 5)
     on_images = [boxes for batch in trainer._detect(model, SPLIT) for boxes in batch]
     stage = trainer._head_stage()
     on_features = [boxes for batch in stage.detect(model, SPLIT) for boxes in batch]
@@ -80,7 +80,7 @@ SEEING = {  # losses that are told of the images what there is to tell
 @pytest.mark.parametrize("searched", [{}, SEEING], ids=["default", "seeing"])
 def test_losses_on_all_cached_rois_are_those_of_mmdets_forward_train(trainers, searched):
     trainer = trainers("faster_rcnn_proxy", precision="float32", num=1000, pos_fraction=1.0)
-    config = copy.deepcopy(trainer._setup.config)
+    config = copy.deepcopy(trainer.setup.config)
     losses = {
         branch: dict(type="SearchedLoss", expression=text, space=space)
         for branch, (text, space) in searched.items()
@@ -91,10 +91,10 @@ def test_losses_on_all_cached_rois_are_those_of_mmdets_forward_train(trainers, s
     features = stage._features("train")
     flip = 2  # the second image in its third flip: the pipeline's vertical one
     number = len(features.info["chances"]) + flip
-    (pipeline, direction, chance) = head_stage._flips(trainer._setup.config.data.train.pipeline)[
+    (pipeline, direction, chance) = head_stage._flips(trainer.setup.config.data.train.pipeline)[
         flip
     ]
-    data = dataset(trainer._setup, "train", True, pipeline)
+    data = dataset(trainer.setup, "train", True, pipeline)
     item = data[np.random.default_rng(0).permutation(len(data))[1]]
     meta = item["img_metas"].data
     assert chance == 0.25 and meta["flip_direction"] == direction == "vertical"
@@ -151,7 +151,7 @@ def test_a_head_alone_learns_and_leaves_the_trunk_as_it_is(trainers, config, los
     assert result.failure is None and result.steps == 12
     values = [loss for _, loss in result.curve]
     assert sum(values[-4:]) < sum(values[:4])
-    trained = trainer._head_stage().trainable(trainer._model(trainer._setup.config, 0))
+    trained = trainer._head_stage().trainable(trainer._model(trainer.setup.config, 0))
     assert not [name for name, _ in trained.named_parameters() if not name.startswith("head.")]
 
 
@@ -159,7 +159,7 @@ def test_a_head_alone_learns_and_leaves_the_trunk_as_it_is(trainers, config, los
 def test_what_atss_is_to_predict_is_computed_once_an_image(trainers, monkeypatch, kept, computed):
     trainer = trainers("atss_proxy", precision="float32")
     features = trainer._head_stage()._features("train")
-    model = trainer._model(trainer._setup.config, 5)
+    model = trainer._model(trainer.setup.config, 5)
     expected = model.bbox_head.loss(
         *model.bbox_head(features._batch([0, 2])[0]),
         *([of[i] for i in (0, 2)] for of in (features._gt_bboxes, features._gt_labels)),
@@ -259,7 +259,7 @@ def test_what_a_head_detects_is_told_of_images_as_they_are_the_surest_boxes(trai
 
 
 def test_heads_are_measured_as_mmdet_measures():
-    data = dataset(DetectorTrainer({"device": "cpu"}, b"")._setup, SPLIT, training=False)
+    data = dataset(DetectorTrainer({"device": "cpu"}, b"").setup, SPLIT, training=False)
     rng = np.random.default_rng(0)
     found = []
     for index in range(len(data)):
@@ -350,6 +350,6 @@ def test_heads_train_in_bfloat16_where_the_cpu_multiplies_it(monkeypatch, knows,
 )
 def test_a_trial_tells_the_precision_that_its_head_trained_in(trainers, config, expected):
     """A cascade's RoI head is mmdet's own and trains in float32, whatever was asked for."""
-    made_from = trainers(config)._provenance(Trial("key", task="head"))
+    made_from = trainers(config).provenance(Trial("key", task="head"))
     assert made_from["precision"] == expected
-    assert "precision" not in trainers(config)._provenance(Trial("key"))
+    assert "precision" not in trainers(config).provenance(Trial("key"))

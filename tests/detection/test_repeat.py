@@ -121,7 +121,7 @@ def test_an_exported_config_is_the_one_that_was_measured(run, tmp_path, monkeypa
     result = trainer.train(dataclasses.replace(TRIAL, evaluate=()))
     build(exported.model)  # mmdet's detectors write into the config that they are built from
     assert result.curve == row.result.curve and built[-1] == exported.model
-    ours = trainer._setup.config
+    ours = trainer.setup.config
     for key in ("optimizer_config", "runner"):
         assert exported[key] == ours[key], key
     assert exported.data.samples_per_gpu == ours.data.samples_per_gpu

@@ -84,7 +84,7 @@ def test_searched_losses_start_as_strong_as_the_defaults_whatever_the_head_puts_
     config, weights = trainer._with_losses(
         Trial("key", losses=losses, scale={"cls": 2.0, "reg": 1.0})
     )
-    norms, default = trainer._gradient_norms(config), trainer._gradient_norms(trainer._setup.config)
+    norms, default = trainer._gradient_norms(config), trainer._gradient_norms(trainer.setup.config)
     assert norms["cls"] == pytest.approx(2 * default["cls"], rel=1e-3)
     assert norms["reg"] == pytest.approx(default["reg"], rel=1e-3)
     for head in configure.heads(config.model):  # every stage of the cascade
@@ -103,7 +103,7 @@ def test_trials_of_dense_heads_start_with_new_logits_on_whose_warm_weights_losse
         "measured_on",
     }
     # mmdet writes into the configs that it builds from
-    config = copy.deepcopy(trainer._setup.config)
+    config = copy.deepcopy(trainer.setup.config)
     started, measured = (
         trainer._model(config, 0, warm_head).state_dict() for warm_head in (False, True)
     )
@@ -122,13 +122,13 @@ def test_trials_of_dense_heads_start_with_new_logits_on_whose_warm_weights_losse
         )
         assert not torch.equal(started[name], new[name])
 
-    strength = trainer._gradient_norms(copy.deepcopy(trainer._setup.config))
+    strength = trainer._gradient_norms(copy.deepcopy(trainer.setup.config))
     trainer._warm[f"measured_on.{head}"].mul_(3)
-    assert trainer._gradient_norms(copy.deepcopy(trainer._setup.config)) != strength
+    assert trainer._gradient_norms(copy.deepcopy(trainer.setup.config)) != strength
     trainer._warm[f"measured_on.{head}"].div_(3)
 
     text = export.proxy_config(
-        config, trainer._setup.data, replace(FOUND_B, prepared=str(trainer._setup.warmup_path()))
+        config, trainer.setup.data, replace(FOUND_B, prepared=str(trainer.setup.warmup_path()))
     )
     exported = Config.fromstring(text, ".py")
     model = build_detector(exported.model)

@@ -178,7 +178,7 @@ def test_all_four_combinations_of_searched_and_default_losses_learn(trainer, los
 
 def test_searched_losses_start_with_the_gradient_norm_of_the_defaults(trainer):
     config, weights = trainer._with_losses(trial(losses=A, scale={"cls": 1.0, "reg": 2.0}))
-    norms, default = trainer._gradient_norms(config), trainer._gradient_norms(trainer._setup.config)
+    norms, default = trainer._gradient_norms(config), trainer._gradient_norms(trainer.setup.config)
     assert norms["cls"] == pytest.approx(default["cls"], rel=1e-3)
     assert norms["reg"] == pytest.approx(2 * default["reg"], rel=1e-3)
     assert weights["cls"] != 1.0 != weights["reg"]
@@ -246,7 +246,7 @@ def test_each_split_is_measured_on_its_own_images_and_boxes(task, tmp_path, monk
     options = {"data": f"coco:{folder}", "steps": 10, "head_steps": 10, "warmup_steps": 10}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trainer = DetectorTrainer({**options, "device": "cpu"}, b"")
-    weights = trainer._model(trainer._setup.config, 0).state_dict()  # that nobody has trained
+    weights = trainer._model(trainer.setup.config, 0).state_dict()  # that nobody has trained
     trainer._warm = {k: v for k, v in weights.items() if not k.startswith("roi_head.")}
     read, measured = [], []
 
@@ -266,7 +266,7 @@ def test_each_split_is_measured_on_its_own_images_and_boxes(task, tmp_path, monk
     monkeypatch.setattr(training, "average_precision", measuring(training.average_precision))
     result = trainer.train(trial(task=task, evaluate=("test",)))
     assert result.failure is None and "test/mAP" in result.metrics
-    own = {split: names(dataset(trainer._setup, split, False)) for split in ("val", "test")}
+    own = {split: names(dataset(trainer.setup, split, False)) for split in ("val", "test")}
     assert len(own["val"]) == 3 and len(own["test"]) == 5
     assert own["test"] <= set(read) and not own["val"] & set(read)
     assert measured and all(names(data) == own["test"] for data in measured)
