@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from cse_autoloss.config import Config, parse_config
-from cse_autoloss.errors import UserError
+from cse_autoloss.errors import SearchError, UserError
 from cse_autoloss.journal import Journal
 from cse_autoloss.proposals import Proposals, Round
 
 
-class BreederError(RuntimeError):
+class BreederError(SearchError):
     """The process that makes proposals ended, or failed: what it said last."""
 
 

@@ -1,10 +1,9 @@
-"""Errors that are a user's to mend."""
+"""Errors that are a user's to mend: the command line prints their one line, and no traceback."""
 
 
 class UserError(ValueError):
-    """One line: what was wrong, where, and what would be right. The command line prints it and
-    nothing else."""
+    """What a user gave is wrong: what, where, and what would be right."""
 
 
 class SearchError(RuntimeError):
-    """A search cannot go on: what happened, and what to change."""
+    """Work that was begun cannot go on: what happened, and what to change."""

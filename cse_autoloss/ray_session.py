@@ -23,11 +23,13 @@ import ray
 from ray._private import ray_constants
 
 from cse_autoloss.config import ClusterSection
+from cse_autoloss.errors import SearchError
 
 _JOIN_SECONDS = "10"
+_QUIET = {"log_to_driver": False, "logging_level": "error"}
 
 
-class ClusterError(RuntimeError):
+class ClusterError(SearchError):
     """The cluster cannot do what is asked: no resources, or workers that do not start."""
 
 
@@ -66,29 +68,44 @@ def open_ray(section: ClusterSection) -> bool:
     """
     address = _address(section)
     check_machine(section)
-    quiet = {"log_to_driver": False, "logging_level": "error"}
-    _stay_on_this_machine(address is None)
-    with _signals_kept():
-        try:
-            if address is not None:
-                os.environ.setdefault("RAY_gcs_server_port_wait_time_s", _JOIN_SECONDS)
-                _check_reachable(address)
-                ray.init(address=address, **quiet)
-                return True
-            # Ray lets its workers give way to all else, by 15; trainings are what this is for.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
-            return False
-        except Exception as error:  # Ray raises plain Exception, too
-            ray.shutdown()
-            if address is None:
-                raise ClusterError(
-                    f"Ray cannot be started on this machine (a busy one may take longer than Ray "
-                    f"waits; then try again): {_last_line(error)}"
-                ) from error
-            raise ClusterError(
-                f"cluster.address: cannot reach a Ray cluster at {address}: {_why(error)}"
-            ) from error
+    if address is None:
+        start_ray(os.cpu_count())
+        return False
+    _stay_on_this_machine(False)
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", _JOIN_SECONDS)
+    try:
+        with _signals_kept():
+            _check_reachable(address)
+            ray.init(address=address, **_QUIET)
+    except Exception as error:  # Ray raises plain Exception, too
+        ray.shutdown()
+        raise ClusterError(
+            f"cluster.address: cannot reach a Ray cluster at {address}: {_why(error)}"
+        ) from error
+    return True
+
+
+def start_ray(cpus: int | None) -> None:
+    """Start Ray on this machine, for this machine alone.
+
+    Args:
+        cpus: that its actors share.
+
+    Raises:
+        ClusterError: one line: why not.
+    """
+    _stay_on_this_machine(True)
+    # Ray lets its workers give way to all else, by 15; what they do is what this is for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    try:
+        with _signals_kept():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
+    except Exception as error:
+        ray.shutdown()
+        raise ClusterError(
+            "Ray cannot be started on this machine (a busy one may take longer than Ray waits; "
+            f"then try again): {_last_line(error)}"
+        ) from error
 
 
 def _address(section: ClusterSection) -> str | None:

@@ -15,14 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
-from cse_autoloss.breeder import BreederError, ProcessBreeder
+from cse_autoloss.breeder import ProcessBreeder
 from cse_autoloss.caveats import caveats
 from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.comparison import compared, read_others
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.earlier import read_earlier, told
-from cse_autoloss.errors import SearchError
 from cse_autoloss.inputs import EXTRAS, needs
 from cse_autoloss.journal import Journal
 from cse_autoloss.loggers import load_logger, logging
@@ -319,8 +318,6 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
         for path in write_report(journal, own=True):
             _say(console, f"wrote {path}")
         _say(console, f"done in {duration(time.monotonic() - started)}")
-    except BreederError as error:
-        raise SearchError(str(error)) from error
     except KeyboardInterrupt:
         _say(console, f"stopped; nothing finished is lost: cse-search resume {journal.folder}")
         raise

@@ -68,6 +68,14 @@ def test_the_detectors_know_neither_the_search_nor_the_journal():
         assert not taken, f"{name}: {taken}"
 
 
+def test_ray_is_started_where_it_is_kept_to_this_machine_and_nowhere_else():
+    for package in ("cse_autoloss", "detectors"):
+        for name, tree in modules(package):
+            used = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+            starts = any(ast.unparse(node) == "ray.init" for node in used if node.attr == "init")
+            assert starts == (name == "cse_autoloss.ray_session"), name
+
+
 def test_nothing_from_outside_is_evaluated_or_unpickled():
     calls = {"eval", "exec", "__import__"}
     for package in ("cse_autoloss", "detectors"):

@@ -245,6 +245,18 @@ def test_a_file_of_formulas_in_another_encoding_is_one_line(tmp_path, monkeypatc
     assert f"--file {path}: should be text in UTF-8" in error
 
 
+@pytest.mark.parametrize("command", [["run"], ["evaluate", "Focal", "--config"]])
+def test_a_cluster_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, command):
+    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path))
+    more = ["run.yaml", "--set", "cluster.workers=999"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cse-search", *command, *more])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    (error,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 1 and error.startswith("cse-search: cluster: 999 workers")
+
+
 @pytest.mark.parametrize(
     ("out", "message"),
     [

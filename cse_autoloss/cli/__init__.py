@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from cse_autoloss.errors import UserError
+from cse_autoloss.errors import SearchError, UserError
 from cse_autoloss.text import printable
 
 COMMANDS = {
@@ -73,12 +73,13 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: what a user did wrong is one line on standard error and exit status 2."""
+    """Entry point: what a user did wrong is one line on standard error and exit status 2; what
+    else ends a command, such as a cluster that does not start, one with exit status 1."""
     try:
         cli(prog_name="cse-search")
-    except UserError as error:
+    except (UserError, SearchError) as error:
         click.echo(f"cse-search: {printable(error, 2000)}", err=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except OSError as error:  # a disk that is full, a folder that may not be read
         where = f"{error.filename}: " if error.filename else ""
         click.echo(f"cse-search: {printable(f'{where}{error.strerror or error}', 2000)}", err=True)

@@ -15,7 +15,6 @@ from rich.console import Console
 from cse_autoloss.config import RESUMABLE, preset_names, read_config
 from cse_autoloss.journal import Journal
 from cse_autoloss.run_folder import unreadable
-from cse_autoloss.text import printable
 from cse_autoloss.trust import ADVICE, reading
 
 RUN = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
@@ -119,15 +118,11 @@ def resume(folder: Path, settings: tuple[str, ...], accept_changes: bool, trust:
 
 
 def _drive(action: Callable[[], None]) -> None:
-    from cse_autoloss.cluster import ClusterError
-    from cse_autoloss.errors import SearchError
     from cse_autoloss.run import Stopped, stopping
 
     try:
         with stopping():
             action()
-    except (ClusterError, SearchError) as error:
-        raise click.ClickException(printable(error)) from None
     except Stopped as stopped:
         raise SystemExit(128 + stopped.signal) from None
     except KeyboardInterrupt:

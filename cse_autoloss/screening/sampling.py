@@ -61,13 +61,9 @@ def sample(
         )
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=workers,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
+    from cse_autoloss.ray_session import start_ray
+
+    start_ray(workers)
     try:
         remote = ray.remote(num_cpus=1)(Sampler)
         samplers = [remote.remote(space.origin, seed, depths, batch_size) for _ in range(workers)]
