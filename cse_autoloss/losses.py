@@ -145,6 +145,8 @@ class ExpressionLoss(nn.Module):
 
     def _prepare(self) -> None:
         self._computed = stabilized(self.expression) if self.stable else self.expression
+        # Found here: torch.compile enters no lock, as Python 3.11 puts around a cached property.
+        self._steps = self._computed.steps
         self._kernel = self._build_kernel(self._computed)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,7 +155,7 @@ class ExpressionLoss(nn.Module):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_computed", "_kernel")
+            if name not in ("_computed", "_steps", "_kernel")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -204,7 +206,7 @@ class ExpressionLoss(nn.Module):
 
     def _evaluate(self, variables: Mapping[str, Tensor], pred: Tensor) -> Tensor:
         values: list[Tensor] = []
-        for name, places in self._computed.steps:
+        for name, places in self._steps:
             if places:
                 values.append(PRIMITIVES[name].torch(*[values[place] for place in places]))
             else:

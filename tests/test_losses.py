@@ -502,7 +502,16 @@ def test_rows_with_a_negative_label_are_ignored(space: str, name: str) -> None:
     assert not loss(**arguments, reduction_override="none")[~kept].any()
 
 
-@pytest.mark.parametrize("space, name", [*RELEASED_CLS, ("reg", "CSE-Autoloss-B")])
+@pytest.mark.parametrize(
+    "space, name",
+    [
+        *RELEASED_CLS,
+        ("two_stage_cls", "Brier"),
+        ("one_stage_cls", "MAL"),
+        ("reg", "CSE-Autoloss-B"),
+        ("reg", "GIoU"),
+    ],
+)
 def test_a_loss_compiles_without_graph_breaks(space: str, name: str) -> None:
     arguments = batch(space)
     loss = build_loss(name, space)
