@@ -95,10 +95,10 @@ class Candidates:
             SearchError: if too many rounds one after the other have proposed nothing.
         """
         funnel: dict[str, Any] = self._journal["funnel"] or {}
-        for branch, counts in made.counts.items():
+        for branch, sifted in made.branches.items():
             before = funnel.get(branch, {})
-            reasons = Counter(before.get("reasons", {})) + Counter(made.reasons[branch])
-            totals = {name: before.get(name, 0) + count for name, count in counts.items()}
+            reasons = Counter(before.get("reasons", {})) + Counter(sifted.reasons)
+            totals = {name: before.get(name, 0) + count for name, count in sifted.counts.items()}
             funnel[branch] = {**totals, "reasons": reasons}
         with self._journal.step():
             self._journal["round"], self._journal["funnel"] = made.number, funnel
@@ -106,9 +106,9 @@ class Candidates:
             self._journal.set_estimates(made.estimates)
             for candidate in made.repeats:
                 self._journal.move(candidate, WAITING)
-            for branch, hashes in made.seen.items():
-                self._journal.add_seen(branch, made.number, hashes)
-                self._journal.add_rejected(branch, made.number, made.rejected[branch])
+            for branch, sifted in made.branches.items():
+                self._journal.add_seen(branch, made.number, sifted.seen)
+                self._journal.add_rejected(branch, made.number, sifted.rejected)
             self._journal.add_survivors(made.survivors)
             for proposal in made.proposals:
                 self._journal.choose_survivors(proposal.survivors)

@@ -1,7 +1,6 @@
-"""A round of proposals: offspring, screened, simulated on predictions, in canonical form, with new
-gradients, in the order in which they should train.
+"""A round of proposals: what should train next, of offspring and of what earlier rounds have left.
 
-    strategy.ask -> screen -> simulate -> canonical form -> new gradients -> pair -> ranker.rank
+    strategy.ask -> Branch.sift -> pair -> ranker.rank -> choose
 
 What survives and is not chosen stays in the pool, with its features, for later rounds. A round
 reads what it builds on from the journal and writes nothing: the search writes it down.
@@ -10,39 +9,25 @@ reads what it builds on from the journal and writes nothing: the search writes i
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
-from cse_autoloss.canonical import canonical
+from cse_autoloss.branch import Branch, Sifted
 from cse_autoloss.config import Config
+from cse_autoloss.contest import Contest, Evidence
 from cse_autoloss.earlier import as_measured
-from cse_autoloss.expression import Expression
-from cse_autoloss.journal import Candidate, CandidateState, Journal, Survivor
+from cse_autoloss.journal import Journal, Survivor
 from cse_autoloss.racing import Race
-from cse_autoloss.rankers import Belief, Measured, Ranking, load_ranker, telling
-from cse_autoloss.screening import Screener
-from cse_autoloss.screening.equivalence import fingerprint
-from cse_autoloss.screening.features import branch_features, with_defaults
-from cse_autoloss.screening.screener import ACCEPTED, BATCH_SIZE, DUPLICATE, ScreenReport
-from cse_autoloss.simulation import simulate_predictions
-from cse_autoloss.space import load_space
+from cse_autoloss.rankers import Measured, Ranking, load_ranker, telling
+from cse_autoloss.screening.features import KeptFeatures
 from cse_autoloss.stages import Ladder
-from cse_autoloss.strategies import FITTING, Member, Offspring, load_strategy
+from cse_autoloss.strategies import FITTING, Member, load_strategy
 
-EVIDENCE = 40  # losses that have trained, at least, before the search may end early
-RACERS = 100  # the best of those that have trained, who can earn another training
 MEASURED = 1000  # trained candidates that a ranker learns from
 OFFERED = 6000  # kept survivors of a branch that are ranked in a round, which bounds its time
-
-#: An expression, what made it, and its parents' ids.
-_Made = tuple[Expression, tuple[str, tuple[int, ...]]]
-#: One branch's counts, reasons, hashes, survivors and rejected expressions (see ``Round``).
-_Part = tuple[Counter, Counter, np.ndarray, list[Survivor], list[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -73,12 +58,8 @@ class Round:
     Attributes:
         estimates: trained candidate to the fitness that the ranker believes it has.
         repeats: candidates that have earned another training.
-        counts: branch to the counts of ``journal.FUNNEL``.
-        reasons: branch to how many fell to which property, or to the simulation.
-        seen: branch to the (n,) hashes of what was screened.
-        survivors: the new ones, in all branches.
+        branches: what became of each branch's offspring.
         proposals: in the order in which they should train.
-        rejected: branch to (text, reason), where the run keeps these.
         stopped: why no further training is worth its time, or None.
         standing: of the found losses that have trained: ``leader``'s id, its ``mAP`` and
             ``deviation`` by what is believed, ``noise`` of one training, ids of the ``rivals`` that
@@ -88,35 +69,16 @@ class Round:
 
     number: int
     estimates: Mapping[int, float]
-    repeats: Sequence[int]
-    counts: Mapping[str, Mapping[str, int]]
-    reasons: Mapping[str, Mapping[str, int]]
-    seen: Mapping[str, np.ndarray]
-    survivors: Sequence[Survivor]
-    proposals: Sequence[Proposal]
-    rejected: Mapping[str, Sequence[tuple[str, str]]]
+    repeats: Sequence[int] = ()
+    branches: Mapping[str, Sifted] = field(default_factory=dict)
+    proposals: Sequence[Proposal] = ()
     stopped: str | None = None
     standing: Mapping[str, Any] | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """What trainings have said so far.
-
-    Attributes:
-        candidates: that have trained at the search's last stage.
-        measured, belief: of these, in their order.
-        population: those that have offspring.
-    """
-
-    candidates: Sequence[Candidate]
-    measured: Measured
-    belief: Belief
-    population: Sequence[Member]
-
     @property
-    def estimates(self) -> dict[int, float]:
-        return {c.id: float(mean) for c, mean in zip(self.candidates, self.belief.mean)}
+    def survivors(self) -> list[Survivor]:
+        """The new ones, in all branches."""
+        return [survivor for sifted in self.branches.values() for survivor in sifted.survivors]
 
 
 class Proposals:
@@ -128,231 +90,92 @@ class Proposals:
     """
 
     def __init__(self, config: Config, spaces: Mapping[str, str], journal: Journal) -> None:
-        self._config, self._journal = config, journal
-        self._spaces = {branch: load_space(spaces[branch]) for branch in config.search.branches}
-        self._ladder = Ladder.of(config.stages)
-        rules: dict[str, Any] = {str(key): value for key, value in config.search.race.items()}
-        self._race_rules = Race(**rules)
+        self._search, self._seed, self._journal = config.search, config.seed, journal
+        ladder = Ladder.of(config.stages)
+        self._fitness = ladder.fitness
+        self._race = Race(**config.search.race, most=ladder.stages[ladder.fitness].seeds)
         self._strategy = load_strategy(config.search.strategy, config.search)
         self._ranker = load_ranker(config.search.ranker, config.search.ranker_settings)
-        self._screeners = {
-            branch: Screener(space, config.search.batch_size or BATCH_SIZE)
-            for branch, space in self._spaces.items()
+        self._branches = {
+            name: Branch(name, spaces[name], config, journal) for name in config.search.branches
         }
-        self._known: dict[str, set[str]] = {
-            branch: set(fingerprint([loss.expression for loss in space.losses.values()], space))
-            for branch, space in self._spaces.items()
-        }
-        self._earlier = as_measured(journal["earlier"] or [], self._spaces)
-        for branch, screener in self._screeners.items():
-            screener.seen.add(journal.seen(branch))
-        for branch, gradients in journal.survivor_fingerprints():
-            self._known[branch].add(gradients)
-        self._pool = {survivor.id: survivor for survivor in journal.survivors(chosen=False)}
+        searched = {name: branch.space for name, branch in self._branches.items()}
+        self._earlier = as_measured(journal["earlier"] or [], searched)
+        self._features = KeptFeatures(searched)
+        self._pool: dict[int, Survivor] = {}
+        self._keep(journal.survivors(chosen=False))
         self._last_id = journal.last_survivor
-        self._features: dict[tuple[str, str], np.ndarray] = {}  # of losses of candidates
 
     def next_round(self, number: int, count: int) -> Round:
         """The round of this number: ``count`` trainings at most, of new candidates and of those
         that have earned another; with 0, only what is believed now."""
-        rng = np.random.default_rng((self._config.seed, number))
-        known = self._known_so_far(rng)
-        standing = self._standing(known)
+        rng = np.random.default_rng((self._seed, number))
+        evidence = self._evidence(rng)
+        contest = Contest(evidence, self._race)
+        standing = contest.standing()
         if not count:
-            return Round(number, known.estimates, (), {}, {}, {}, (), (), {}, standing=standing)
-        branches = list(self._spaces)
-        search = self._config.search
-        make, size = (
-            (self._screen, search.offspring) if search.screened else (self._take_all, count)
-        )
-        parts = []
-        for branch, space in self._spaces.items():
-            offspring = self._strategy.ask(known.population, branch, space, size, rng)
-            parts.append(make(branch, offspring, number))
-        counts, reasons, seen, fresh, rejected = (dict(zip(branches, part)) for part in zip(*parts))
-        new = [survivor for survivors in fresh.values() for survivor in survivors]
-        self._pool |= {survivor.id: survivor for survivor in new}
-        offers = self._offers(known.population, number, rng)
-        ranking = self._ranker.rank(self._features_of_offers(offers), known.measured, rng)
-        repeats, over = self._race(known, count, rng)
+            return Round(number, evidence.estimates, standing=standing)
+        population = self._population(evidence)
+        size = self._search.offspring if self._search.screened else count
+        sifted = {}
+        for name, branch in self._branches.items():
+            offspring = self._strategy.ask(population, name, branch.space, size, rng)
+            sifted[name] = branch.sift(offspring, number, self._last_id + 1)
+            self._keep(sifted[name].survivors)
+            self._last_id += len(sifted[name].survivors)
+        offers = self._offers(population, number, rng)
+        features = self._features.of([offer.losses for offer in offers])
+        ranking = self._ranker.rank(features, evidence.measured, rng)
+        repeats, over = contest.repeats(count, rng)
         proposals = self._choose(offers, ranking, number, count - len(repeats))
-        stopped = over and self._hopeless(known, ranking)
         for proposal in proposals:
             for used in proposal.survivors:
                 del self._pool[used]
+        stopped = over and contest.hopeless(ranking)
         return Round(
-            *(number, known.estimates, repeats, counts, reasons, seen, new, proposals, rejected),
-            f"{over}, and {stopped}" if stopped else None,
-            standing,
+            number=number,
+            estimates=evidence.estimates,
+            repeats=repeats,
+            branches=sifted,
+            proposals=proposals,
+            stopped=f"{over}, and {stopped}" if stopped else None,
+            standing=standing,
         )
 
-    def _known_so_far(self, rng: np.random.Generator) -> _Known:
-        """What trainings have said; a failure says mAP 0, and has no offspring."""
+    def _evidence(self, rng: np.random.Generator) -> Evidence:
+        """What trainings have said; a failure says mAP 0."""
         scored = self._journal.measured()
         places = telling([mAP for _, mAP in scored], MEASURED, rng)
         candidates = [self._journal.candidate(n) for n in sorted(scored[p][0] for p in places)]
         measured = Measured.of(
-            self._features_of([candidate.losses for candidate in candidates]),
-            [self._journal.by_seed(c.id, self._ladder.fitness) for c in candidates],
+            self._features.of([candidate.losses for candidate in candidates]),
+            [self._journal.by_seed(candidate.id, self._fitness) for candidate in candidates],
             self._earlier,
         )
-        belief = self._ranker.belief(measured)
-        members = [
-            Member(candidate.id, candidate.losses, float(mean))
-            for candidate, mean in zip(candidates, belief.mean)
-            if candidate.fitness is not None
-        ]
-        return _Known(candidates, measured, belief, self._strategy.population(members))
+        return Evidence(candidates, measured, self._ranker.belief(measured))
 
-    @staticmethod
-    def _racing(known: _Known) -> list[int]:
-        """Places of the best found losses, best first, by what is believed."""
-        return [
-            int(place)
-            for place in np.argsort(-known.belief.mean, kind="stable")
-            if known.candidates[place].fitness is not None and not known.candidates[place].known
-        ][:RACERS]
-
-    def _standing(self, known: _Known) -> dict[str, Any] | None:
-        racing = self._racing(known)
-        if not racing:
-            return None
-        belief = known.belief.take(np.array(racing))
-        ids = [known.candidates[place].id for place in racing]
-        rivals = self._race_rules.rivals(belief)
-        trainings = known.measured.trainings[racing]
-        return {
-            "leader": ids[0],
-            "mAP": float(belief.mean[0]),
-            "deviation": float(belief.deviation[0]),
-            "noise": known.measured.noise,
-            "rivals": [ids[rival] for rival in rivals],
-            "raced": bool(
-                (trainings[[0, *rivals]] < self._ladder.stages[self._ladder.fitness].seeds).any()
-            ),
-            "trained": len(racing),
-        }
-
-    def _race(
-        self, known: _Known, count: int, rng: np.random.Generator
-    ) -> tuple[list[int], str | None]:
-        """Which found candidates train again, of so many trainings; and why the race is over, if it
-        is."""
-        racing = self._racing(known)
-        most = self._ladder.stages[self._ladder.fitness].seeds
-        if most == 1 or not racing:
-            return [], None
-        race = replace(self._race_rules, most=most)
-        belief = known.belief.take(np.array(racing))
-        busy = [known.candidates[place].state != CandidateState.SCORED for place in racing]
-        running = np.array(busy, float)
-        trainings = known.measured.trainings[racing].tolist()
-        chosen: list[int] = []
-        over = None
-        for _ in range(count):
-            if rng.random() >= race.share:
-                continue
-            decision = race.decide(belief, trainings, known.measured.noise, rng, running.tolist())
-            over = decision.reason or over
-            if decision.loss is not None and not running[decision.loss]:
-                running[decision.loss] = 1
-                chosen.append(known.candidates[racing[decision.loss]].id)
-        return chosen, over
-
-    def _hopeless(self, known: _Known, ranking: Ranking) -> str | None:
-        """Why no kept survivor is worth a training, by the rule of the race; None if one is, or
-        nothing can be said."""
-        if ranking.mean is None or ranking.deviation is None or not len(ranking.mean):
-            return None
-        if len(known.candidates) < EVIDENCE:
-            return None
-        race = self._race_rules
-        # However sure the ranker is: of a loss that has not trained, no more is known than of one
-        # that has trained once.
-        deviation = np.maximum(ranking.deviation, known.measured.noise)
-        ahead = (ranking.mean - known.belief.mean.max() - race.margin) / deviation
-        chance = float(np.nanmax(ndtr(ahead), initial=0.0))
-        if chance >= race.risk:
-            return None
-        return (
-            f"none of {len(ranking.mean):,} candidates that could train next is ahead of it by "
-            f"that with a probability of more than {chance:.2g}"
+    def _population(self, evidence: Evidence) -> Sequence[Member]:
+        """Who has offspring; no failure has."""
+        return self._strategy.population(
+            [
+                Member(candidate.id, candidate.losses, float(mean))
+                for candidate, mean in zip(evidence.candidates, evidence.belief.mean)
+                if candidate.fitness is not None
+            ]
         )
 
-    def _take_all(self, branch: str, offspring: Offspring, number: int) -> _Part:
-        """As ``_screen``, of a search without screening."""
-        made = [
-            (offspring.population.expression(row), offspring.origin(row))
-            for row in range(len(offspring.population))
-        ]
-        survivors = self._keep(branch, made, number)
-        new = len(survivors)
-        counts = Counter(generated=len(made), unique=new, verified=0, optimised=0, distinct=new)
-        return counts, Counter(), np.zeros(0, np.uint64), survivors, []
-
-    def _screen(self, branch: str, offspring: Offspring, number: int) -> _Part:
-        """What a branch's offspring add to a round."""
-        space = self._spaces[branch]
-        report = self._screeners[branch].screen(offspring.population)
-        verified = report.survivors
-        outcomes = simulate_predictions(verified, space, seed=self._config.seed)
-        origins = [offspring.origin(int(row)) for row in np.flatnonzero(report.codes == ACCEPTED)]
-        passed = sorted(
-            (
-                (canonical(expression, space), origin)
-                for expression, origin, outcome in zip(verified, origins, outcomes)
-                if outcome.passed
-            ),
-            key=lambda entry: entry[0].size,
-        )
-        survivors = self._keep(branch, passed, number)
-        counts = Counter(
-            generated=report.generated,
-            unique=report.unique,
-            verified=len(verified),
-            optimised=len(passed),
-            distinct=len(survivors),
-        )
-        reasons = Counter(report.rejected) + Counter(simulation=len(verified) - len(passed))
-        rejected = self._rejected(report, outcomes) if self._config.search.keep_rejected else []
-        return counts, reasons, report.hashes[report.codes != DUPLICATE], survivors, rejected
-
-    def _keep(self, branch: str, made: Sequence[_Made], number: int) -> list[Survivor]:
-        """Survivors: the expressions whose gradients none had before, of equals the first."""
-        space = self._spaces[branch]
-        distinct: dict[str, _Made] = {}
-        prints = fingerprint([expression for expression, _ in made], space)
-        for gradients, entry in zip(prints, made):
-            if gradients not in self._known[branch]:
-                distinct.setdefault(gradients, entry)
-        self._known[branch].update(distinct)
-        rows = branch_features([expression for expression, _ in distinct.values()], space)
-        survivors = [
-            Survivor(
-                *(self._last_id + place, branch, str(expression), gradients, number),
-                *(operator, parents, features.astype(np.float16)),
-            )
-            for place, ((gradients, (expression, (operator, parents))), features) in enumerate(
-                zip(distinct.items(), rows), 1
-            )
-        ]
-        self._last_id += len(survivors)
-        return survivors
-
-    @staticmethod
-    def _rejected(report: ScreenReport, outcomes: Sequence) -> list[tuple[str, str]]:
-        return report.fates() + [
-            (str(expression), f"simulation: {outcome.reason}")
-            for expression, outcome in zip(report.survivors, outcomes)
-            if not outcome.passed
-        ]
+    def _keep(self, survivors: Sequence[Survivor]) -> None:
+        """Put survivors into the pool, from which proposals are made."""
+        for survivor in survivors:
+            self._pool[survivor.id] = survivor
+            self._features.keep(survivor.branch, survivor.text, survivor.features)
 
     def _offers(
         self, population: Sequence[Member], number: int, rng: np.random.Generator
     ) -> list[Proposal]:
         """Candidates that could train next: new losses in one branch or in all, what is left from a
         parent; or two parents' crossed. None that was there before."""
-        kept = {branch: self._offered(branch, number, rng) for branch in self._spaces}
+        kept = {branch: self._offered(branch, number, rng) for branch in self._branches}
         new = [{branch: survivor} for branch, some in kept.items() for survivor in some]
         most = max(map(len, kept.values()))
         if len(kept) > 1:
@@ -394,7 +217,7 @@ class Proposals:
         prints: Mapping[int, Mapping[str, str]],
     ) -> Proposal:
         losses, fingerprints, origins = {}, {}, {}
-        for branch in self._spaces:
+        for branch in self._branches:
             if branch in survivors:
                 survivor = survivors[branch]
                 losses[branch], fingerprints[branch] = survivor.text, survivor.fingerprint
@@ -424,7 +247,7 @@ class Proposals:
                 for offer in offers
             ]
             order = order[np.argsort(-np.array(rounds, int)[order], kind="stable")]
-        share = self._config.search.fitting * count
+        share = self._search.fitting * count
         reserved = math.floor(number * share) - math.floor((number - 1) * share)
         order = order[: len(offers)]
         fitted = [place for place in order if FITTING in offers[place].origin.split(" + ")]
@@ -442,32 +265,6 @@ class Proposals:
                 )
                 chosen.append(replace(offer, predicted=predicted, deviation=deviation))
         return chosen
-
-    # --- features ---
-
-    def _features_of_offers(self, offers: Sequence[Proposal]) -> np.ndarray:
-        for offer in offers:
-            for number in offer.survivors:
-                survivor = self._pool[number]
-                self._features[survivor.branch, survivor.text] = survivor.features
-        return self._features_of([offer.losses for offer in offers])
-
-    def _features_of(self, losses: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """(n, d) float32, as ``screening.features.features`` has them, from what is kept."""
-        columns, losses = [], with_defaults(losses, self._spaces)
-        for branch, space in self._spaces.items():
-            texts = {entry[branch] for entry in losses if branch in entry}
-            missing = sorted(text for text in texts if (branch, text) not in self._features)
-            rows = branch_features([Expression.parse(text, space) for text in missing], space)
-            for text, row in zip(missing, rows.astype(np.float16)):
-                self._features[branch, text] = row
-            width = rows.shape[1]
-            table = np.zeros((len(losses), width), np.float32)
-            for place, entry in enumerate(losses):
-                if branch in entry:
-                    table[place] = self._features[branch, entry[branch]]
-            columns.append(table)
-        return np.concatenate(columns, axis=1)
 
 
 def _identity(prints: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cse_autoloss.branch import Sifted
 from cse_autoloss.config import parse_config
 from cse_autoloss.journal import FUNNEL, CandidateState, Journal, Survivor
 from cse_autoloss.proposals import Proposal, Round
@@ -185,15 +186,20 @@ class ReadyBreeder:
 
 def ready_round(number: int, count: int) -> Round:
     if not count:
-        return Round(number, {}, (), {}, {}, {}, (), (), {})
+        return Round(number, {})
     first = number * 2 * KEPT
-    survivors = [
-        Survivor(
-            *(first + place, branch, f"{FORMULA} {number} {place}", f"{number:08x}{place:08x}"),
-            *(number, "mutation", (1, 2), np.zeros(384, np.float16)),
-        )
-        for place, branch in enumerate(("cls", "reg") * KEPT)
-    ]
+
+    def sifted(branch: str, places: range) -> Sifted:
+        survivors = [
+            Survivor(
+                *(first + place, branch, f"{FORMULA} {number} {place}", f"{number:08x}{place:08x}"),
+                *(number, "mutation", (1, 2), np.zeros(384, np.float16)),
+            )
+            for place in places
+        ]
+        counts, reasons = dict.fromkeys(FUNNEL, KEPT), {"monotonicity": 4_000}
+        return Sifted(counts, reasons, np.arange(4_600, dtype=np.uint64), survivors)
+
     proposals = [
         Proposal(
             {"cls": FORMULA, "reg": "Sub(1,Div(I,U))"},
@@ -204,16 +210,11 @@ def ready_round(number: int, count: int) -> Round:
         )
         for place in range(count)
     ]
-    branches = ("cls", "reg")
-    return Round(
-        *(number, {}, ()),
-        {branch: dict.fromkeys(FUNNEL, KEPT) for branch in branches},
-        {branch: {"monotonicity": 4_000} for branch in branches},
-        {branch: np.arange(4_600, dtype=np.uint64) for branch in branches},
-        survivors,
-        proposals,
-        {branch: () for branch in branches},
-    )
+    branches = {
+        branch: sifted(branch, range(start, 2 * KEPT, 2))
+        for start, branch in enumerate(("cls", "reg"))
+    }
+    return Round(number, {}, branches=branches, proposals=proposals)
 
 
 if __name__ == "__main__":

@@ -247,7 +247,10 @@ def test_what_was_screened_is_not_screened_again_by_a_driver_that_was_not_there(
     for branch, counts in grown["funnel"].items():
         assert len(grown.seen(branch)) == len(set(grown.seen(branch))) == counts["unique"]
     again = last_round_again(grown)
-    assert {b: c["unique"] for b, c in again.counts.items()} == {"cls": 0, "reg": 0}
+    assert {b: sifted.counts["unique"] for b, sifted in again.branches.items()} == {
+        "cls": 0,
+        "reg": 0,
+    }
     assert not again.survivors
 
 
@@ -403,15 +406,16 @@ def test_what_does_not_optimise_predictions_is_no_candidate(grown, tmp_path, mon
     def nothing_does(expressions, space, seed):
         return [Outcome(False, 0.0, "accuracy 0", True) for _ in expressions]
 
-    monkeypatch.setattr("cse_autoloss.proposals.simulate_predictions", nothing_does)
+    monkeypatch.setattr("cse_autoloss.branch.simulate_predictions", nothing_does)
     meta = {"config": grown["config"], "spaces": SPACES}
     journal = Journal.create(tmp_path / "run", meta)
     breeder = InlineBreeder.of(parse_config(grown["config"]), SPACES, journal)
     breeder.begin(1, 4)
     made = breeder.take()
     assert not made.survivors and not made.proposals
-    for branch, counts in made.counts.items():
-        assert counts["optimised"] == 0 < counts["verified"] == made.reasons[branch]["simulation"]
+    for sifted in made.branches.values():
+        verified = sifted.counts["verified"]
+        assert sifted.counts["optimised"] == 0 < verified == sifted.reasons["simulation"]
 
 
 # --- stopping and going on ---

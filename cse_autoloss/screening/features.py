@@ -120,3 +120,32 @@ def features(
         nothing = np.zeros((1, table.shape[1]), np.float32)
         columns.append(np.concatenate([table, nothing])[held])
     return np.concatenate(columns, axis=1)
+
+
+class KeptFeatures:
+    """The same rows for one run, round after round: each expression's field is computed once, and
+    kept in half precision, as a journal keeps its survivors'."""
+
+    def __init__(self, spaces: Mapping[str, SearchSpace]) -> None:
+        self._spaces = spaces
+        self._rows: dict[tuple[str, str], np.ndarray] = {}  # by branch and text
+
+    def keep(self, branch: str, text: str, row: np.ndarray) -> None:
+        """Hold what is known already, (d,) float16, of an expression."""
+        self._rows[branch, text] = row
+
+    def of(self, losses: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """As :func:`features`."""
+        columns, entries = [], with_defaults(losses, self._spaces)
+        for branch, space in self._spaces.items():
+            texts = {entry[branch] for entry in entries if branch in entry}
+            missing = sorted(text for text in texts if (branch, text) not in self._rows)
+            rows = branch_features([Expression.parse(text, space) for text in missing], space)
+            for text, row in zip(missing, rows.astype(np.float16)):
+                self._rows[branch, text] = row
+            table = np.zeros((len(entries), rows.shape[1]), np.float32)
+            for place, entry in enumerate(entries):
+                if branch in entry:
+                    table[place] = self._rows[branch, entry[branch]]
+            columns.append(table)
+        return np.concatenate(columns, axis=1)
