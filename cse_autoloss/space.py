@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -178,123 +178,154 @@ def _is_constant(value: Any) -> bool:
     return type(value) is float and text_of(value) == str(value)
 
 
-def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
-    def need(condition: bool, key: str, right: str) -> None:
-        if not condition:
-            raise SpaceError(
-                f"{path}: {key}: expected {right}, found {str(data.get(key, 'nothing'))[:80]}"
-            )
+class _Keys:
+    """The keys of a space's file, and how what is wrong with them is said."""
 
-    allowed = [f.name for f in fields(SearchSpace) if f.name not in ("origin", "predicted")]
-    for key in data:
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            raise SpaceError(
-                f"{path}: unknown key {str(key)!r}; "
-                + (f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(allowed)}")
-            )
-    need(isinstance(data.get("name"), str), "name", "a text")
-    need(data.get("branch") in ("cls", "reg"), "branch", "cls or reg")
-    need(data.get("inputs") in list(INPUTS), "inputs", f"one of {', '.join(INPUTS)}")
-    need(
-        (data["inputs"] == "boxes") == (data["branch"] == "reg"),
+    def __init__(self, data: dict[Any, Any], path: Path) -> None:
+        self.path, self._data = path, data
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._data.get(key, default)
+
+    def need(self, condition: bool, key: str, right: str) -> None:
+        if not condition:
+            found = str(self._data.get(key, "nothing"))[:80]
+            raise SpaceError(f"{self.path}: {key}: expected {right}, found {found}")
+
+    def check_names(self) -> None:
+        """Refuse a key that a space does not have."""
+        allowed = [f.name for f in fields(SearchSpace) if f.name not in ("origin", "predicted")]
+        for key in self._data:
+            if key not in allowed:
+                near = difflib.get_close_matches(str(key), allowed, n=1)
+                right = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(allowed)}"
+                raise SpaceError(f"{self.path}: unknown key {str(key)!r}; {right}")
+
+
+def _build(data: dict[Any, Any], path: Path, origin: str) -> SearchSpace:
+    keys = _Keys(data, path)
+    keys.check_names()
+    keys.need(isinstance(keys.get("name"), str), "name", "a text")
+    keys.need(keys.get("branch") in ("cls", "reg"), "branch", "cls or reg")
+    keys.need(keys.get("inputs") in list(INPUTS), "inputs", f"one of {', '.join(INPUTS)}")
+    keys.need(
+        (keys.get("inputs") == "boxes") == (keys.get("branch") == "reg"),
         "inputs",
         "boxes for reg, another for cls",
     )
-    table = INPUTS[data["inputs"]]
-    variables: Any = data.get("variables", ())
-    need(
-        isinstance(variables, (list, dict)) and all(name in list(table) for name in variables),
-        "variables",
-        f"a list with names of {', '.join(table)} (or a mapping from them to meanings)",
-    )
-    if not isinstance(variables, dict):
-        variables = {name: table[name].meaning for name in variables}
+    variables = _variables(keys)
+    table = INPUTS[keys.get("inputs")]
     predicted = frozenset(name for name in variables if table[name].predicted)
-    need(
+    keys.need(
         bool(predicted),
         "variables",
         f"at least one of {', '.join(row.name for row in table.values() if row.predicted)}",
     )
-    constants = data.get("constants", [])
-    need(
+    constants, real = keys.get("constants", []), keys.get("real_constants", False)
+    keys.need(
         isinstance(constants, list) and all(_is_constant(c) for c in constants),
         "constants",
         "a list of positive integers, or numbers with at most four digits",
     )
-    need(isinstance(data.get("real_constants", False), bool), "real_constants", "true or false")
-    plugins = data.get("plugins", [])
-    need(
+    keys.need(isinstance(real, bool), "real_constants", "true or false")
+    plugins = _import_plugins(keys)
+    operators = _operators(keys)
+    probes = keys.get("probes", {})
+    keys.need(isinstance(probes, dict), "probes", "a mapping")
+    try:
+        bare = SearchSpace(
+            name=keys.get("name"),
+            branch=keys.get("branch"),
+            inputs=keys.get("inputs"),
+            variables=MappingProxyType(variables),
+            constants=tuple(constants),
+            real_constants=real,
+            operators=operators,
+            predicted=predicted,
+            origin=origin,
+            probes=probes,
+            plugins=plugins,
+        )
+    except ValueError as error:
+        raise SpaceError(f"{path}: {error}") from error
+    return replace(bare, losses=MappingProxyType(_losses(keys, bare)))
+
+
+def _variables(keys: _Keys) -> dict[str, str]:
+    """Name to meaning."""
+    table, given = INPUTS[keys.get("inputs")], keys.get("variables", ())
+    keys.need(
+        isinstance(given, (list, dict)) and all(name in list(table) for name in given),
+        "variables",
+        f"a list with names of {', '.join(table)} (or a mapping from them to meanings)",
+    )
+    if isinstance(given, dict):
+        return {name: str(meaning) for name, meaning in given.items()}
+    return {name: table[name].meaning for name in given}
+
+
+def _import_plugins(keys: _Keys) -> tuple[str, ...]:
+    plugins = keys.get("plugins", [])
+    keys.need(
         isinstance(plugins, list) and all(isinstance(p, str) for p in plugins),
         "plugins",
         "a list of module names",
     )
     for plugin in plugins:
         try:
-            import_named(plugin, f"{path}: plugins")
+            import_named(plugin, f"{keys.path}: plugins")
         except NamedError as error:
             raise SpaceError(str(error)) from error
-    operators = data.get("operators", [])
-    need(isinstance(operators, list) and bool(operators), "operators", "a list of operator names")
+    return tuple(plugins)
+
+
+def _operators(keys: _Keys) -> tuple[str, ...]:
+    operators = keys.get("operators", [])
+    keys.need(
+        isinstance(operators, list) and bool(operators), "operators", "a list of operator names"
+    )
     for operator in operators:
         if operator not in list(PRIMITIVES):
             near = difflib.get_close_matches(str(operator), PRIMITIVES, n=1, cutoff=0.5)
-            raise SpaceError(
-                f"{path}: operators: unknown operator {str(operator)!r}; "
-                + (
-                    f"did you mean {near[0]!r}?"
-                    if near
-                    else f"operators are {', '.join(PRIMITIVES)}"
-                )
+            right = (
+                f"did you mean {near[0]!r}?" if near else f"operators are {', '.join(PRIMITIVES)}"
             )
-        if PRIMITIVES[operator].classwise and data["branch"] == "reg":
+            raise SpaceError(f"{keys.path}: operators: unknown operator {str(operator)!r}; {right}")
+        if PRIMITIVES[operator].classwise and keys.get("branch") == "reg":
             raise SpaceError(
-                f"{path}: operators: {operator} looks along the class axis, which branch reg does "
-                "not have"
+                f"{keys.path}: operators: {operator} looks along the class axis, which branch reg "
+                "does not have"
             )
-    need(isinstance(data.get("probes", {}), dict), "probes", "a mapping")
-    try:
-        bare = SearchSpace(
-            name=data["name"],
-            branch=data["branch"],
-            inputs=data["inputs"],
-            variables=MappingProxyType({name: str(text) for name, text in variables.items()}),
-            constants=tuple(constants),
-            real_constants=data.get("real_constants", False),
-            operators=tuple(operators),
-            predicted=predicted,
-            origin=origin,
-            probes=data.get("probes", {}),
-            plugins=tuple(plugins),
-        )
-    except ValueError as error:
-        raise SpaceError(f"{path}: {error}") from error
-    need(isinstance(data.get("losses", []), list), "losses", "a list")
-    losses = {}
-    for entry in data.get("losses", []):
-        needed, optional = {"name", "expression", "source"}, {"reference", "released"}
+    return tuple(operators)
+
+
+def _losses(keys: _Keys, space: SearchSpace) -> dict[str, KnownLoss]:
+    """The known losses by name, written in the space."""
+    entries = keys.get("losses", [])
+    keys.need(isinstance(entries, list), "losses", "a list")
+    needed, optional = {"name", "expression", "source"}, {"reference", "released"}
+    losses: dict[str, KnownLoss] = {}
+    for entry in entries:
         if not (
             isinstance(entry, dict)
             and needed <= set(entry) <= needed | optional
             and all(isinstance(value, str) for key, value in entry.items() if key != "released")
         ):
             raise SpaceError(
-                f"{path}: losses: each needs name, expression and source, all text (and may have "
-                f"{' and '.join(sorted(optional))}), found {str(entry)[:80]}"
+                f"{keys.path}: losses: each needs name, expression and source, all text (and may "
+                f"have {' and '.join(sorted(optional))}), found {str(entry)[:80]}"
             )
-        if entry["name"] in losses:
-            raise SpaceError(f"{path}: losses: there are two by the name {entry['name']}")
+        name = entry["name"]
+        if name in losses:
+            raise SpaceError(f"{keys.path}: losses: there are two by the name {name}")
         try:
-            losses[entry["name"]] = KnownLoss(
-                entry["name"],
-                Expression.parse(entry["expression"], bare),
+            losses[name] = KnownLoss(
+                name,
+                Expression.parse(entry["expression"], space),
                 entry["source"],
                 entry.get("reference", KnownLoss.reference),
                 entry.get("released", False) is True,
             )
         except ExpressionError as error:
-            raise SpaceError(f"{path}: losses: {entry['name']}: {error}") from error
-    return SearchSpace(
-        **{f.name: getattr(bare, f.name) for f in fields(bare) if f.name != "losses"},
-        losses=MappingProxyType(losses),
-    )
+            raise SpaceError(f"{keys.path}: losses: {name}: {error}") from error
+    return losses
