@@ -27,15 +27,24 @@ from cse_autoloss.losses import ExpressionLoss
 
 
 def use_losses(**losses: Any) -> Callable[[Any], None]:
-    """A callback for ``on_train_start`` that puts losses into the model that is being trained.
+    """A callback for ``on_train_start`` that puts losses into the model that is being trained, and
+    into its moving average, which is what the library validates.
 
     Args:
         **losses: as for :func:`criterion`.
     """
 
     def on_train_start(trainer: Any) -> None:
-        model = unwrap_model(trainer.model)
+        model, average = unwrap_model(trainer.model), getattr(trainer, "ema", None)
+        begun = getattr(model, "criterion", None)
         model.criterion = criterion(model, **losses)
+        if begun is not None and hasattr(
+            begun, "updates"
+        ):  # of a training that is resumed: how far its weights are
+            model.criterion.updates = begun.updates - 1
+            model.criterion.update()
+        if average is not None:
+            average.ema.criterion = criterion(average.ema, **losses)
 
     return on_train_start
 
@@ -90,6 +99,11 @@ def criterion(
         if soft is not None:
             part.bce = _SoftLabels(soft)
         if boxes is not None:
+            if type(part.bbox_loss) is not BboxLoss:
+                raise ValueError(
+                    f"reg: {name} has a {type(part.bbox_loss).__name__}, of other boxes than "
+                    "x1 y1 x2 y2; give cls alone"
+                )
             part.bbox_loss = _BoxLoss(part.reg_max, boxes).to(part.device)
     return made
 
