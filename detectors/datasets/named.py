@@ -167,8 +167,9 @@ def _of_dataset(entry: Mapping[str, Any], split: str, findings: Findings) -> lis
 
 
 def _voc(path: Path, folder: Path, split: str, findings: Findings) -> Part:
-    stems = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    files_ = [folder / "Annotations" / f"{stem}.xml" for stem in stems]
+    annotations = folder / "Annotations"
+    known = {file.stem for file in annotations.glob("*.xml")}
+    files_ = [annotations / f"{name}.xml" for name in voc.names_in(path, known)]
     missing = [file for file in files_ if not file.is_file()]
     if missing or not files_:
         raise ConfigError(f"{missing[0] if missing else path}: no such file; {path} names it")

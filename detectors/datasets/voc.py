@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -70,11 +70,11 @@ def from_files(
 
 def _lists(folder: Path, files_of: Mapping[str, Path], findings: Findings) -> dict[str, list[Path]]:
     names = {
-        split: [n for word in words for n in _names(folder / f"{word}.txt")]
+        split: [n for word in words for n in names_in(folder / f"{word}.txt", files_of)]
         for split, words in _SETS.items()
     }
     if not names["train"]:  # val is then taken from it
-        names["train"] = [] if names["val"] else _names(folder / "trainval.txt")
+        names["train"] = [] if names["val"] else names_in(folder / "trainval.txt", files_of)
     files: dict[str, list[Path]] = {}
     for split, listed in names.items():
         for name in listed:
@@ -88,13 +88,17 @@ def _lists(folder: Path, files_of: Mapping[str, Path], findings: Findings) -> di
     return files
 
 
-def _names(path: Path) -> list[str]:
-    """As VOC writes them, one a line with a flag behind it; or file names, or paths."""
+def names_in(path: Path, known: Container[str]) -> list[str]:
+    """Names of a list as VOC writes it, one a line with a flag behind it; or file names, or paths.
+
+    Args:
+        known: the names that there are: ``img 1`` is one of them, or ``img`` with a flag.
+    """
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     names = [Path(line.split("\t")[0].strip()).name for line in lines if line.strip()]
-    return [_stem(name) for name in names]
+    return [name if name in known else _stem(name) for name in names]
 
 
 def _stem(name: str) -> str:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+from mmcv import Config
 from mmdet.datasets import VOCDataset
 from pycocotools.coco import COCO
 
@@ -178,3 +179,24 @@ def test_a_box_without_area_is_left_out_and_counted(year):
     write(year, "000002", [("person", 30, 6, 5, 50, 0), ("dog", 7, 7, 17, 20, 0)])
     texts = " ".join(finding.text for finding in datasets.find(f"voc:{year}").findings)
     assert "a box without area" in texts and "areas are larger" not in texts
+
+
+def test_a_name_that_ends_like_a_flag_is_a_name_where_there_is_such_a_file(year):
+    for split, names in SPLITS.items():
+        lines = []
+        for number, name in enumerate(names):
+            spaced = f"img {number}" if split == "train" else f"{split} {number}"
+            for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+                (year / folder / f"{name}.{suffix}").rename(year / folder / f"{spaced}.{suffix}")
+            lines.append(f"{spaced}\n")
+        (year / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(lines))
+    from_folder = datasets.find(f"voc:{year}")
+    lists = {split: year / "ImageSets" / "Main" / f"{split}.txt" for split in SPLITS}
+    entries = {
+        split: {"type": "VOCDataset", "ann_file": str(path), "img_prefix": str(year)}
+        for split, path in lists.items()
+    }
+    from_config = datasets.find("config", config=Config({"data": entries}))
+    for split, names in SPLITS.items():
+        assert from_folder.splits[split].images == len(names)
+        assert from_config.splits[split].images == len(names)
