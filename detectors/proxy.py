@@ -25,7 +25,7 @@ from cse_autoloss.trial import ConfigError, Trial
 from detectors import config_files, configure, shrink
 from detectors.check import without_weights
 from detectors.images import quiet
-from detectors.setup import Options, Setup, read_config, versions
+from detectors.setup import Options, Setup, absolute, read_config, versions
 from detectors.shrink import Schedule, Shape
 from detectors.training import DetectorTrainer
 
@@ -96,11 +96,8 @@ def make(config: Config, options: Mapping[str, Any], seconds: float, say: Say) -
         ConfigError: its heads cannot take losses, or a trial cannot be as short; says why.
     """
     configure.heads(config.model)
-    kept = {key: options[key] for key in ("data", "data_seed", "device") if options.get(key)}
-    if isinstance(data := kept.get("data"), str):
-        kind, colon, path = data.rpartition(":")
-        if Path(path).expanduser().exists():  # wherever a run is started, the same
-            kept["data"] = f"{kind}{colon}{Path(path).expanduser().absolute()}"
+    keys = ("data", "data_seed", "device")
+    kept = absolute({key: options[key] for key in keys if options.get(key) is not None})
     with tempfile.TemporaryDirectory() as folder:
         return _Maker(config, kept, seconds, say, Path(folder)).make()
 

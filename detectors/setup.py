@@ -89,22 +89,9 @@ def absolute(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with the paths of the config and the data made absolute; names stay."""
     resolved, options = dict(options), _options(options)
     if "config" in resolved and options.config not in config_files.config_names():
-        resolved["config"] = _absolute(options.config)
-    if options.data in ("embedded", "config"):
-        pass
-    elif isinstance(options.data, str):
-        kind, colon, path = options.data.rpartition(":")
-        if colon or Path(path).expanduser().exists():
-            resolved["data"] = f"{kind}{colon}{_absolute(path)}"
-    elif "data" in resolved:
-        resolved["data"] = {
-            split: _absolute(entry)
-            if isinstance(entry, str)
-            else {key: _absolute(value) for key, value in entry.items() if isinstance(value, str)}
-            if isinstance(entry, Mapping)
-            else entry
-            for split, entry in options.data.items()
-        }
+        resolved["config"] = str(Path(options.config).expanduser().absolute())
+    if options.data is not None:
+        resolved["data"] = datasets.absolute(options.data)
     return resolved
 
 
@@ -118,10 +105,6 @@ def read_config(options: Mapping[str, Any]) -> Config:
     config = config_files.read_config(checked.config)
     config_files.change(config, checked.cfg_options, "detector.cfg_options")
     return config
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
 
 
 class Setup:

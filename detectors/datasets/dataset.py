@@ -87,6 +87,21 @@ class DataSet:
         return [counts[name] / mean for name in self.classes]
 
 
+def absolute(name: Name) -> Name:
+    """A data set's name with its paths made absolute; what is none stays, to be refused by name."""
+    if isinstance(name, Mapping):
+        return {
+            split: {key: _absolute(value) for key, value in entry.items()}
+            if isinstance(entry, Mapping)
+            else _absolute(entry)
+            for split, entry in name.items()
+        }
+    kind, path = _kind_and_path(name)
+    if name in ("embedded", "config"):
+        return name
+    return f"{kind}:{_absolute(path)}" if kind else _absolute(path)
+
+
 def find(
     name: Name,
     seed: int = 0,
@@ -190,10 +205,19 @@ def _embedded(seed: int) -> Path:
     return folder
 
 
-def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
+def _absolute(path: Any) -> Any:
+    if not isinstance(path, str) or not path.strip():
+        return path
+    return str(Path(path).expanduser().absolute())
+
+
+def _kind_and_path(name: str) -> tuple[str, str]:
     kind, colon, path = name.partition(":")
-    if not colon or kind not in _READERS:
-        kind, path = "", name
+    return (kind, path) if colon and kind in _READERS else ("", name)
+
+
+def _folder(name: str, findings: Findings) -> tuple[list[Part], Listing]:
+    kind, path = _kind_and_path(name)
     folder = Path(path).expanduser().absolute() if path.strip() else None
     if folder is None or not folder.exists():
         raise ConfigError(

@@ -43,7 +43,7 @@ def files(mapping: Mapping[str, Any], findings: Findings) -> tuple[list[Part], L
         root = beside.parent if beside.name.lower() in ("annotations", "labels") else beside
         roots.append(root)
         if prefix := entry.get("img_prefix"):
-            folders, around = (_path(prefix),), None
+            folders, around = (_path(str(prefix)),), None
             if not folders[0].is_dir():
                 raise ConfigError(f"detector.data.{split}.img_prefix: {folders[0]} is no folder")
         else:

@@ -39,6 +39,10 @@ def test_paths_mean_the_same_from_any_folder_and_names_stay(tmp_path, monkeypatc
         ({"config": "mine.py", "data": "config"}, {"config": f"{tmp_path}/mine.py"}),
         ({"data": "coco:photos"}, {"data": f"coco:{tmp_path}/photos"}),
         ({"data": "photos"}, {"data": f"{tmp_path}/photos"}),
+        ({"data": "of 12:30"}, {"data": f"{tmp_path}/of 12:30"}),
+        ({"data": "yolo:of 12:30"}, {"data": f"yolo:{tmp_path}/of 12:30"}),
+        ({"data": ""}, {}),  # which is refused, and not this folder
+        ({"data": None}, {}),
         (
             {"data": {"train": "a.json", "val": {"ann_file": "b.json", "img_prefix": "/c"}}},
             {
