@@ -297,7 +297,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply(setting: str, data: dict[str, Any]) -> None:
     key, equals, text = setting.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as search.population=50")
     *sections, last = key.split(".")
     if len(sections) > MAX_DEPTH:

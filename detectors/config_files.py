@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import keyword
 import pprint
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -88,10 +89,13 @@ def change(config: Config, changes: Mapping[str, Any], option: str) -> None:
         option: where the user gave them; messages begin with it.
 
     Raises:
-        ConfigError: one line: a key leads nowhere; or is new, in a place where nothing checks keys,
-            and almost that of a neighbour; or a dict's value is none.
+        ConfigError: one line: a key is none, or leads nowhere; or is new, in a place where nothing
+            checks keys, and almost that of a neighbour; or a dict's value is none.
     """
     for path, value in _leaves(changes):
+        names = path.split(".")
+        if not all(names) or not names[0].isidentifier() or keyword.iskeyword(names[0]):
+            raise ConfigError(f"{option}.{path}: is no key; one is such as optimizer.lr")
         before, near, checked = _there(config, path)
         if near and not checked:
             raise ConfigError(f"{option}.{path}: the config has no such key; did you mean {near}?")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import mmcv
 import torch
@@ -22,6 +22,10 @@ from cse_autoloss.version import __version__
 from detectors import config_data, config_files, configure, datasets
 
 _FEWEST = 10  # steps: fewer are no schedule
+_MOST = 10_000_000  # steps
+_LARGEST_BATCH = 1024  # images, which a run's check reads
+Steps = Annotated[int, Field(ge=_FEWEST, le=_MOST)]
+BatchSize = Annotated[int, Field(gt=0, le=_LARGEST_BATCH)]
 # Counts the ways in which training.py has made warm weights; a cached one of another way is stale.
 _WARMUP = "3"
 
@@ -52,11 +56,11 @@ class Options(BaseModel):
     config: str = "faster_rcnn_proxy"
     data: str | dict[str, Any] | None = None
     data_seed: int = Field(0, ge=0)
-    steps: int | None = Field(None, ge=_FEWEST)
-    batch_size: int | None = Field(None, gt=0)
-    tiny_steps: int | None = Field(None, ge=_FEWEST)
-    head_steps: int | None = Field(None, ge=_FEWEST)
-    warmup_steps: int | None = Field(None, ge=0)
+    steps: Steps | None = None
+    batch_size: BatchSize | None = None
+    tiny_steps: Steps | None = None
+    head_steps: Steps | None = None
+    warmup_steps: int | None = Field(None, ge=0, le=_MOST)
     device: str | None = Field(None, pattern="^(cpu|cuda)$")
     cfg_options: dict[str, Any] = {}
     trial_seconds: float = Field(60.0, gt=0)
@@ -78,8 +82,8 @@ class HeadOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(1000, ge=_FEWEST)
-    batch_size: int = Field(8, gt=0)
+    steps: Steps = 1000
+    batch_size: BatchSize = 8
     lr: float = Field(1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     cache_bytes: int = Field(2 << 30, gt=0)
@@ -130,7 +134,7 @@ class Setup:
             open_images=open_images,
         )
         config_files.change(config, self.options.cfg_options, "detector.cfg_options")
-        if config.get("runner", {}).get("type") != "IterBasedRunner":
+        if (config.get("runner") or {}).get("type") != "IterBasedRunner":
             raise ConfigError(
                 "detector.config: a trial is measured in steps; the config should have "
                 "runner=dict(type='IterBasedRunner', max_iters=...) and an lr_config with "
@@ -142,15 +146,17 @@ class Setup:
             config.runner.max_iters = self.options.steps
         if self.options.batch_size:
             config.data.samples_per_gpu = self.options.batch_size
+        given = (config.get("data") or {}).get("samples_per_gpu")
+        _whole("data.samples_per_gpu", given, most=_LARGEST_BATCH)
         proxy = config.get("proxy") or {}
         self._warmup = proxy.get("warmup", {})
-        self.steps = _whole("runner.max_iters", config.runner.max_iters)
+        self.steps = _whole("runner.max_iters", config.runner.get("max_iters"))
         tiny = self.options.tiny_steps or proxy.get("tiny_steps")
         self.tiny_steps = _whole("proxy.tiny_steps", tiny or max(_FEWEST, self.steps // 4))
         self.head = _head_options(proxy.get("head", {}), self.options.head_steps)
         given = self.options.warmup_steps
         warmup = self._warmup.get("steps", 0) if given is None else given
-        self.warmup_steps = _whole("proxy.warmup.steps", warmup)
+        self.warmup_steps = _whole("proxy.warmup.steps", warmup, 0)
         if 0 < self.warmup_steps < _FEWEST:
             raise ConfigError(
                 f"detector.warmup_steps: should be 0 or at least {_FEWEST}, found "
@@ -196,13 +202,18 @@ def _options(options: Mapping[str, Any]) -> Options:
         raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None
 
 
-def _whole(key: str, steps: Any) -> int:
-    if not isinstance(steps, int):
-        raise ConfigError(f"detector.config: {key} should be a whole number, found {steps!r}")
-    return steps
+def _whole(key: str, number: Any, least: int = 1, most: int = _MOST) -> int:
+    if type(number) is not int or not least <= number <= most:
+        raise ConfigError(
+            f"detector.config: {key} should be a whole number from {least} to {most:,}, found "
+            f"{number!r}"
+        )
+    return number
 
 
-def _head_options(given: Mapping[str, Any], steps: int | None) -> HeadOptions:
+def _head_options(given: Any, steps: int | None) -> HeadOptions:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"detector.config: proxy.head should be a dict, found {given!r}")
     try:
         return HeadOptions.model_validate({**given, **({"steps": steps} if steps else {})})
     except ValidationError as error:

@@ -57,6 +57,8 @@ def test_every_preset_is_valid_and_round_trips(name):
             "stages.confirm.seeds: should be less than or equal to 1000, found 1001",
         ),
         ("budget.minutes=.inf", "budget.minutes: should be a finite number"),
+        (".=1", "--set .=1: expected KEY=VALUE"),
+        ("search..known=1", "--set search..known=1: expected KEY=VALUE"),
         ("seed=9999999999", "seed: should be less than or equal to"),
         ("tuning.scales=[[1, 1], [2, 1], [1.0, 1]]", "tuning.scales: [1, 1] stands twice"),
         ("tuning.lr_scales=[2, 2.0]", "tuning.lr_scales: [2] stands twice"),

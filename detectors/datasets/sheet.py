@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 from PIL import Image, ImageDraw, ImageFont
 
+from cse_autoloss.trial import ConfigError
 from detectors.datasets.dataset import DataSet
 
 _SIDE = 240  # pixels of an image on the sheet, its longer side
@@ -49,7 +50,10 @@ def draw(data: DataSet, path: Path, images: int = 20, seed: int = 0) -> Path:
         left, top = place % columns * width + _GAP, bottom + place // columns * _LINE + _GAP
         pen.rectangle([left, top, left + 10, top + 10], fill=color)
         pen.text((left + 14, top - 2), _cut(pen, name, font), "black", font)
-    sheet.save(path)
+    try:
+        sheet.save(path)
+    except ValueError as error:  # of the file's name
+        raise ConfigError(f"--sheet {path}: {error}; FILE.png would do") from None
     return path
 
 

@@ -899,6 +899,8 @@ def test_data_check_prints_everything_by_itself_and_draws_the_boxes(tmp_path):
     assert result.exit_code == 0 and "train: 6 images, 12 objects" in result.output
     colors = {color for _, color in Image.open(sheet).convert("RGB").getcolors(1 << 20)}
     assert {(242, 12, 12), (8, 166, 8)} <= colors, "the boxes' first and second class"
+    result = check(root, "--sheet", tmp_path / "sheet.nope")
+    assert isinstance(result.exception, ConfigError) and "sheet.nope: " in str(result.exception)
     path = root / "annotations" / "instances_val2017.json"
     rewrite(path, lambda read: read["annotations"][0].update(bbox=[1, 2, 3]))
     rewrite(root / "annotations" / "instances_train2017.json", each("annotations", iscrowd="no"))
