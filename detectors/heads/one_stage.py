@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from mmcv.runner import force_fp32
-from mmdet.core import bbox_overlaps, reduce_mean
+from mmdet.core import reduce_mean
 from mmdet.models import HEADS
 from mmdet.models.dense_heads import ATSSHead, FCOSHead
 from torch import Tensor
 
-from cse_autoloss.inputs import MIN_IOU, area_of, box_sides
+from cse_autoloss.inputs import area_of, box_sides
+from detectors.heads.rows import aligned_ious, images_of, positives, rows_of
 from detectors.heads.seeing import Images, SeesImages, SeesImagesOfLoss
 from detectors.losses import handing_over
 
@@ -72,7 +73,7 @@ class IoUAwareFCOSHead(FCOSHead):
         total_iou = max(reduce_mean(ious.sum()), 1e-6)
         images = torch.cat([images_of(level) for level in cls_scores])
 
-        def sizes(*_: Tensor) -> Tensor:
+        def image_sizes(*_: Tensor) -> Tensor:
             of_images = Images.of(img_metas, gt_bboxes).sizes[images[rows]]
             if not self.norm_on_bbox:
                 return of_images
@@ -85,11 +86,11 @@ class IoUAwareFCOSHead(FCOSHead):
             self.loss_cls,
             pos_ious=lambda *_: ious,
             image_ids=lambda *_: images,
-            pos_areas=lambda *_: area_of(box_sides(target_boxes)) / area_of(sizes()),
+            pos_areas=lambda *_: area_of(box_sides(target_boxes)) / area_of(image_sizes()),
         ):
             losses = {"loss_cls": self.loss_cls(scores, labels, avg_factor=count)}
         if len(rows):
-            with handing_over(self.loss_bbox, image_sizes=sizes):
+            with handing_over(self.loss_bbox, image_sizes=image_sizes):
                 losses["loss_bbox"] = self.loss_bbox(
                     boxes, target_boxes, weight=ious, avg_factor=total_iou
                 )
@@ -146,17 +147,6 @@ class IoUAwareATSSHead(SeesImagesOfLoss, ATSSHead):
         return loss_cls, loss_bbox, loss_centerness, ious.sum()
 
 
-def rows_of(level: Tensor, width: int) -> Tensor:
-    """(images, anchors * width, H, W) to (images * H * W * anchors, width)."""
-    return level.permute(0, 2, 3, 1).reshape(-1, width)
-
-
-def images_of(level: Tensor) -> Tensor:
-    """The image of each row of :func:`rows_of` with one prior at a place."""
-    places = level.shape[-2] * level.shape[-1]
-    return torch.arange(len(level), device=level.device).repeat_interleave(places)
-
-
 def of_anchors(
     head: SeesImages,
     anchors: Tensor,
@@ -181,14 +171,3 @@ def of_anchors(
     )
     for_reg = head.seen(image_sizes=lambda seen: seen.sizes[images[rows]] / unit)
     return {"image_ids": lambda *_: images, **for_cls}, for_reg
-
-
-def positives(labels: Tensor, classes: int) -> Tensor:
-    """Rows of labels in 0..classes-1."""
-    return ((labels >= 0) & (labels < classes)).nonzero()[:, 0]
-
-
-@torch.no_grad()
-def aligned_ious(boxes: Tensor, targets: Tensor) -> Tensor:
-    """(P,) IoU of (P, 4) boxes with their targets, in [1e-7, 1], without gradient."""
-    return bbox_overlaps(boxes, targets, is_aligned=True).clamp(min=MIN_IOU)

@@ -20,7 +20,8 @@ from mmdet.models.dense_heads.paa_head import levels_to_images
 from mmdet.models.roi_heads.bbox_heads import DoubleConvFCBBoxHead, SABLHead
 from torch import Tensor, nn
 
-from detectors.heads.one_stage import aligned_ious, of_anchors, positives, rows_of
+from detectors.heads.one_stage import of_anchors
+from detectors.heads.rows import aligned_ious, positives, rows_of
 from detectors.heads.seeing import SeesImages, SeesImagesOfLoss
 from detectors.heads.two_stage import IoUAware
 from detectors.losses import handing_over, wants_pos_ious

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from mmcv.runner import force_fp32
-from mmdet.core import bbox_overlaps
 from mmdet.models import HEADS
 from mmdet.models.losses import accuracy
 from mmdet.models.roi_heads.bbox_heads import (
@@ -19,7 +18,7 @@ from mmdet.models.roi_heads.bbox_heads import (
 )
 from torch import Tensor
 
-from cse_autoloss.inputs import MIN_IOU
+from detectors.heads.rows import aligned_ious, positives
 from detectors.heads.seeing import SeesImages
 from detectors.losses import handing_over, needs
 
@@ -44,9 +43,9 @@ class IoUAware(SeesImages):
         images = rois[:, 0].long()
         of_positives = self.seen(
             pos_areas=lambda seen: seen.shares(
-                self._target_boxes(rois, labels, bbox_targets), images[self._positive(labels)]
+                self._target_boxes(rois, labels, bbox_targets), images[self._positives(labels)]
             ),
-            image_sizes=lambda seen: seen.sizes[images[self._positive(labels)]],
+            image_sizes=lambda seen: seen.sizes[images[self._positives(labels)]],
         )
         of_rois = self.seen(roi_ious=lambda seen: seen.nearest_ious(rois[:, 1:], images))
         with (
@@ -106,28 +105,23 @@ class IoUAware(SeesImages):
         Returns:
             (positives,) in [1e-7, 1], without gradient, in the order of the rows.
         """
-        positive = self._positive(labels)
-        boxes, deltas = rois[positive, 1:], bbox_pred[positive]
+        rows = self._positives(labels)
+        boxes, deltas = rois[rows, 1:], bbox_pred[rows]
         if not self.reg_class_agnostic:
             deltas = deltas.view(len(deltas), self.num_classes, 4)[
-                torch.arange(len(deltas), device=deltas.device), labels[positive]
+                torch.arange(len(deltas), device=deltas.device), labels[rows]
             ]
         targets = self._target_boxes(rois, labels, bbox_targets)
-        predicted = self.bbox_coder.decode(boxes, deltas)
-        return bbox_overlaps(predicted, targets, is_aligned=True).clamp(min=MIN_IOU)
+        return aligned_ious(self.bbox_coder.decode(boxes, deltas), targets)
 
-    def _positive(self, labels: Tensor) -> Tensor:
-        return (labels >= 0) & (labels < self.num_classes)
+    def _positives(self, labels: Tensor) -> Tensor:
+        return positives(labels, self.num_classes)
 
     def _target_boxes(self, rois: Tensor, labels: Tensor, bbox_targets: Tensor) -> Tensor:
         """(positives, 4) boxes that the positives should become."""
-        positive = self._positive(labels)
-        targets = bbox_targets[positive]
-        return (
-            targets
-            if self.reg_decoded_bbox
-            else self.bbox_coder.decode(rois[positive, 1:], targets)
-        )
+        rows = self._positives(labels)
+        targets = bbox_targets[rows]
+        return targets if self.reg_decoded_bbox else self.bbox_coder.decode(rois[rows, 1:], targets)
 
 
 @HEADS.register_module()
