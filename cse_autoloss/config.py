@@ -7,7 +7,6 @@ names and is validated by it.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from cse_autoloss.errors import hint
 from cse_autoloss.stages import DEFAULT_STAGES, Ladder, Stage
 from cse_autoloss.text import printable
 from cse_autoloss.trial import BRANCHES, ConfigError
@@ -321,11 +321,8 @@ def _first_line(error: ValidationError) -> str:
         for part in first["loc"][:-1]:
             if part in section.model_fields:  # not a name that the user gave
                 section = _section(section.model_fields[part].annotation)
-        known = list(section.model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return f"{printable(key, 100)}: unknown key; " + (
-            f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(known)}"
-        )
+        right = hint(str(first["loc"][-1]), section.model_fields, "keys")
+        return f"{printable(key, 100)}: unknown key; {right}"
     message = first["msg"].replace("Input should be", "should be").removeprefix("Value error, ")
     return f"{printable(key, 100)}: {message}, found {first['input']!r}"[:300]
 

@@ -10,7 +10,6 @@ The order of arguments, reduction, sample weights and ``avg_factor`` are those o
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import warnings
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cse_autoloss import inputs, kernels
+from cse_autoloss.errors import hint
 from cse_autoloss.expression import Expression
 from cse_autoloss.inputs import ALPHA, EXTRAS, MIN_IOU
 from cse_autoloss.primitives import PRIMITIVES
@@ -116,14 +116,9 @@ class ExpressionLoss(nn.Module):
         super().__init__()
         for name in options:
             if name not in self._options:
-                near = difflib.get_close_matches(name, self._options, n=1)
                 raise TypeError(
                     f"a loss of space {space.name} has no option {name!r}; "
-                    + (
-                        f"did you mean {near[0]!r}?"
-                        if near
-                        else f"its options are {', '.join(self._options)}"
-                    )
+                    f"{hint(name, self._options, 'its options')}"
                 )
         for name, value in {**self._options, **options}.items():
             setattr(self, name, value)

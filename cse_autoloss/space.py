@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import search_spaces
-from cse_autoloss.errors import UserError
+from cse_autoloss.errors import UserError, hint
 from cse_autoloss.expression import Expression, ExpressionError
 from cse_autoloss.inputs import INPUTS
 from cse_autoloss.language import Language
@@ -197,8 +197,7 @@ class _Keys:
         allowed = [f.name for f in fields(SearchSpace) if f.name not in ("origin", "predicted")]
         for key in self._data:
             if key not in allowed:
-                near = difflib.get_close_matches(str(key), allowed, n=1)
-                right = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(allowed)}"
+                right = hint(str(key), allowed, "keys")
                 raise SpaceError(f"{self.path}: unknown key {str(key)!r}; {right}")
 
 
@@ -286,10 +285,7 @@ def _operators(keys: _Keys) -> tuple[str, ...]:
     )
     for operator in operators:
         if operator not in list(PRIMITIVES):
-            near = difflib.get_close_matches(str(operator), PRIMITIVES, n=1, cutoff=0.5)
-            right = (
-                f"did you mean {near[0]!r}?" if near else f"operators are {', '.join(PRIMITIVES)}"
-            )
+            right = hint(str(operator), PRIMITIVES, "operators", cutoff=0.5)
             raise SpaceError(f"{keys.path}: operators: unknown operator {str(operator)!r}; {right}")
         if PRIMITIVES[operator].classwise and keys.get("branch") == "reg":
             raise SpaceError(

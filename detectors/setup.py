@@ -4,7 +4,6 @@ checked."""
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from mmcv import Config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cse_autoloss.cache import cache_dir, digest
+from cse_autoloss.errors import hint
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.version import __version__
 from detectors import config_data, config_files, configure, datasets
@@ -191,12 +191,7 @@ def _options(options: Mapping[str, Any]) -> Options:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, Options.model_fields, n=1)
-            right = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"keys are {', '.join(Options.model_fields)}"
-            )
+            right = hint(key, Options.model_fields, "keys")
             raise ConfigError(f"detector.{key}: unknown key; {right}") from None
         message = first["msg"].replace("Input should be", "should be")
         raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None

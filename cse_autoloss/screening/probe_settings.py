@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from cse_autoloss.errors import hint
 from cse_autoloss.space import SearchSpace, SpaceError
 
 
@@ -47,13 +47,7 @@ class ProbeSettings:
         """Refuse a key that nobody asked for."""
         for key in _keys(self._data):
             if key not in self._asked:
-                near = difflib.get_close_matches(key, self._asked, n=1)
-                right = (
-                    f"did you mean {near[0]!r}?"
-                    if near
-                    else f"keys are {', '.join(sorted(self._asked))}"
-                )
-                raise self._error(key, f"unknown key; {right}")
+                raise self._error(key, f"unknown key; {hint(key, sorted(self._asked), 'keys')}")
 
     def _one(self, key: str, right: str, fits: Callable[[Any], bool]) -> Any:
         value = self._get(key, right)
