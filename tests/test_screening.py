@@ -536,7 +536,8 @@ def test_screen_reports_shares_and_writes_survivors(tmp_path):
     )
     assert list(report["rejected"]) == list(PROPERTIES)
     assert sum(report["rejected"].values()) + len(lines) == report["unique"]
-    assert all(verify(parse(line, REG), REG).accepted for line in lines)
+    screener = Screener(REG, batch_size=1)
+    assert all(screener.verify(parse(line, REG)).accepted for line in lines)
     assert (
         "no folder"
         in run("screen", "--space", "reg", "--output", str(tmp_path / "none" / "x")).output
