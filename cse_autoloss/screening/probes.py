@@ -6,6 +6,7 @@ means.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from cse_autoloss.screening.blocks import Block, Tolerances
@@ -28,6 +29,7 @@ class Probes:
     tolerances: Tolerances
 
     @classmethod
+    @functools.lru_cache(maxsize=32)  # boxes take 40 times as long to make as to judge a loss by
     def of(cls, space: SearchSpace) -> Probes:
         """Read the ``probes`` section of a space.
 
