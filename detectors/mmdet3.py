@@ -68,8 +68,9 @@ def config_text(
         inherited = str(Path(base).absolute())
         model, imports = config.model, (config.get("custom_imports") or {}).get("imports") or []
         imports = [imports] if isinstance(imports, str) else list(imports)
-    for head in configure.heads(model):
-        if configure.kind(head).aware not in _HEADS:
+    for head in configure.box_heads(model):
+        known = configure.HEADS.get(head["type"])
+        if (known.aware if known else head["type"]) not in _HEADS:
             raise ConfigError(
                 f"--target mmdet3: {head['type']} has no IoU-aware form for MMDetection 3; heads "
                 f"that work: {', '.join(name.removeprefix('IoUAware') for name in _HEADS)}"

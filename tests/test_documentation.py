@@ -38,6 +38,13 @@ def test_every_relative_link_leads_to_a_file_and_a_heading_that_are_there(page):
         assert not anchor or anchor in anchors(target), f"{link}: no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_file_of_ours_that_a_page_names_is_there(page):
+    named = r"(?<![\w./-])(?:tests|scripts|cse_autoloss|detectors|search_spaces|docs)/[\w./*-]*\w"
+    for path in re.findall(named, page.read_text("utf-8")):
+        assert list(ROOT.glob(path)), path
+
+
 def commands(page):
     """(command, words after it) of each ``cse-search ...`` of a page, lines joined at ``\\``."""
     text = re.sub(r"\\\n\s*", "", page.read_text("utf-8"))

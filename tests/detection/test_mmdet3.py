@@ -116,7 +116,8 @@ def test_without_a_config_the_full_size_one_of_the_detector_is_inherited(
             ("Shared2FCBBoxHead", "DIIHead"),
             A,
             "mine",
-            "head 'DIIHead' has no IoU-aware form; heads that work: ConvFC",
+            "DIIHead has no IoU-aware form for MMDetection 3; heads that work: ConvFCBBoxHead, "
+            "Shared2FCBBoxHead, Shared4Conv1FCBBoxHead, FCOSHead, ATSSHead",
         ),
         (
             ("", ""),
