@@ -438,19 +438,13 @@ INPUTS: dict[str, dict[str, Input]] = {
 
 
 def needed(kind: str, names: Iterable[str]) -> tuple[Input, ...]:
-    """The rows that the named variables take, each after those that it takes itself. What is no
-    variable of the kind is left out."""
-    table, wanted = INPUTS[kind], {}
-
-    def want(name: str) -> None:
-        if name in table and name not in wanted:
-            for other in table[name].takes:
-                want(other)
-            wanted[name] = table[name]
-
-    for name in names:
-        want(name)
-    return tuple(wanted.values())
+    """The rows that the named variables take, in the table's order: each after those that it takes
+    itself, whatever the order of the names. What is no variable of the kind is left out."""
+    table, wanted = INPUTS[kind], set(names)
+    for row in reversed(table.values()):
+        if row.name in wanted:
+            wanted.update(row.takes)
+    return tuple(row for row in table.values() if row.name in wanted)
 
 
 def needs(kind: str, names: Iterable[str]) -> frozenset[str]:

@@ -192,6 +192,13 @@ def test_a_variable_is_computed_with_what_it_takes_and_nothing_else() -> None:
             assert all(places[other] < places[row.name] for other in row.takes if other in table)
 
 
+def test_variables_come_in_the_order_of_the_table() -> None:
+    """A formula's are a set: exported losses would differ from process to process."""
+    for kind, table in INPUTS.items():
+        for names in (list(table), list(table)[::-1]):
+            assert [row.name for row in needed(kind, names)] == list(table)
+
+
 def test_a_formula_may_be_detached_altogether() -> None:
     given = boxes()
     pred = given["pred"].requires_grad_()
