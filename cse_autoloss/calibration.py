@@ -63,13 +63,11 @@ def calibration_lines(candidates: Sequence[Candidate]) -> list[str]:
 
 def draw_calibration(candidates: Sequence[Candidate], path: Path) -> Path:
     """Draw mAP as predicted, with its deviation, against mAP as measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     predicted, fitness = _columns(candidates)
-    figure, axes = pyplot.subplots(figsize=(5, 4.6), layout="constrained")
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
     axes.errorbar(
         predicted,
         fitness,
@@ -83,7 +81,6 @@ def draw_calibration(candidates: Sequence[Candidate], path: Path) -> Path:
     axes.plot(ends, ends, linestyle="--", color="tab:gray", linewidth=0.8)
     axes.set(xlabel="mAP as predicted (bar: one standard deviation)", ylabel="mAP as measured")
     save(figure, path, dpi=120)
-    pyplot.close(figure)
     return path
 
 

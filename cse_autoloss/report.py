@@ -3,7 +3,6 @@ files."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,12 +12,13 @@ from cse_autoloss.calibration import calibration_lines, draw_calibration, predic
 from cse_autoloss.caveats import caveats
 from cse_autoloss.config import parse_config
 from cse_autoloss.display import GAIN, SPREAD, comparison_cells, duration, stage_counts
-from cse_autoloss.drawing import plot, save
+from cse_autoloss.drawing import plot
 from cse_autoloss.earlier import told
 from cse_autoloss.export import TORCH, export_run, found
 from cse_autoloss.files import write_whole
 from cse_autoloss.journal import FUNNEL, CandidateState, Journal
 from cse_autoloss.page import write_page
+from cse_autoloss.progress import draw_progress
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder
 from cse_autoloss.status import Status, read_status
@@ -112,14 +112,26 @@ def _page(
     curves: Mapping[str, Path],
     predicted: list[str],
 ) -> list[str]:
-    config, spaces = parse_config(journal["config"]), journal["spaces"]
+    return [
+        *_result(journal, status),
+        *(_best(journal, exported, lacking, curves) if exported else []),
+        *(_searched(journal, status) if status.trials[0] else []),
+        *predicted,
+        "## Provenance",
+        "",
+        *(f"* {markdown(name)}: {markdown(value)}" for name, value in _provenance(journal)),
+        "",
+    ]
+
+
+def _result(journal: Journal, status: Status) -> list[str]:
+    config = parse_config(journal["config"])
+    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(journal["created"]))
     lines = [
         f"# {markdown(journal.folder.name)}",
         "",
         f"Searched: {', '.join(config.search.branches)} of {markdown(journal['detector'])}, "
-        f"seed {config.seed}; "
-        f"started {time.strftime('%Y-%m-%d %H:%M', time.localtime(journal['created']))}; "
-        f"{status.phase}.",
+        f"seed {config.seed}; started {started}; {status.phase}.",
         "",
     ]
     if journal["earlier"]:
@@ -149,37 +161,31 @@ def _page(
             "Every candidate starts with the gradient norm of these tuned losses.",
             "",
         ]
-    lines += ["![mAP of each trained candidate](progress.png)", ""]
-    if exported:
-        best = found(journal)
-        lines += ["## The best found loss", ""]
-        for branch, text in best.losses.items():
-            expression = load_space(spaces[branch]).expression(text)
-            lines += [
-                f"**{branch}**, loss weight {best.loss_weights[branch]:.4g}",
-                "",
-                "```",
-                text,
-                "```",
-                "",
-                f"$${expression.to_latex()}$$",
-                "",
-                f"![Curves of the {branch} loss beside the known ones, and its "
-                f"tree]({curves[branch].name})",
-                "",
-            ]
-        lines += ["Files: " + ", ".join(f"`{path.name}`" for path in exported), ""]
-        if lacking:
-            lines += [f"No {CONFIG}: {markdown(lacking)}.", ""]
-    return [
-        *lines,
-        *(_searched(journal, status) if status.trials[0] else []),
-        *predicted,
-        "## Provenance",
-        "",
-        *(f"* {markdown(name)}: {markdown(value)}" for name, value in _provenance(journal)),
-        "",
-    ]
+    return [*lines, "![mAP of each trained candidate](progress.png)", ""]
+
+
+def _best(
+    journal: Journal, exported: list[Path], lacking: str | None, curves: Mapping[str, Path]
+) -> list[str]:
+    best = found(journal)
+    lines = ["## The best found loss", ""]
+    for branch, text in best.losses.items():
+        expression = load_space(journal["spaces"][branch]).expression(text)
+        lines += [
+            f"**{branch}**, loss weight {best.loss_weights[branch]:.4g}",
+            "",
+            "```",
+            text,
+            "```",
+            "",
+            f"$${expression.to_latex()}$$",
+            "",
+            f"![Curves of the {branch} loss beside the known ones, and its "
+            f"tree]({curves[branch].name})",
+            "",
+        ]
+    lines += ["Files: " + ", ".join(f"`{path.name}`" for path in exported), ""]
+    return [*lines, f"No {CONFIG}: {markdown(lacking)}.", ""] if lacking else lines
 
 
 def _searched(journal: Journal, status: Status) -> list[str]:
@@ -245,79 +251,3 @@ def _provenance(journal: Journal) -> Iterable[tuple[str, Any]]:
             "trainings",
             f"{len(results)}, {duration(sum(result.seconds for result in results))} of worker time",
         )
-
-
-def draw_progress(journal: Journal, status: Status, path: Path) -> Path:
-    """Draw the mAP of each proxy training in the order of the search, the default's and the final
-    comparison beside it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (progress, final) = pyplot.subplots(
-        1, 2, figsize=(11, 4.2), width_ratios=(2, 1), sharey=True, layout="constrained"
-    )
-    stage = Ladder.of(parse_config(journal["config"]).stages).fitness
-    given = {candidate.id for candidate in journal.trained() if candidate.known}
-    measured = [
-        (row.candidate, row.result.mAP)
-        for row in journal.trials(stage, finished=True)
-        if row.result and row.result.mAP is not None
-    ]
-    for known, label, color in (
-        (True, "known losses", "tab:gray"),
-        (False, "found by the search", "tab:blue"),
-    ):
-        points = [
-            (i, mAP)
-            for i, (candidate, mAP) in enumerate(measured, 1)
-            if (candidate in given) == known
-        ]
-        if points:
-            progress.scatter(*zip(*points), s=18, color=color, label=label)
-    best = list(itertools.accumulate((mAP for _, mAP in measured), max))
-    progress.step(
-        range(1, len(measured) + 1),
-        best,
-        where="post",
-        color="tab:blue",
-        alpha=0.5,
-        label="best so far",
-    )
-    if status.baseline:
-        progress.axhline(
-            status.baseline["mAP"], color="tab:red", linestyle="--", label="default, tuned"
-        )
-    progress.set(xlabel=f"training at stage {stage}", ylabel="mAP on val", title="The search")
-    progress.legend(fontsize=8)
-    for place, row in enumerate(status.comparison):
-        for split, color, shift in (("val", "tab:blue", -0.1), ("test", "tab:orange", 0.1)):
-            values = getattr(row, split)
-            final.plot(
-                [place + shift] * len(values),
-                values,
-                "o",
-                color=color,
-                markersize=5,
-                label=None if place else split,
-            )
-            if values:
-                final.hlines(
-                    sum(values) / len(values),
-                    place + shift - 0.09,
-                    place + shift + 0.09,
-                    color=color,
-                )
-    final.set_xticks(
-        range(len(status.comparison)),
-        [printable(row.label).replace("$", r"\$") for row in status.comparison],
-        rotation=20,
-        fontsize=8,
-    )
-    final.set(title="Fresh seeds (bar: mean)")
-    if status.comparison:
-        final.legend(fontsize=8)
-    save(figure, path, dpi=120)
-    pyplot.close(figure)
-    return path
