@@ -1,6 +1,9 @@
 """The documentation leads where it says: links, anchors, commands and their options."""
 
+import os
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -83,3 +86,19 @@ def test_commands_are_found_in_the_readme_and_its_make_targets_are_there():
     for page in PAGES[:2]:
         for target in re.findall(r"(?:^|`)make ([a-z]+)", page.read_text("utf-8"), re.M):
             assert target in rules
+
+
+def test_the_operator_and_the_space_of_the_page_on_losses_are_taken(tmp_path):
+    page = (ROOT / "docs" / "losses.md").read_text("utf-8")
+    operator, space = re.findall(r"^```(?:python|yaml)\n(.*?)^```", page, re.S | re.M)
+    (tmp_path / "my_operators.py").write_text(operator)
+    (tmp_path / "my_boxes.yaml").write_text(space)
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nbase: my_boxes.yaml\nplugins: [my_operators]\noperators: [Cube]\n"
+    )
+    code = "from cse_autoloss import load_space; load_space('mine.yaml').expression('Cube(I)')"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
