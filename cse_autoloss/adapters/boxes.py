@@ -4,6 +4,12 @@ import torch
 from torch import Tensor
 
 
+def in_single(values: Tensor) -> Tensor:
+    """In float32, or as they are in float64: half precision moves a small object by pixels, and
+    holds no area of a large one."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def paired_iou(pred: Tensor, target: Tensor) -> Tensor:
     """(P,) IoU of each box with its own target, without a gradient; (P, 4) boxes x1 y1 x2 y2."""
     pred, target = pred.detach(), target.detach()

@@ -21,7 +21,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from cse_autoloss.adapters.boxes import paired_iou
+from cse_autoloss.adapters.boxes import in_single, paired_iou
 from cse_autoloss.adapters.fitting import fitting_loss
 from cse_autoloss.losses import ExpressionLoss
 
@@ -91,7 +91,8 @@ class _FCOSHead(FCOSHead):
         losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
         logits = head_outputs["cls_logits"].flatten(0, 1)
         labels, boxes = _assigned(targets, matched_idxs, logits.shape[1])
-        pred = self.box_coder.decode(head_outputs["bbox_regression"], torch.stack(anchors))
+        deltas = in_single(head_outputs["bbox_regression"])
+        pred = self.box_coder.decode(deltas, torch.stack(anchors))
         positive = labels < logits.shape[1]
         pred, boxes = pred.flatten(0, 1)[positive], boxes[positive]
         count = max(1, len(boxes))
@@ -123,7 +124,7 @@ class _RetinaNetHead(RetinaNetHead):
             logits = head_outputs["cls_logits"][image]
             labels, boxes = _assigned([targets[image]], [matched], logits.shape[1])
             positive = labels < logits.shape[1]
-            deltas = head_outputs["bbox_regression"][image][positive]
+            deltas = in_single(head_outputs["bbox_regression"][image][positive])
             pred, boxes = coder.decode_single(deltas, anchors[image][positive]), boxes[positive]
             count = max(1, len(boxes))
             if self.searched_cls is not None:
@@ -171,9 +172,9 @@ class _RoIHeads(RoIHeads):
         label = torch.cat(labels)
         rows = label.nonzero()[:, 0]
         places = torch.cat(self._sampled)[rows]
-        own = deltas.reshape(len(deltas), -1, 4)[rows, label[rows]]
+        own = in_single(deltas.reshape(len(deltas), -1, 4)[rows, label[rows]])
         pred = self.box_coder.decode_single(own, places).reshape(-1, 4)
-        aims = torch.cat(regression_targets)[rows]
+        aims = in_single(torch.cat(regression_targets)[rows])
         boxes = self.box_coder.decode_single(aims, places).reshape(-1, 4)
         cls, reg = losses
         if self.searched_cls is not None:

@@ -24,7 +24,7 @@ from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
 from transformers.loss.loss_for_object_detection import ImageLoss
 from transformers.loss.loss_grounding_dino import GroundingDinoImageLoss
 
-from cse_autoloss.adapters.boxes import paired_iou
+from cse_autoloss.adapters.boxes import in_single, paired_iou
 from cse_autoloss.adapters.fitting import fitting_loss
 from cse_autoloss.losses import ExpressionLoss
 
@@ -210,9 +210,8 @@ class _Searched:
         indices: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """(P, 4) predicted boxes of the matched queries and their targets, x1 y1 x2 y2 in
-        pixels; float32 or float64: half precision would move a small object by pixels."""
-        pred = outputs["pred_boxes"][self._get_source_permutation_idx(indices)]
-        pred = pred.to(torch.promote_types(pred.dtype, torch.float32))
+        pixels, in float32 or float64."""
+        pred = in_single(outputs["pred_boxes"][self._get_source_permutation_idx(indices)])
         chosen = [target["boxes"][j] for target, (_, j) in zip(targets, indices, strict=True)]
         sizes = [
             torch.as_tensor(target.get("size", self.size), device=pred.device)

@@ -91,6 +91,34 @@ def test_images_without_objects_are_only_background() -> None:
         assert all(torch.isfinite(loss) for loss in losses.values()), kind
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_in_half_precision_are_compared_in_float32(kind: str, dtype: torch.dtype) -> None:
+    """As under autocast: float16 holds no area of a large object, bfloat16 none of its corners."""
+    found = "CSE-Autoloss-A" if kind == "FasterRCNN" else "CSE-Autoloss-B"
+    detector = use_losses(model(kind), cls=found, reg="GIoU")
+    places = torch.tensor([[7.0, 5, 907, 703], [100, 100, 200, 200]])
+    targets = [{"boxes": torch.tensor([[11.0, 13, 917, 719]]), "labels": torch.tensor([1])}]
+
+    def losses(dtype: torch.dtype) -> list[torch.Tensor]:
+        deltas = torch.full((2, 4), 0.5 if kind == "FCOS" else 0.125, dtype=dtype)
+        if kind == "FasterRCNN":
+            heads, logits = detector.roi_heads, torch.zeros(2, 4, dtype=dtype)
+            heads._sampled = [places]
+            aims = heads.box_coder.encode_single(targets[0]["boxes"].repeat(2, 1), places)
+            return list(heads._losses(logits, deltas.repeat(1, 4), [torch.tensor([1, 0])], [aims]))
+        outputs = {
+            "cls_logits": torch.zeros(1, 2, 4, dtype=dtype),
+            "bbox_regression": deltas[None],
+            "bbox_ctrness": torch.zeros(1, 2, 1, dtype=dtype),
+        }
+        matched = [torch.tensor([0, -1])]
+        found = detector.head.compute_loss(targets, outputs, [places], matched)
+        return [found["classification"], found["bbox_regression"]]
+
+    torch.testing.assert_close(losses(dtype), losses(torch.float32))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="model: SSD is none of torchvision's FCOS, RetinaNet"):
         use_losses(ssd300_vgg16(weights=None, weights_backbone=None), cls="Focal")
