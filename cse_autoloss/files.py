@@ -17,17 +17,20 @@ def write_whole(path: Path, content: str | bytes, private: bool = False) -> None
         private: for this user's eyes alone; otherwise as the umask says.
 
     Raises:
-        OSError: the folder cannot be written to, or is full.
+        OSError: the folder cannot be written to, or is full; it names the file.
     """
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(draft, flags, 0o600 if private else 0o666)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(draft, flags, 0o600 if private else 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.replace(draft, path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    except OSError as error:  # which knows the draft's name, or, on a full disk, none
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from cse_autoloss.cli.output import Output
 from cse_autoloss.files import write_whole
 from cse_autoloss.trial import ConfigError
 
@@ -165,7 +166,7 @@ def _repeat(name: str, trust: bool) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(),
     required=True,
     help="The config to write (.py).",
 )
@@ -220,7 +221,7 @@ def proxy(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(),
     default=Path("compare.png"),
     show_default=True,
     help="The picture: .png, .svg, .pdf.",

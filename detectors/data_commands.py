@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from cse_autoloss.cli.output import Output
 from cse_autoloss.trial import ConfigError
 from detectors import datasets
 from detectors.datasets import shapes
@@ -31,7 +32,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=Output(dir_okay=True))
 @click.option(
     "--seed",
     default=0,
@@ -68,7 +69,7 @@ def write(folder: Path, seed: int) -> None:
 )
 @click.option(
     "--sheet",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(),
     metavar="FILE.png",
     help="Draw images with their boxes.",
 )

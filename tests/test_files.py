@@ -4,9 +4,11 @@ from elsewhere cannot move a terminal's cursor or end a line."""
 import os
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cse_autoloss.cli import cli
 from cse_autoloss.files import write_whole
 from cse_autoloss.text import markdown, printable
 
@@ -36,9 +38,37 @@ def test_a_file_can_be_shared_as_the_umask_says_unless_it_is_private(tmp_path):
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_draft(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError) as caught:
         write_whole(tmp_path / "taken", "text")
+    assert caught.value.filename == str(tmp_path / "taken")
     assert os.listdir(tmp_path) == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("proxy mine.py", "--output"),
+        ("export RUN", "--output"),
+        ("report RUN", "--out"),
+        ("show U --space reg", "--plot"),
+        ("verify U --space reg", "--plot"),
+        ("screen --space reg", "--output"),
+        ("data check embedded", "--sheet"),
+        ("compare . .", "--output"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "reason"), [("", "an empty path"), ("run.yaml/best.py", "run.yaml is no folder")]
+)
+def test_a_place_where_nothing_can_be_written_is_refused_before_any_work(
+    command, option, path, reason, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("")
+    if command.split()[0] in ("proxy", "data", "compare"):
+        pytest.importorskip("mmdet")
+    result = CliRunner().invoke(cli, [*command.split(), option, path])
+    assert result.exit_code == 2 and reason in result.output
 
 
 @given(st.text())

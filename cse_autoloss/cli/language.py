@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cse_autoloss.canonical import canonical, known_name
+from cse_autoloss.cli.output import Output
 from cse_autoloss.expression import Expression
 from cse_autoloss.space import KnownLoss, SearchSpace, load_space, space_names
 from cse_autoloss.trial import DEFAULT_TRAINER, load_trainer
@@ -34,7 +35,7 @@ FORMATS = ("text", "sympy", "latex", "torch", "mmdet")
 @click.option(
     "--plot",
     "picture",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(),
     help="Draw the loss and its derivative beside the known losses, and its tree, into FILE (.png, "
     ".svg, .pdf).",
 )

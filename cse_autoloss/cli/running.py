@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from cse_autoloss.cli.output import Output
 from cse_autoloss.config import RESUMABLE, preset_names, read_config
 from cse_autoloss.journal import Journal
 from cse_autoloss.run_folder import unreadable
@@ -153,7 +154,7 @@ def status(folder: Path, as_json: bool) -> None:
 
 @click.command()
 @RUN
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; RUN itself where absent.")
+@click.option("--out", type=Output(dir_okay=True), help="Folder; RUN itself where absent.")
 @TRUST
 def report(folder: Path, out: Path | None, trust: bool) -> None:
     """Write RUN's report: a page with its tables, the found formulas, and pictures."""
@@ -204,7 +205,7 @@ def watch(folders: tuple[Path, ...], port: int, opens: bool) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=Output(dir_okay=True),
     required=True,
     help="The config to write (.py).",
 )

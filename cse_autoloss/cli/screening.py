@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from cse_autoloss.cli.output import Output
 from cse_autoloss.expression import Expression
 from cse_autoloss.screening import BATCH_SIZE, PROPERTIES, Finding, Screener, Verdict, prove
 from cse_autoloss.screening.proof import SAMPLED
@@ -29,7 +30,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object, fo
 @click.option(
     "--plot",
     "picture",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(),
     help="Draw the loss and its slope along the sweep where it fails, or along many, into FILE "
     "(.png, .svg, .pdf).",
 )
@@ -176,7 +177,7 @@ def _plot(loss: Expression, verdict: Verdict, screener: Screener, path: Path) ->
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(),
     help="File for the survivors' texts, one a line; survivors-SPACE-SEED.txt where absent.",
 )
 @JSON
