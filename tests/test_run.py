@@ -43,6 +43,20 @@ def cse_search(*arguments, **environment):
     )
 
 
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line in this process, for what needs no other: it starts in no time."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cse-search", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, told.out, told.err)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was killed with SIGKILL in its middle and resumed; what was finished by then."""
@@ -100,47 +114,49 @@ def test_the_table_says_how_many_seeds_and_how_sure(finished):
     assert "| default | 2 | 0." in page and "tiny" in page
 
 
-def test_status_is_the_same_for_programs(finished):
-    status = json.loads(cse_search("status", finished[0] / "run", "--json").stdout)
+def test_status_is_the_same_for_programs(finished, command):
+    status = json.loads(command("status", finished[0] / "run", "--json").stdout)
     assert status["phase"] == "finished" and status["trials"] == [12, 12]
     assert status["stages"]["confirm"] == [4, 0] and status["running"] == []
 
 
-def test_a_report_can_be_written_elsewhere(finished, tmp_path):
-    done = cse_search("report", finished[0] / "run", "--out", tmp_path / "there")
+def test_a_report_can_be_written_elsewhere(finished, tmp_path, command):
+    done = command("report", finished[0] / "run", "--out", tmp_path / "there")
     assert done.returncode == 0 and (tmp_path / "there" / "report.md").is_file(), done.stderr
     (tmp_path / "file").touch()
-    refused = cse_search("report", finished[0] / "run", "--out", tmp_path / "file" / "below")
+    refused = command("report", finished[0] / "run", "--out", tmp_path / "file" / "below")
     assert refused.returncode == 2 and "the report cannot be written: Not a dir" in refused.stderr
 
 
-def test_a_report_without_the_start_weights_lacks_the_config_alone_and_says_so(finished, tmp_path):
+def test_a_report_without_the_start_weights_lacks_the_config_alone_and_says_so(
+    finished, tmp_path, command
+):
     copy_journal(finished[0] / "run", tmp_path)
-    done = cse_search("report", tmp_path, "--trust")
+    done = command("report", tmp_path, "--trust")
     assert done.returncode == 0 and "not best.py: report.md says why" in done.stderr, done.stderr
     assert (tmp_path / "report.html").is_file() and (tmp_path / "best_cls.py").is_file()
     assert "No best.py: " in (tmp_path / "report.md").read_text()
 
 
-def test_a_journal_that_is_broken_further_on_is_one_line(finished, tmp_path):
+def test_a_journal_that_is_broken_further_on_is_one_line(finished, tmp_path, command):
     copy_journal(finished[0] / "run", tmp_path)
     with open(tmp_path / "journal.sqlite", "r+b") as file:
         file.seek(3 * 4096)
         file.write(b"\xff" * 40 * 4096)
-    done = cse_search("status", tmp_path)
+    done = command("status", tmp_path)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "its journal cannot be read: " in done.stderr
 
 
 def test_an_export_is_written_to_a_file_and_a_config_needs_a_target_that_writes_one(
-    finished, tmp_path
+    finished, tmp_path, command
 ):
     run = finished[0] / "run"
-    refused = cse_search("export", run, "--output", tmp_path)
+    refused = command("export", run, "--output", tmp_path)
     assert refused.returncode == 2 and f"such as {tmp_path}/best.py" in refused.stderr
     (tmp_path / "mine.py").touch()
     asked = ("--target", "torch", "--config", tmp_path / "mine.py")
-    refused = cse_search("export", run, "--output", tmp_path / "best.py", *asked)
+    refused = command("export", run, "--output", tmp_path / "best.py", *asked)
     assert (
         refused.returncode == 2 and "torch writes PyTorch modules and no config" in refused.stderr
     )
@@ -221,40 +237,30 @@ def test_sighup_stops_a_run_too_unless_it_is_ignored():
         (["evaluate", "Focal", "--with", "rge=GIoU", "--config"], "--with rge=...: expected"),
     ],
 )
-def test_formulas_are_read_before_the_data(tmp_path, monkeypatch, capsys, arguments, message):
+def test_formulas_are_read_before_the_data(tmp_path, monkeypatch, command, arguments, message):
     def check(options):
         raise ConfigError("the data is read")
 
     (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path))
     monkeypatch.setattr(FormulaTrainer, "check", staticmethod(check))
     monkeypatch.setattr(FormulaTrainer, "adopt", check)
-    monkeypatch.setattr(sys, "argv", ["cse-search", *arguments, str(tmp_path / "run.yaml")])
-    with pytest.raises(SystemExit):
-        main()
-    (error,) = capsys.readouterr().err.splitlines()
+    (error,) = command(*arguments, tmp_path / "run.yaml").stderr.splitlines()
     assert (message or "the data is read") in error
 
 
-def test_a_file_of_formulas_in_another_encoding_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_file_of_formulas_in_another_encoding_is_one_line(tmp_path, command):
     path = tmp_path / "formulas.txt"
     path.write_text("# Größe\nFocal\n", encoding="latin-1")
-    monkeypatch.setattr(sys, "argv", ["cse-search", "evaluate", "--file", str(path)])
-    with pytest.raises(SystemExit):
-        main()
-    (error,) = capsys.readouterr().err.splitlines()
+    (error,) = command("evaluate", "--file", path).stderr.splitlines()
     assert f"--file {path}: should be text in UTF-8" in error
 
 
-@pytest.mark.parametrize("command", [["run"], ["evaluate", "Focal", "--config"]])
-def test_a_cluster_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, command):
+@pytest.mark.parametrize("arguments", [["run"], ["evaluate", "Focal", "--config"]])
+def test_a_cluster_that_cannot_be_is_one_line(tmp_path, command, arguments):
     (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path))
-    more = ["run.yaml", "--set", "cluster.workers=999"]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["cse-search", *command, *more])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    (error,) = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 1 and error.startswith("cse-search: cluster: 999 workers")
+    refused = command(*arguments, tmp_path / "run.yaml", "--set", "cluster.workers=999")
+    (error,) = refused.stderr.splitlines()
+    assert refused.returncode == 1 and error.startswith("cse-search: cluster: 999 workers")
 
 
 @pytest.mark.parametrize(
@@ -266,13 +272,11 @@ def test_a_cluster_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, com
         ("a file", "is not empty"),
     ],
 )
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys, out, message):
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, command, out, message):
     (tmp_path / "a file").write_text("")
     (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["cse-search", "run", "run.yaml", "--out", out])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    error = capsys.readouterr().err.strip()
-    assert caught.value.code in (1, 2) and message in error
+    refused = command("run", "run.yaml", "--out", out)
+    error = refused.stderr.strip()
+    assert refused.returncode in (1, 2) and message in error
     assert "Traceback" not in error and len(error.splitlines()[-1]) < 700
