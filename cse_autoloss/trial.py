@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from cse_autoloss.errors import UserError
 from cse_autoloss.named import load_class
@@ -216,6 +216,7 @@ class Picture:
     jpeg: bytes
 
 
+@runtime_checkable
 class HasPictures(Protocol):
     """What a trainer may have besides, whose trials' results hold detections: a run's report draws
     them on its images."""

@@ -34,14 +34,13 @@ def keep_detections(journal: Journal, trainer: object, detector: Mapping[str, An
         detector: its options.
     """
     pair = _pair(journal)
-    if pair is None or not hasattr(trainer, "pictures"):
+    if pair is None or not isinstance(trainer, HasPictures):
         return
     labels, (default, winner) = pair
     if (journal[KEPT] or {}).get("labels") == labels:
         return
     chosen = choose(default, winner)
-    shows: HasPictures = trainer  # type: ignore[assignment]
-    pictures = shows.pictures(detector, "test", [name for name, _ in chosen])
+    pictures = trainer.pictures(detector, "test", [name for name, _ in chosen])
     kept = [
         {
             "name": name,
