@@ -1,6 +1,7 @@
 """What must never be, of docs/architecture.md, as far as imports tell."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def modules(package):
     for path in (ROOT / package).rglob("*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("package", ["cse_autoloss", "cse_autoloss/screening", "detectors"])
+def test_the_page_of_the_house_names_every_file(package):
+    page = Path(__file__).parents[1] / "docs" / "architecture.md"
+    named = set(re.findall(r"\w+\.py", page.read_text(encoding="utf-8")))
+    files = {path.name for path in (ROOT / package).glob("[!_]*.py")}
+    assert files - named <= {"version.py"}
 
 
 @pytest.mark.parametrize("package", ["cse_autoloss", "detectors"])
