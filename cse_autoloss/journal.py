@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any
 
 import numpy as np
@@ -175,7 +176,7 @@ class Journal(TrialTable):
         except sqlite3.Error as error:
             raise ConfigError(
                 f"{self.folder}: its journal cannot be written to: {error}; nothing finished is "
-                f"lost: cse-search resume {self.folder}"
+                f"lost: cse-search resume {quote(str(self.folder))}"
             ) from error
 
     def _check_lock(self) -> None:

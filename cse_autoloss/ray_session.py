@@ -21,6 +21,7 @@ if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
 
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 
 from cse_autoloss.config import ClusterSection
 from cse_autoloss.errors import SearchError
@@ -128,14 +129,18 @@ def _stay_on_this_machine(local: bool) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, and prints a stack when it comes."""
+    """Ray takes SIGTERM for itself: at once, to exit with 15, and once it has connected, to print a
+    stack when it comes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    set_sigterm_handler = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
+        ray_utils.set_sigterm_handler = set_sigterm_handler
         for number, handler in before.items():
             signal.signal(number, handler)
 

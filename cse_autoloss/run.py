@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -319,7 +320,8 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
             _say(console, f"wrote {path}")
         _say(console, f"done in {duration(time.monotonic() - started)}")
     except KeyboardInterrupt:
-        _say(console, f"stopped; nothing finished is lost: cse-search resume {journal.folder}")
+        again = f"cse-search resume {quote(str(journal.folder))}"
+        _say(console, f"stopped; nothing finished is lost: {again}")
         raise
     finally:
         journal.close()

@@ -12,6 +12,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import IO
 
 from cse_autoloss.trial import ConfigError
@@ -53,8 +54,8 @@ def create_folder(folder: Path, fill: Callable[[sqlite3.Connection], None]) -> I
     """
     if (folder / FILE).exists():
         raise ConfigError(
-            f"{folder}: holds a run already; continue it with 'cse-search resume {folder}', "
-            "or name another folder with --out"
+            f"{folder}: holds a run already; continue it with cse-search resume "
+            f"{quote(str(folder))}, or name another folder with --out"
         )
     draft = None
     try:
@@ -165,7 +166,7 @@ def lock_folder(folder: Path) -> IO[str]:
             handle.close()
             raise ConfigError(
                 f"{folder}: {owner} is working on this run; watch it with "
-                f"'cse-search status {folder}', or stop it before you resume"
+                f"cse-search status {quote(str(folder))}, or stop it before you resume"
             ) from None
     handle.truncate(0)
     handle.write(_this_process())

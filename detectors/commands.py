@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 
 import click
 from click.core import ParameterSource
@@ -208,7 +209,8 @@ def proxy(
         click.echo(f"{name:20} {value}")
     for note in made.notes:
         click.echo(note)
-    click.echo(f"wrote {output}: cse-search run --preset standard --set detector.config={output}")
+    setting = quote(f"detector.config={output}")
+    click.echo(f"wrote {output}: cse-search run --preset standard --set {setting}")
 
 
 @click.command()

@@ -18,7 +18,7 @@ from cse_autoloss import cluster as cluster_module
 from cse_autoloss import ray_session, worker_pool
 from cse_autoloss.cluster import Cluster, ClusterError
 from cse_autoloss.config import ClusterSection, parse_config
-from cse_autoloss.run import check
+from cse_autoloss.run import Stopped, check, stopping
 from cse_autoloss.trial import Trial
 
 PLAIN = {"trainer": "misbehaving:MisbehavingTrainer"}
@@ -317,6 +317,16 @@ def test_a_local_ray_that_does_not_start_is_one_line(monkeypatch):
     with pytest.raises(ClusterError, match="Ray cannot be started on this machine") as caught:
         ray_session.open_ray(ClusterSection())
     assert "\n" not in str(caught.value) and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_stops_a_run_while_ray_starts_too(monkeypatch):
+    def told_to_end(**_):
+        ray._private.utils.set_sigterm_handler(lambda number, _: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", told_to_end)
+    with pytest.raises(Stopped), stopping():
+        ray_session.open_ray(ClusterSection())
 
 
 TWO_NODES = """

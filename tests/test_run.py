@@ -192,7 +192,7 @@ def test_a_signal_stops_a_run_which_goes_on_from_another_folder(tmp_path):
     (tmp_path / "run.yaml").write_text(config)
     (tmp_path / "here.py").write_text("from formula import FormulaTrainer as Trainer\n")
     driver = subprocess.Popen(
-        [*COMMAND, "run", "run.yaml", "--out", "run"],
+        [*COMMAND, "run", "run.yaml", "--out", "my run"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -205,9 +205,9 @@ def test_a_signal_stops_a_run_which_goes_on_from_another_folder(tmp_path):
     driver.send_signal(signal.SIGTERM)
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 128 + signal.SIGTERM
-    assert "stopped; nothing finished is lost: cse-search resume run" in out
+    assert "stopped; nothing finished is lost: cse-search resume 'my run'" in out
     assert "***" not in err and "Traceback" not in err, err
-    resumed = cse_search("resume", tmp_path / "run", "--set", "budget.trials=0")
+    resumed = cse_search("resume", tmp_path / "my run", "--set", "budget.trials=0")
     assert resumed.returncode == 0 and "CSE-Autoloss-A" in resumed.stdout, resumed.stderr
     stranger = str(tmp_path / "no keys here")
     refused = cse_search("resume", tmp_path / "run", XDG_CONFIG_HOME=stranger)
