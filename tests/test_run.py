@@ -210,7 +210,7 @@ def test_a_signal_stops_a_run_which_goes_on_from_another_folder(tmp_path):
     resumed = cse_search("resume", tmp_path / "my run", "--set", "budget.trials=0")
     assert resumed.returncode == 0 and "CSE-Autoloss-A" in resumed.stdout, resumed.stderr
     stranger = str(tmp_path / "no keys here")
-    refused = cse_search("resume", tmp_path / "run", XDG_CONFIG_HOME=stranger)
+    refused = cse_search("resume", tmp_path / "my run", XDG_CONFIG_HOME=stranger)
     assert refused.returncode == 2 and "detector.trainer here:Trainer" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1 and "--trust" in refused.stderr
 
