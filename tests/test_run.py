@@ -125,7 +125,7 @@ def test_a_report_can_be_written_elsewhere(finished, tmp_path, command):
     assert done.returncode == 0 and (tmp_path / "there" / "report.md").is_file(), done.stderr
     (tmp_path / "file").touch()
     refused = command("report", finished[0] / "run", "--out", tmp_path / "file" / "below")
-    assert refused.returncode == 2 and "the report cannot be written: Not a dir" in refused.stderr
+    assert refused.returncode == 2 and "file is no folder" in refused.stderr
 
 
 def test_a_report_without_the_start_weights_lacks_the_config_alone_and_says_so(
