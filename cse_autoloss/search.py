@@ -83,7 +83,7 @@ class Search:
                 Job(REFERENCE, self._runner.trial(REFERENCE, f"{seed}", {}, seed), label=DEFAULT)
                 for seed in seeds
             ]
-            self._runner.train_all(REFERENCE, jobs, self._record)
+            self._runner.train_all(REFERENCE, jobs, self._record_reference)
 
     def _tuning(self, key: str, scale: Mapping[str, float], lr_scale: float = 1.0) -> Job:
         trial = self._runner.trial(TUNE, key, {}, 0, scale=dict(scale), lr_scale=lr_scale)
@@ -167,6 +167,17 @@ class Search:
                     self._runner.finish(outcome)
                     self._candidates.judge(outcome)
             self._candidates.check(outcomes, self._runner.size)
+
+    def _record_reference(self, outcomes: list[Outcome]) -> None:
+        """The same of the default, which has to train: against a default of mAP 0 anything would be
+        a find. What failed is not written down, so a resumed run tries it again."""
+        for outcome in outcomes:
+            if outcome.result.mAP is None:
+                raise SearchError(
+                    f"the detector's default loss does not train at stage {self._ladder.fitness}, "
+                    f"seed {outcome.job.trial.seed}: {outcome.result.failure}"
+                )
+        self._record(outcomes)
 
     def _spent(self) -> bool:
         if self._candidates.trials >= self._config.budget.trials or self._candidates.stopped:

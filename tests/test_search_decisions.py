@@ -485,6 +485,18 @@ def test_a_default_that_does_not_train_ends_the_run(tmp_path):
         search(tmp_path / "run", fail=lambda t: "diverged" if t.key.startswith("tune") else None)
 
 
+def test_a_default_that_does_not_train_at_the_searchs_stage_ends_the_run_which_tries_it_again(
+    tmp_path,
+) -> None:
+    """Tuned as whole detectors train, the default may still fail with heads: a full cache, say."""
+    changes = {"stages": {"head": {"task": "head"}, "final": {"best": 2, "seeds": 3}}}
+    journal = Journal.create(tmp_path / "run", {"config": {}, "spaces": SPACES})
+    with pytest.raises(SearchError, match="does not train at stage head, seed 0: no space left"):
+        search(tmp_path, changes, journal, fail=lambda t: {"head": "no space left"}.get(t.task))
+    search(tmp_path, changes, journal)
+    assert journal["compared"] and all(row.result.failure is None for row in journal.trials())
+
+
 def test_a_tiny_set_on_which_nothing_trains_ends_the_run(tmp_path):
     def fail(trial):
         return "no image" if trial.task == "tiny" else None
