@@ -38,12 +38,12 @@ def dataset(
         pipeline = config_data.pipeline(setup.config, training)
     own = setup.config.data.train if pipeline is None else dict(pipeline=list(pipeline))
     part = config_data.with_split(own, setup.data.splits[split], setup.data.classes)
-    for inner in unwrapped(part):
-        if not training:
-            inner["pipeline"] = replace_ImageToTensor(inner["pipeline"])
-        inner["pipeline"] = [_in_memory(step) for step in inner["pipeline"]]
-        inner["test_mode"] = not training
     with quiet():
+        for inner in unwrapped(part):
+            if not training:
+                inner["pipeline"] = replace_ImageToTensor(inner["pipeline"])
+            inner["pipeline"] = [_in_memory(step) for step in inner["pipeline"]]
+            inner["test_mode"] = not training
         return build_dataset(part)
 
 

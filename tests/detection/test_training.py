@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,6 +43,13 @@ def trainer(prepared):
 
 def trial(**changes):
     return Trial("key", **{"evaluate": (), **changes})
+
+
+def test_reading_a_split_to_measure_on_warns_of_nothing(trainer):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        dataset(trainer.setup, "val", training=False)
+    assert not told
 
 
 def test_a_gpu_that_a_worker_does_not_have_is_refused(monkeypatch):
