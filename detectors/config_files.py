@@ -99,7 +99,8 @@ def change(config: Config, changes: Mapping[str, Any], option: str) -> None:
         before, near, checked = _there(config, path)
         if near and not checked:
             raise ConfigError(f"{option}.{path}: the config has no such key; did you mean {near}?")
-        if isinstance(before, dict) and isinstance(value, (str, bool, int, float)):
+        nothing = value is None and path in ("model", "data")  # a part of a model may be None
+        if isinstance(before, dict) and (nothing or isinstance(value, (str, bool, int, float))):
             raise ConfigError(
                 f"{option}.{path}: should be a dict with keys such as "
                 f"{', '.join(list(before)[:3])}, found {value!r}"

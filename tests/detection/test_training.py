@@ -134,6 +134,7 @@ def test_stages_of_heads_without_a_warm_trunk_are_refused_before_a_run():
         ({"proxy.warmup.steps": -5}, "proxy.warmup.steps should be a whole number from 0 to"),
         ({"runner": None}, "runner=dict(type='IterBasedRunner'"),
         ({"data.train.pipeline.1.with_boxx": 1}, "did you mean data.train.pipeline.1.with_bbox"),
+        ({"model": None}, "cfg_options.model: should be a dict with keys such as type"),
         ({"model.test_cfg.rcnn.nms": 7}, "rcnn.nms: should be a dict with keys such as type"),
         ({"model.test_cfg.rcnn.nms.type": "mns"}, "rcnn.nms.type does not train: NameError"),
         ({"model.train_cfg.rcnn.sampler.num": "m"}, "sampler.num does not train: TypeError"),
