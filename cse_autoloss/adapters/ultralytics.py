@@ -36,12 +36,11 @@ def use_losses(**losses: Any) -> Callable[[Any], None]:
 
     def on_train_start(trainer: Any) -> None:
         model, average = unwrap_model(trainer.model), getattr(trainer, "ema", None)
-        begun = getattr(model, "criterion", None)
+        # Of two heads whose training is resumed: how far their weights are
+        updates = getattr(getattr(model, "criterion", None), "updates", None)
         model.criterion = criterion(model, **losses)
-        if begun is not None and hasattr(
-            begun, "updates"
-        ):  # of a training that is resumed: how far its weights are
-            model.criterion.updates = begun.updates - 1
+        if updates is not None:
+            model.criterion.updates = updates - 1
             model.criterion.update()
         if average is not None:
             average.ema.criterion = criterion(average.ema, **losses)

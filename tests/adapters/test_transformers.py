@@ -244,6 +244,7 @@ def test_a_model_is_copied_and_saved_with_its_losses(tmp_path: Path) -> None:
     model.loss_function = detr_loss(model, cls="Focal")
     model.loss_function = detr_loss(model, cls="CSE-Autoloss-A", reg="IoU", reg_weight=3)
     torch.save(model, tmp_path / "model.pth")
+    # a whole model, that the line above has written
     loaded = torch.load(tmp_path / "model.pth", weights_only=False)
     for other in (loaded, copy.deepcopy(model)):
         torch.testing.assert_close(step(other).loss_dict, step(model).loss_dict)
