@@ -93,8 +93,14 @@ def test_all_known_losses_are_listed_with_formula_and_source() -> None:
         "CSE-Autoloss-A",
         "CSE-Autoloss-B",
     }
-    table = run(language.losses, "--space", "reg")
-    assert "GIoU" in table and "CVPR" in table and "Focal" not in table
+    listed = run(language.losses, "--space", "reg")
+    assert "  GIoU: GIoU loss (CVPR 2019)" in listed and "Focal" not in listed
+    assert "\n      -I/U + 1 + (E - U)/E\n" in listed, "as published, on one line"
+
+
+def test_eulers_number_is_no_variable_of_boxes() -> None:
+    formula = run(language.show, "Mul(Exp(1),Sub(E,U))", "--space", "reg", "--format", "sympy")
+    assert formula == "exp(1)*(E - U)\n"
 
 
 @pytest.mark.parametrize("space", ["two_stage_cls", "one_stage_cls", "reg"])

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from cse_autoloss.canonical import canonical, known_name
 from cse_autoloss.cli.output import Output
@@ -91,7 +89,7 @@ def _form(form: str, loss: Expression, space: SearchSpace) -> str:
     formula = canonical(loss, space)
     match form:
         case "sympy":
-            return str(formula.to_sympy())
+            return _sympy_text(formula)
         case "latex":
             return formula.to_latex()
         case "torch":
@@ -101,6 +99,17 @@ def _form(form: str, loss: Expression, space: SearchSpace) -> str:
         case "mmdet":
             return load_trainer(DEFAULT_TRAINER).snippet(str(formula), space.origin)
     return str(formula)
+
+
+def _sympy_text(formula: Expression, simplify: bool = True) -> str:
+    """In sympy's notation, with Euler's number as exp(1): its own E is a variable of boxes."""
+    from sympy.printing.str import StrPrinter
+
+    class Printer(StrPrinter):
+        def _print_Exp1(self, number: object) -> str:
+            return "exp(1)"
+
+    return Printer().doprint(formula.to_sympy(simplify))
 
 
 @click.command()
@@ -123,7 +132,7 @@ def losses(space: str | None, as_json: bool) -> None:
                         "name": loss.name,
                         "expression": str(canonical(loss.expression, language)),
                         "released": str(loss.expression),
-                        "sympy": str(loss.expression.to_sympy()),
+                        "sympy": _sympy_text(loss.expression),
                         "source": loss.source,
                         "reference": loss.reference,
                         "keeps_released_numbers": loss.released,
@@ -134,12 +143,10 @@ def losses(space: str | None, as_json: bool) -> None:
         )
         return
     for language in spaces:
-        table = Table(title=language.name, title_justify="left", title_style="bold", expand=False)
-        for heading in ("name", "formula", "source", "equal to"):
-            table.add_column(heading, overflow="fold")
-        for owner, loss in listed.values():
-            if owner is language:
-                formula = str(loss.expression.to_sympy())
-                table.add_row(loss.name, formula, loss.source, loss.reference)
-        if table.row_count:
-            Console().print(table)
+        own = [loss for owner, loss in listed.values() if owner is language]
+        if own:
+            click.secho(language.name, bold=True)
+        for loss in own:
+            equal = f"; equal to {loss.reference}" if loss.reference else ""
+            click.echo(f"  {click.style(loss.name, bold=True)}: {loss.source}{equal}")
+            click.echo(f"      {_sympy_text(loss.expression, simplify=False)}")
