@@ -5,9 +5,7 @@ import os
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -27,6 +25,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 @pytest.fixture(autouse=True)
 def same_draws() -> None:
     """What a test draws without a generator of its own is the same whichever tests ran before."""
+    import numpy as np  # not before the number of threads is set
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
