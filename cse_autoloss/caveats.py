@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
-from cse_autoloss.intervals import pooled_deviation
+from cse_autoloss.intervals import mean_interval
 from cse_autoloss.journal import DEFAULT
 from cse_autoloss.status import Compared
 
@@ -19,8 +20,8 @@ _MOST_SEEDS = 200  # more are no advice
 def caveats(rows: Sequence[Compared]) -> list[str]:
     """Sentences, each with what would help; none where there is nothing to warn of.
 
-    The differences are each loss's mean gain on test over the default losses, seed by seed; the
-    spread is the standard deviation of one training's mAP about its loss's mean, pooled over all.
+    A difference is a loss's mean gain on test over the default losses, seed by seed. Seeds alone
+    could make it where its 95% interval holds 0; nothing is said of one seed, which has none.
     """
     found = []
     default = next((row.test for row in rows if row.label == DEFAULT), ())
@@ -31,26 +32,22 @@ def caveats(rows: Sequence[Compared]) -> list[str]:
             "(detector.steps), a longer warm-up (detector.warmup_steps), larger images, or a "
             "proxy whose anchors fit the objects."
         )
-    spread = pooled_deviation([row.test for row in rows])
-    others = [row for row in rows if row.gain and row.label != DEFAULT]
-    if spread is None or not others:
+    gains = [(row, mean_interval(row.gain)) for row in rows if len(row.gain) > 1]
+    if not gains or any(abs(gain.mean) > gain.half for _, gain in gains):
         return found
-    best = max(others, key=lambda row: abs(np.mean(row.gain)))
-    difference = float(np.mean(best.gain))
-    if spread > abs(difference):
-        found.append(
-            f"One training's mAP on test is spread over seeds by {spread:.3f} (standard "
-            f"deviation), more than the largest difference from the default, {difference:+.3f} "
-            f"({best.label}): seeds alone could make it. What helps: {_seeds(best.gain)}, more "
-            "images in val and test, or more steps."
-        )
+    best, gain = max(gains, key=lambda entry: abs(entry[1].mean))
+    found.append(
+        f"The largest difference from the default on test, {gain.text(sign=True)} ({best.label}), "
+        f"is one that seeds alone could make. What helps: {_seeds(best.gain)}, more images in val "
+        "and test, or more steps."
+    )
     return found
 
 
 def _seeds(gain: Sequence[float]) -> str:
-    """How many seeds would make half of the mean gain's 95% interval as small as the gain."""
-    mean, deviation = abs(np.mean(gain)), np.std(gain, ddof=1) if len(gain) > 1 else math.nan
-    needed = math.ceil((1.96 * deviation / mean) ** 2) if mean and deviation > 0 else 0
-    if len(gain) < needed <= _MOST_SEEDS:
-        return f"more seeds (about {needed} would tell a difference of this size)"
+    """How many seeds would make half of the mean gain's 95% interval smaller than the gain."""
+    mean, deviation = abs(np.mean(gain)), np.std(gain, ddof=1)
+    for n in range(len(gain) + 1, _MOST_SEEDS + 1):
+        if stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) < mean:
+            return f"more seeds (about {n} would tell a difference of this size)"
     return "more seeds"

@@ -20,19 +20,26 @@ def test_a_default_that_has_hardly_learned_is_named_with_what_would_help():
     assert "mAP 0.011 on test, below 0.05" in said and "detector.steps" in said
 
 
-def test_a_difference_that_is_smaller_than_the_spread_over_seeds_is_named():
+def test_a_difference_that_seeds_alone_could_make_is_named():
     (said,) = caveats(rows([0.30, 0.34, 0.32], [0.33, 0.33, 0.34]))
-    assert "+0.013 (found #7)" in said and "more seeds" in said
-    seeds = [0.30, 0.32, 0.34, 0.36]
-    (said,) = caveats(rows(seeds, [seed + shift for seed, shift in zip(seeds, (0, 0.01) * 2)]))
-    assert "+0.005 (found #7)" in said and "about 6 would tell" in said
+    assert "+0.013 ± 0.052 (found #7)" in said and "more seeds" in said
+    (said,) = caveats([*rows([0.30, 0.32], [0.31, 0.34]), row("B", [0.31, 0.32], [0.30, 0.32])])
+    assert "(found #7)" in said  # of several the largest
+
+
+def test_a_gain_in_every_seed_is_no_luck_however_far_the_seeds_are_apart():
+    default = [0.48, 0.50, 0.52, 0.49, 0.51]
+    steady = [a + b for a, b in zip(default, (0.01, 0.011, 0.009, 0.011, 0.01), strict=True)]
+    assert caveats(rows(default, steady)) == []
 
 
 def test_how_many_seeds_would_tell_is_estimated_from_the_paired_differences():
-    default = [0.30, 0.32, 0.34, 0.36]
-    other = [a + b for a, b in zip(default, (0.02, -0.01, 0.02, -0.01), strict=True)]
-    (said,) = caveats(rows(default, other))
-    assert "about 47 would tell" in said  # (1.96 * 0.01732 / 0.005) ** 2 = 46.1
+    seeds = [0.30, 0.32, 0.34, 0.36]
+    (said,) = caveats(rows(seeds, [seed + shift for seed, shift in zip(seeds, (0, 0.01) * 2)]))
+    assert "+0.005 ± 0.009 (found #7)" in said
+    assert "about 8 would tell" in said  # t with 7 degrees of freedom, 2.36 * 0.0058 / 8**0.5
+    (said,) = caveats(rows(seeds, [seed + shift for seed, shift in zip(seeds, (0.02, -0.01) * 2)]))
+    assert "about 49 would tell" in said
 
 
 @pytest.mark.parametrize(
