@@ -22,7 +22,7 @@ class Compared:
     """One row of the final comparison. A training that failed counts as mAP 0.
 
     Attributes:
-        val, test: mAP, a number a seed.
+        val, test: mAP, a number a seed; none on a split that the comparison does not measure.
         gain: mAP on test over the default losses' with the same seed, a number a seed that both
             have.
         failures: reasons of the trainings that failed.
@@ -154,7 +154,7 @@ def _pace(
 
 def read_comparison(journal: Journal) -> tuple[Compared, ...]:
     """The final table: default first, then losses that were not searched, then what was found, best
-    mean on val first."""
+    mean on val first (on test, where that alone is measured)."""
     stage = Ladder.of(parse_config(journal["config"]).stages).comparison
     groups: dict[str, list[TrialRow]] = {}
     for row in journal.trials(stage):
@@ -180,7 +180,7 @@ def read_comparison(journal: Journal) -> tuple[Compared, ...]:
     def place(row: Compared) -> tuple[int, float]:
         return (
             0 if row.label == DEFAULT else 2 if row.label.startswith(FOUND) else 1,
-            -mean_interval(row.val).mean if row.val else 0.0,
+            -mean_interval(row.val or row.test).mean if row.val or row.test else 0.0,
         )
 
     return tuple(sorted(table, key=place))
@@ -192,5 +192,5 @@ def _by_seed(rows: list[TrialRow], split: str) -> dict[int, float]:
         if row.result.mAP is not None
         else 0.0
         for row in rows
-        if row.result
+        if row.result and split in row.trial.evaluate
     }

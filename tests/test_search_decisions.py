@@ -11,6 +11,7 @@ import pytest
 from cse_autoloss import load_space, verify
 from cse_autoloss.breeder import InlineBreeder
 from cse_autoloss.config import parse_config
+from cse_autoloss.display import comparison_cells
 from cse_autoloss.errors import SearchError
 from cse_autoloss.export import ranking
 from cse_autoloss.journal import CandidateState, Journal, found_label
@@ -130,6 +131,17 @@ def test_only_the_comparison_looks_at_test_and_fitness_is_val(done):
     for candidate in done.trained():
         (row,) = done.trials_of(candidate.id, "full")
         assert candidate.fitness == row.result.metrics["val/mAP"]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_that_the_comparison_does_not_measure_has_no_mAP(tmp_path, split):
+    stages = CONFIG["stages"] | {"final": {"best": 1, "seeds": 2, "splits": [split]}}
+    journal = search(tmp_path / split, {"stages": stages, "budget": {"trials": 0}})
+    for row in read_comparison(journal):
+        assert len(row.val) == (2 if split == "val" else 0), row
+        assert len(row.test) == (2 if split == "test" else 0), row
+        n, *shown = comparison_cells(row)
+        assert n == "2" and "running" not in shown and "0.000" not in " ".join(shown), shown
 
 
 def test_the_fittest_are_confirmed_and_the_best_confirmed_compared(done):
