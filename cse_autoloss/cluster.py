@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from cse_autoloss.config import ClusterSection
-from cse_autoloss.ray_session import ClusterError, open_ray
+from cse_autoloss.ray_session import ClusterError, Lifelines, open_ray
 from cse_autoloss.trial import Trial, TrialResult, read_result
 from cse_autoloss.worker_pool import Worker, WorkerPool, cause_of
 
@@ -80,6 +80,7 @@ class Cluster:
         self._waiting: list[_Task] = []
         joined = open_ray(section)
         try:
+            self._lifelines = Lifelines()
             self._pool = WorkerPool(
                 section, options, [os.getcwd()] if search_path is None else search_path, joined
             )
@@ -137,8 +138,9 @@ class Cluster:
         on the way.
 
         Raises:
-            ClusterError: if no worker can be started.
+            ClusterError: if no worker can be started, or Ray is gone.
         """
+        self._lifelines.check()
         pending = [*self._pool.starting, *self._running]
         if not pending:
             time.sleep(min(timeout, 0.1))

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from ray._private import utils as ray_utils
 from cse_autoloss.config import ClusterSection
 from cse_autoloss.errors import SearchError
 
+ASK_EVERY = 2.0  # seconds between two looks whether what Ray cannot do without is there
+GONE = {"head": 30.0, "raylet": 4.0}  # seconds; Ray itself waits for 60, and for 10 or so
 _JOIN_SECONDS = "10"
 _QUIET = {"log_to_driver": False, "logging_level": "error"}
 
@@ -107,6 +110,44 @@ def start_ray(cpus: int | None) -> None:
             "Ray cannot be started on this machine (a busy one may take longer than Ray waits; "
             f"then try again): {_last_line(error)}"
         ) from error
+
+
+class Lifelines:
+    """The processes of Ray's that this one ends with, by Ray's doing and without a word: the
+    cluster's head, and the raylet of this process's node."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[str, int]] = {}
+        if not ray.util.client.ray.is_connected():  # a client has none
+            context = ray.get_runtime_context()
+            host, _, port = context.gcs_address.rpartition(":")
+            self._places["head"] = host.strip("[]"), int(port)
+            for node in ray.nodes():
+                if node["NodeID"] == context.get_node_id():
+                    self._places["raylet"] = node["NodeManagerAddress"], node["NodeManagerPort"]
+        self._asked = time.monotonic()
+        self._answered = dict.fromkeys(self._places, self._asked)
+
+    def check(self) -> None:
+        """Ask, every few seconds, whether they are there.
+
+        Raises:
+            ClusterError: one has not been there for as long as ``GONE`` says.
+        """
+        now = time.monotonic()
+        if now - self._asked < ASK_EVERY:
+            return
+        self._asked = now
+        for name, place in self._places.items():
+            try:
+                socket.create_connection(place, timeout=ASK_EVERY).close()
+                self._answered[name] = now
+            except OSError as error:
+                if now - self._answered[name] >= GONE[name]:
+                    raise ClusterError(
+                        f"Ray's {name} at {place[0]}:{place[1]} has been gone for "
+                        f"{GONE[name]:g} s: {error}"
+                    ) from error
 
 
 def _address(section: ClusterSection) -> str | None:

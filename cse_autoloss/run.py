@@ -23,6 +23,7 @@ from cse_autoloss.comparison import compared, read_others
 from cse_autoloss.config import Config, change_config, parse_config
 from cse_autoloss.display import comparison_table, duration, watching
 from cse_autoloss.earlier import read_earlier, told
+from cse_autoloss.errors import SearchError
 from cse_autoloss.inputs import EXTRAS, needs
 from cse_autoloss.journal import Journal
 from cse_autoloss.loggers import load_logger, logging
@@ -319,9 +320,10 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
         for path in write_report(journal, own=True):
             _say(console, f"wrote {path}")
         _say(console, f"done in {duration(time.monotonic() - started)}")
-    except KeyboardInterrupt:
-        again = f"cse-search resume {quote(str(journal.folder))}"
-        _say(console, f"stopped; nothing finished is lost: {again}")
+    except (KeyboardInterrupt, SearchError) as error:
+        if isinstance(error, KeyboardInterrupt) or journal.counts():  # else it is not kept
+            again = f"cse-search resume {quote(str(journal.folder))}"
+            _say(console, f"stopped; nothing finished is lost: {again}")
         raise
     finally:
         journal.close()

@@ -197,6 +197,19 @@ def test_a_worker_of_two_processes_is_replaced_as_a_whole(make, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["head", "raylet"])
+def test_a_driver_whose_ray_is_gone_ends_by_itself_with_the_reason(make, monkeypatch, name):
+    monkeypatch.setattr(ray_session, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(ray_session, "GONE", {"head": 0.5, "raylet": 0.5})
+    with make(workers=1) as cluster:
+        cluster.prepare()
+        results_of(cluster, [Trial(f"good-{i}") for i in range(6)])  # while it is there
+        assert cluster._lifelines._places.keys() == {"head", "raylet"}
+        cluster._lifelines._places[name] = "127.0.0.1", 1  # where nobody listens
+        with pytest.raises(ClusterError, match=f"Ray's {name} at 127.0.0.1:1 has been gone for"):
+            results_of(cluster, [Trial(f"more-{i}") for i in range(20)])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

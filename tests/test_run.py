@@ -215,6 +215,29 @@ def test_a_signal_stops_a_run_which_goes_on_from_another_folder(tmp_path):
     assert len(refused.stderr.strip().splitlines()) == 1 and "--trust" in refused.stderr
 
 
+FAILING = """
+from formula import FormulaTrainer
+
+class Trainer(FormulaTrainer):
+    def train(self, trial, progress=None):
+        if not self._log.with_name("mended").exists():
+            raise MemoryError("no memory")
+        return super().train(trial)
+"""
+
+
+def test_an_error_that_ends_a_run_in_its_middle_comes_with_how_to_go_on(tmp_path):
+    config = CONFIG.format(folder=tmp_path).replace("formula:FormulaTrainer", "failing:Trainer")
+    (tmp_path / "run.yaml").write_text(config)
+    (tmp_path / "failing.py").write_text(FAILING)
+    ended = cse_search(
+        *("run", tmp_path / "run.yaml", "--out", tmp_path / "run", "--set", "cluster.retries=0"),
+        PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}",
+    )
+    assert ended.returncode == 1 and "the machine failed it 1 times" in ended.stderr
+    assert f"nothing finished is lost: cse-search resume {tmp_path / 'run'}" in ended.stdout
+
+
 def test_sighup_stops_a_run_too_unless_it_is_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     try:
