@@ -149,6 +149,7 @@ class LossAndSeed(Generic[Loss]):
         # A loss more and all seeds less are the same: the pseudo-inverse takes the smallest.
         inverse = np.linalg.pinv(design)
         self._effects, self._covariance = inverse @ values, inverse @ inverse.T
+        self._told = inverse @ design  # projects onto what the trainings tell apart
         self.freedom = len(cells) - int(np.linalg.matrix_rank(design))
         rest = float(np.sum((values - design @ self._effects) ** 2))
         self.noise = math.sqrt(rest / self.freedom) if self.freedom else math.nan
@@ -157,9 +158,15 @@ class LossAndSeed(Generic[Loss]):
         return loss in self._losses
 
     def gain(self, loss: Loss, base: Loss, level: float = LEVEL) -> Interval:
-        """A loss's gain over another; ``n`` is how many trainings the loss has."""
+        """A loss's gain over another; ``n`` is how many trainings the loss has. The mean is NaN
+        where no seeds, of other losses either, link the two: it could be a seed's."""
         places = [self._losses[loss], self._losses[base]]
-        mean = float(self._effects[places[0]] - self._effects[places[1]])
+        contrast = np.zeros(len(self._effects))
+        contrast[places[0]] += 1
+        contrast[places[1]] -= 1
+        if not np.allclose(self._told @ contrast, contrast):
+            return Interval(math.nan, math.inf, self._trainings[loss], level)
+        mean = float(self._effects @ contrast)
         half = math.inf
         if self.freedom:
             (own, both), (_, other) = self._covariance[np.ix_(places, places)]

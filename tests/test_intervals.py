@@ -99,6 +99,16 @@ def test_many_losses_tell_the_noise_and_what_they_say_holds():
     assert np.mean(widths) < 0.0045  # two seeds alone: 0.018
 
 
+def test_losses_that_no_seeds_link_are_not_compared():
+    scores = {"a": {0: 0.5, 1: 0.51, 2: 0.49}, "b": {0: 0.52, 1: 0.53, 2: 0.52}, "far": {7: 0.6}}
+    gain = LossAndSeed(scores).gain("far", "a")
+    assert math.isnan(gain.mean) and math.isinf(gain.half) and gain.n == 1
+    assert LossAndSeed(scores).gain("b", "a").half < 0.02
+    linked = LossAndSeed({**scores, "link": {1: 0.5, 7: 0.58}}).gain("far", "a")
+    assert linked.mean == pytest.approx(0.6 - 0.58 + 0.5 - 0.51, abs=0.01)  # by way of the link
+    assert LossAndSeed(scores).gain("a", "a").mean == 0
+
+
 def test_one_seed_of_each_loss_says_nothing_about_the_noise():
     fit = LossAndSeed({"a": {0: 0.5}, "b": {0: 0.4}})
     gain = fit.gain("a", "b")
