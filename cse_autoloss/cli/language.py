@@ -146,6 +146,10 @@ def losses(space: str | None, as_json: bool) -> None:
         own = [loss for owner, loss in listed.values() if owner is language]
         if own:
             click.secho(language.name, bold=True)
+        used = frozenset[str]().union(*(loss.expression.variables for loss in own))
+        for name, meaning in language.variables.items():
+            if name in used:
+                click.echo(f"  {name} = {meaning}")
         for loss in own:
             equal = f"; equal to {loss.reference}" if loss.reference else ""
             click.echo(f"  {click.style(loss.name, bold=True)}: {loss.source}{equal}")
