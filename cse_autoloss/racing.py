@@ -3,8 +3,8 @@
 Top-two Thompson sampling (Russo, COLT 2016): a truth is drawn from what is believed; half the time
 its best loss trains once more, else the best of another truth in which a different loss wins. So
 trainings go to the leader and to whoever may still overtake it, and no number of seeds is fixed
-beforehand. docs/model.md compares it with sequential halving, doubling against the incumbent, and a
-fixed confirmation.
+beforehand. docs/strategies.md compares it with sequential halving, doubling against the incumbent,
+and a fixed confirmation.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from cse_autoloss.trial import ConfigError
 TUNE = "tune"  # before the ladder: the default losses' trainings at the comparison's measure
 REFERENCE = "default"  # the tuned default losses at the search's last stage, if that measures else
 SEEDS = 1000  # trainings of one candidate at one stage, at most: each stage's seeds are its own
+EVALUATION = 3  # the block of so many seeds that is ``evaluate``'s, and no stage's
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
 Split = Literal["val", "test"]
 
@@ -28,7 +29,7 @@ class Stage(BaseModel):
         task: what is trained (see ``trial.Trial``).
         share: of that task's steps.
         seeds: trainings of a candidate: all of them after the search; at most so many at the
-            search's last stage, where a candidate earns those after the first (``search.racing``).
+            search's last stage, where a candidate earns those after the first (``search.race``).
         splits: that mAP is measured on, the first of which counts: val, and test in the comparison,
             unless given.
         batch, keep: of each ``batch`` candidates that have a score here, the best ``keep`` go on.
@@ -129,8 +130,11 @@ class Ladder:
 
     def first_seed(self, name: str) -> int:
         """Where a stage's seeds begin, from the run's seed on: the search's stages share theirs,
-        those after it have their own."""
-        return SEEDS * (self.closing.index(name) + 1) if name in self.closing else 0
+        those after it have their own, which are not ``evaluate``'s either."""
+        if name not in self.closing:
+            return 0
+        place = self.closing.index(name) + 1
+        return SEEDS * (place + (place >= EVALUATION))
 
     def same_measure(self, name: str) -> tuple[str, ...]:
         """The stages that train and measure what this one does."""

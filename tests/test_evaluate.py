@@ -6,9 +6,10 @@ import json
 import pytest
 
 from cse_autoloss.config import parse_config
-from cse_autoloss.evaluate import Evaluator
+from cse_autoloss.evaluate import FIRST_SEED, Evaluator
 from cse_autoloss.expression import ExpressionError
 from cse_autoloss.simulated import SimulatedCluster
+from cse_autoloss.stages import SEEDS, Ladder, Stage
 from cse_autoloss.trial import ConfigError, TrialResult
 
 SPACES = {"cls": "two_stage_cls", "reg": "reg"}
@@ -55,6 +56,13 @@ def test_a_formula_is_measured_beside_the_tuned_default(tmp_path):
     compared = [trial for trial in detector.trained if trial.seed >= 3000][-6:]
     assert {(t.scale["cls"], t.lr_scale, t.task) for t in compared} == {(2.0, 0.5, "head")}
     assert [sum(bool(t.losses) is side for t in compared) for side in (True, False)] == [3, 3]
+
+
+def test_no_stage_of_a_run_has_the_seeds_of_an_evaluation():
+    stages = {"full": Stage()} | {name: Stage(best=1, seeds=SEEDS) for name in "abcd"}
+    ladder = Ladder.of(stages)
+    blocks = [ladder.first_seed(name) for name in stages]
+    assert blocks == [0, 1000, 2000, 4000, 5000] and FIRST_SEED == 3000
 
 
 def test_a_learning_rate_that_tuning_tries_twice_trains_once(tmp_path):
