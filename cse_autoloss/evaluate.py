@@ -48,7 +48,7 @@ class Evaluation:
         simulation: one line on that.
         task: what was trained: ``tiny``, ``head``, ``full`` or ``none``.
         mAP, default: with the formula and with the tuned default loss, a number a seed; a training
-            that failed counts as 0.
+            of the formula that failed counts as 0.
         gain: mean of the formula's mAP less the default's with the same seed, or None.
         gain_half: half the 95% interval of that mean, or None with fewer than two seeds.
         failures: why trainings failed.
@@ -158,6 +158,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         Raises:
             ExpressionError: as :meth:`expression`.
             ClusterError: if workers do not start.
+            ConfigError: if the default loss does not train.
         """
         expression = self.expression(text)
         verdict = self._screener.verify(expression)
@@ -183,6 +184,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         trials += [self._trial({}, seed) for seed in self._seeds]
         results, trained = self._train(trials, "formula and default")
         mine, default = results[: len(self._seeds)], results[len(self._seeds) :]
+        for result in default:  # against a default of mAP 0 anything would be a find
+            if result.mAP is None:
+                raise ConfigError(_untrained(result))
         by_seed = [
             dict(zip(self._seeds, map(_score, part), strict=True)) for part in (mine, default)
         ]
@@ -230,7 +234,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         results, _ = self._train(trials, "tuning of the default")
         place = max(range(len(results)), key=lambda i: _score(results[i]))
         if results[place].mAP is None:
-            raise ConfigError(f"the detector's default loss does not train: {results[0].failure}")
+            raise ConfigError(_untrained(results[0]))
         return settings[place]
 
     def _train(self, trials: Sequence[Trial], of: str) -> tuple[list[TrialResult], int]:
@@ -273,6 +277,10 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     def _key(self, trial: Trial) -> str:
         text = replace(trial, key="", time_limit=None).to_json()
         return "evaluate-" + hashlib.sha256((f"{self._context}{text}").encode()).hexdigest()[:24]
+
+
+def _untrained(default: TrialResult) -> str:
+    return f"the detector's default loss does not train: {default.failure}"
 
 
 def _score(result: TrialResult) -> float:

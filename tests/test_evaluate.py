@@ -120,6 +120,18 @@ def test_a_fault_is_tried_again_the_next_time(tmp_path):
         assert evaluate(CROSS_ENTROPY).trained == len(detector.trained) == 3
 
 
+def test_a_default_that_fails_is_no_baseline(tmp_path):
+    """Its mAP of 0 would make a find of any formula. The trainings that were done are kept."""
+    full = Detector(lambda t: not t.losses and t.seed == 3001 and "the disk is full")
+    with evaluator(tmp_path, full) as evaluate:
+        with pytest.raises(ConfigError, match="default loss does not train: the disk is full"):
+            evaluate(CROSS_ENTROPY)
+    detector = Detector()
+    with evaluator(tmp_path, detector) as evaluate:
+        assert evaluate(CROSS_ENTROPY).gain == pytest.approx(0.02)
+    assert [trial.seed for trial in detector.trained] == [3001]
+
+
 def test_what_lacks_a_property_trains_only_when_forced(tmp_path):
     detector = Detector()
     with evaluator(tmp_path, detector) as evaluate:
