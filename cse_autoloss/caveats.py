@@ -1,5 +1,5 @@
-"""What a comparison cannot tell, said where it is printed: a default that has hardly learned, and
-differences that seeds alone could make."""
+"""What a comparison cannot tell, said where it is printed: a default that has failed or hardly
+learned, and differences that seeds alone could make."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ def caveats(rows: Sequence[Compared]) -> list[str]:
     could make it where its 95% interval holds 0; nothing is said of one seed, which has none.
     """
     found = []
-    default = next((row.test for row in rows if row.label == DEFAULT), ())
+    base = next((row for row in rows if row.label == DEFAULT), None)
+    default = base.test if base else ()
+    if base and base.failures:
+        found.append(
+            f"{len(base.failures)} of the default losses' trainings failed, and count as mAP 0: "
+            "the gains over them are too high."
+        )
     if default and np.mean(default) < WEAK:
         found.append(
             f"The default losses reach mAP {np.mean(default):.3f} on test, below {WEAK:g}: a "

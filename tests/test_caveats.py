@@ -1,5 +1,7 @@
 """What is said beside a comparison that cannot tell much."""
 
+from dataclasses import replace
+
 import pytest
 
 from cse_autoloss.caveats import caveats
@@ -18,6 +20,13 @@ def rows(default, other):
 def test_a_default_that_has_hardly_learned_is_named_with_what_would_help():
     (said,) = caveats(rows([0.01, 0.012, 0.011], [0.04, 0.041, 0.042]))
     assert "mAP 0.011 on test, below 0.05" in said and "detector.steps" in said
+
+
+def test_a_default_that_failed_with_a_seed_makes_gains_too_high():
+    failed = replace(row("default", [0.3, 0.0], [0.3, 0.0]), failures=("loss is NaN",))
+    said, _ = caveats([failed, row("found #7", [0.31, 0.3], [0.3, 0.0])])
+    assert said.startswith("1 of the default losses' trainings failed")
+    assert "gains over them are too high" in said
 
 
 def test_a_difference_that_seeds_alone_could_make_is_named():
