@@ -128,7 +128,8 @@ def report_model(table: Table) -> Iterator[str]:
             spearmanr(one[some], other[some])[0] for some in (table.sound | True, table.sound)
         )
         yield f"| {name} | {every:.2f} | {sound:.2f} |"
-    error = np.hypot(deviation, table.noise / np.sqrt(2))[table.sound]
+    trainings = np.array([len(row) for row in table.scores])
+    error = np.hypot(deviation, table.noise / np.sqrt(trainings))[table.sound]
     held = (np.abs((measured - mean)[table.sound]) < 1.96 * error).mean()
     yield f"Of the sound losses {held:.0%} lie within the 95% interval that the model gave them."
 
@@ -238,7 +239,8 @@ def screened_search(instrument: Instrument) -> Strategy:
         confirm = 10 * table.seconds * instrument.cost
         while not replay.spent and replay.seconds + batch + confirm <= replay.budget:
             population = dict(sorted(fitness.items(), key=lambda item: -item[1])[:20])
-            fresh = {near_parent(replay, population) for _ in range(8)}
+            # In the order drawn: a set's is the table's, which has known losses first.
+            fresh = dict.fromkeys(near_parent(replay, population) for _ in range(8))
             replay.seconds += len(fresh) * table.seconds * TINY.cost
             learns = [loss for loss in fresh if table.sound[loss]] or list(fresh)
             for loss in learns[:3]:
