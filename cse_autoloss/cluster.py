@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 
 from cse_autoloss.config import ClusterSection
 from cse_autoloss.ray_session import ClusterError, Lifelines, open_ray
-from cse_autoloss.trial import Trial, TrialResult, read_result
+from cse_autoloss.trial import MACHINE, Trial, TrialResult, read_result
 from cse_autoloss.worker_pool import Worker, WorkerPool, cause_of
 
 __all__ = ["Cluster", "ClusterError", "Running"]
@@ -195,7 +195,7 @@ class Cluster:
             return None
         return TrialResult.failed(
             running.trial,
-            f"the machine failed it {task.faults} times: {cause_of(error)}",
+            f"{MACHINE} {task.faults} times: {cause_of(error)}",
             time.monotonic() - running.started,
         )
 

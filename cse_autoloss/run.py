@@ -286,9 +286,10 @@ def versions(trainer: type[Trainer]) -> dict[str, str]:
 
 def _drive(journal: Journal, config: Config, console: Console) -> None:
     started = time.monotonic()
-    before = parse_config(journal["config"])
+    before, closing = parse_config(journal["config"]), Ladder.of(config.stages).closing
     try:
-        if config != before or not journal["compared"]:
+        done = journal["compared"] and not journal.failed_by_machine(*closing)
+        if config != before or not done:
             with (
                 Cluster(config.cluster, config.detector, [journal["import path"]]) as cluster,
                 watching(journal, console) as show,
@@ -322,8 +323,8 @@ def _drive(journal: Journal, config: Config, console: Console) -> None:
         _say(console, f"done in {duration(time.monotonic() - started)}")
     except (KeyboardInterrupt, SearchError) as error:
         if isinstance(error, KeyboardInterrupt) or journal.counts():  # else it is not kept
-            again = f"cse-search resume {quote(str(journal.folder))}"
-            _say(console, f"stopped; nothing finished is lost: {again}")
+            command = f"cse-search resume {quote(str(journal.folder))}"
+            _say(console, f"stopped; nothing finished is lost: {command}")
         raise
     finally:
         journal.close()

@@ -56,6 +56,10 @@ class Search:
             ClusterError: if workers do not start.
             SearchError: if the default loss does not train, or no candidate gets anywhere.
         """
+        with self._journal.step():  # a resumed run tries again what no decision was made by
+            self._journal.forget_failed(*self._ladder.closing, machine=True)
+            if not self._journal["tuned"]:
+                self._journal.forget_failed(TUNE)
         self._runner.prepare()
         self._tune()
         if not self._journal["searched"]:

@@ -19,6 +19,7 @@ from cse_autoloss.named import load_class
 BRANCHES = ("cls", "reg")
 DEFAULT_TRAINER = "detectors.training:DetectorTrainer"
 TASKS = ("tiny", "head", "full")
+MACHINE = "the machine failed it"  # how the reason begins of a failure that is no loss's fault
 
 
 class ConfigError(UserError):

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from cse_autoloss.records import TrialRow
-from cse_autoloss.trial import Trial, TrialResult
+from cse_autoloss.trial import MACHINE, Trial, TrialResult
 
 TRIALS = """
 CREATE TABLE trials (
@@ -51,6 +51,23 @@ class TrialTable:
         self._database.execute(
             "UPDATE trials SET result = ?, mAP = ?, failure = ?, seconds = ?, at = ? WHERE key = ?",
             (result.to_json(), result.mAP, result.failure, seconds, at, result.key),
+        )
+
+    def failed_by_machine(self, *stages: str) -> int:
+        """How many trials at these stages a machine has failed."""
+        return self._database.execute(
+            f"SELECT COUNT(*) FROM trials WHERE stage IN ({', '.join('?' * len(stages))}) "
+            "AND failure LIKE ?",
+            (*stages, f"{MACHINE} %"),
+        ).fetchone()[0]
+
+    def forget_failed(self, *stages: str, machine: bool = False) -> None:
+        """Let trials at these stages that failed, or that a machine has failed, be as if they had
+        never been started."""
+        self._database.execute(
+            f"DELETE FROM trials WHERE stage IN ({', '.join('?' * len(stages))}) "
+            "AND failure LIKE ?",
+            (*stages, f"{MACHINE} %" if machine else "%"),
         )
 
     def trials(self, *stages: str, finished: bool | None = None) -> list[TrialRow]:

@@ -226,16 +226,21 @@ class Trainer(FormulaTrainer):
 """
 
 
-def test_an_error_that_ends_a_run_in_its_middle_comes_with_how_to_go_on(tmp_path):
+def test_a_run_that_the_machine_ended_says_how_to_go_on_and_does_once_it_is_mended(tmp_path):
     config = CONFIG.format(folder=tmp_path).replace("formula:FormulaTrainer", "failing:Trainer")
     (tmp_path / "run.yaml").write_text(config)
     (tmp_path / "failing.py").write_text(FAILING)
-    ended = cse_search(
-        *("run", tmp_path / "run.yaml", "--out", tmp_path / "run", "--set", "cluster.retries=0"),
-        PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}",
-    )
+    paths = {"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
+    settings = ("--set", "cluster.retries=0", "--set", "budget.trials=0")
+    run = tmp_path / "run"
+    ended = cse_search("run", tmp_path / "run.yaml", "--out", run, *settings, **paths)
     assert ended.returncode == 1 and "the machine failed it 1 times" in ended.stderr
-    assert f"nothing finished is lost: cse-search resume {tmp_path / 'run'}" in ended.stdout
+    assert f"nothing finished is lost: cse-search resume {run}" in ended.stdout
+    (tmp_path / "mended").touch()
+    resumed = cse_search("resume", run, **paths)
+    assert resumed.returncode == 0 and "CSE-Autoloss-A" in resumed.stdout, resumed.stderr
+    journal = Journal.read(run)
+    assert journal.counts() == {"tune": (2, 0), "final": (4, 0)}
 
 
 def test_sighup_stops_a_run_too_unless_it_is_ignored():

@@ -157,6 +157,22 @@ def test_the_fittest_are_confirmed_and_the_best_confirmed_compared(done):
     assert {row.label for row in done.trials("final")} > {"default", "CSE-Autoloss-A"}
 
 
+def test_a_resumed_run_tries_again_after_the_search_what_the_machine_failed_and_no_loss(tmp_path):
+    reasons = {"confirm": "the machine failed it 3 times: no disk", "final": "diverged at step 3"}
+
+    def fail(trial):
+        stage = trial.key.partition("-")[0]
+        return reasons.get(stage) if trial.seed % 1000 == 1 else None
+
+    journal = search(tmp_path / "run", {"search": UNSCREENED}, fail=fail)
+    assert journal.counts()["confirm"] == (6, 3) and journal.failed_by_machine("confirm") == 3
+    journal.close()
+    journal = search(None, {"search": UNSCREENED}, journal=Journal.resume(tmp_path / "run"))
+    assert journal.counts()["confirm"] == (6, 0)
+    failed = [row for row in journal.trials("final") if row.result.failure]
+    assert failed and all(row.trial.seed % 1000 == 1 for row in failed)
+
+
 def test_the_comparison_goes_by_the_confirmation_not_by_the_search(tmp_path):
     """Here the fitter a loss was in the search, the worse it is when it is confirmed."""
 
