@@ -3,10 +3,11 @@
     python scripts/bench_ranker.py predict RUN [RUN...]    # does it foretell mAP?
     python scripts/bench_ranker.py choose RUN [RUN...]     # does it find the good ones soon?
 
-``predict``: each loss that a run found is predicted from what the run had measured before the
-loss's round; from earlier trainings alone (``--earlier``, the benchmark unless given); from both. A
-line a run: rank correlations of predicted with measured mAP, of all losses and of those within 0.03
-of the best. What was trained was chosen by a model that knew less.
+``predict``: each loss that a run found is predicted from the losses of the rounds before its own,
+as all their trainings measured them, later ones too; from earlier trainings alone (``--earlier``,
+the benchmark's of that detector unless given); from both. A line a run: rank correlations of
+predicted with measured mAP, of all losses and of those within 0.03 of the best. What was trained
+was chosen by a model that knew less.
 
 ``choose``: searches are replayed on pools of 60 of the runs' losses, four known ones first, four
 trainings a round. A training is the mean of a loss's trainings and fresh noise. Regret in
@@ -17,6 +18,7 @@ that were chosen, over ``--repetitions`` pools.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +54,9 @@ def main() -> None:
     options = parser.parse_args()
     runs = [read_run(folder) for folder in options.runs]
     spaces = runs[0][0]
-    earlier = as_measured(read_earlier(options.earlier, spaces), spaces)
+    with contextlib.closing(Journal.read(options.runs[0])) as journal:
+        detector = parse_config(journal["config"]).detector.get("config")
+    earlier = as_measured(read_earlier(options.earlier, spaces, detector=detector), spaces)
     if options.what == "predict":
         head = ["run", "losses", "own trainings", "earlier ones alone", "both"]
         rows = [
