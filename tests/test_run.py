@@ -138,12 +138,13 @@ def test_a_report_without_the_start_weights_lacks_the_config_alone_and_says_so(
     assert "No best.py: " in (tmp_path / "report.md").read_text()
 
 
-def test_a_journal_that_is_broken_further_on_is_one_line(finished, tmp_path, command):
+@pytest.mark.parametrize("name", ["status", "resume"])
+def test_a_journal_that_is_broken_further_on_is_one_line(finished, tmp_path, command, name):
     copy_journal(finished[0] / "run", tmp_path)
     with open(tmp_path / "journal.sqlite", "r+b") as file:
         file.seek(3 * 4096)
         file.write(b"\xff" * 40 * 4096)
-    done = command("status", tmp_path)
+    done = command(name, tmp_path)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "its journal cannot be read: " in done.stderr
 

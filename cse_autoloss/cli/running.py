@@ -93,7 +93,7 @@ def run(
         raise click.BadParameter("an empty path", param_hint="--out")
     from cse_autoloss.run import start
 
-    _drive(lambda: start(parsed, folder, Console()))
+    _drive(folder, lambda: start(parsed, folder, Console()))
 
 
 @click.command()
@@ -115,10 +115,10 @@ def resume(folder: Path, settings: tuple[str, ...], accept_changes: bool, trust:
     """Go on with RUN after it was stopped or killed; or after it finished, with more to do."""
     from cse_autoloss.run import resume as resume_run
 
-    _drive(lambda: resume_run(folder, Console(), settings, accept_changes, trust))
+    _drive(folder, lambda: resume_run(folder, Console(), settings, accept_changes, trust))
 
 
-def _drive(action: Callable[[], None]) -> None:
+def _drive(folder: Path, action: Callable[[], None]) -> None:
     from cse_autoloss.run import Stopped, stopping
 
     try:
@@ -128,6 +128,8 @@ def _drive(action: Callable[[], None]) -> None:
         raise SystemExit(128 + stopped.signal) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except sqlite3.DatabaseError as error:
+        raise unreadable(folder, error) from error
 
 
 @click.command()
