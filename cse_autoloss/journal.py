@@ -395,6 +395,12 @@ class Journal(TrialTable):
         """Candidates with a fitness, in the order in which they were made."""
         return self._candidates("WHERE fitness IS NOT NULL ORDER BY id")
 
+    def count_trained(self) -> int:
+        """How many candidates have a fitness, those that train once more too."""
+        return self._database.execute(
+            "SELECT COUNT(*) FROM candidates WHERE fitness IS NOT NULL"
+        ).fetchone()[0]
+
     def count(self, *states: str, stage: str | None = None) -> int:
         marks = ", ".join("?" * len(states))
         return self._database.execute(

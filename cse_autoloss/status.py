@@ -45,8 +45,8 @@ class Status:
         funnel: branch to counts of expressions: generated, unique, verified, optimised (they
             optimise predictions), distinct (with gradients that no earlier candidate has).
         stages: stage to (finished trainings, failed ones).
-        trained, failed: candidates (choices of losses for all searched branches) at the search's
-            last stage.
+        trained, failed: candidates (choices of losses for all searched branches) that have a mAP
+            at the search's last stage, or failed there.
         waiting: candidates that were chosen and wait for a training.
         trials: (done, allowed) trainings at the search's last stage.
         running: keys of the trials that run, with their seconds so far.
@@ -103,7 +103,7 @@ def read_status(journal: Journal) -> Status:
         phase=_phase(journal, ladder, stages),
         funnel=journal["funnel"] or {},
         stages=stages,
-        trained=journal.count(CandidateState.SCORED, stage=ladder.fitness),
+        trained=journal.count_trained(),
         failed=journal.count(CandidateState.FAILED),
         waiting=journal.count(CandidateState.WAITING),
         trials=(done, config.budget.trials),

@@ -165,6 +165,8 @@ def _compared(journal: Journal, status: Status) -> str:
     known = named(best.losses, spaces)
     label = f"{best.label} ({known}, known before)" if known else best.label
     sentence = f"{label} {_lead(interval.mean, interval.half)} on test, over {seeds}"
+    if interval.n == 1:
+        return f"{sentence}, which says nothing of luck."
     if math.isfinite(interval.half) and not interval.above_zero and interval.high > 0:
         return f"{sentence}: that may be luck."
     return f"{sentence}."

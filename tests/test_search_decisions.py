@@ -64,13 +64,22 @@ def detector(fail=lambda trial: None, stop=None, returned=None, mAP=formula.mAP)
     return train
 
 
-def search(folder, changes=None, journal=None, size=2, seconds=lambda trial: 1.0, **faults):
+def search(
+    folder,
+    changes=None,
+    journal=None,
+    size=2,
+    seconds=lambda trial: 1.0,
+    look=lambda journal: None,
+    **faults,
+):
     config = parse_config({**CONFIG, **(changes or {})})
     spaces = {**SPACES, **config.search.spaces}
     meta = {"config": config.model_dump(mode="json"), "spaces": spaces}
     journal = journal or Journal.create(folder, meta)
     cluster = SimulatedCluster(detector(**faults), size, seconds)
-    Search(config, spaces, journal, cluster, InlineBreeder.of(config, spaces, journal)).run()
+    breeder = InlineBreeder.of(config, spaces, journal)
+    Search(config, spaces, journal, cluster, breeder, lambda: look(journal)).run()
     journal.seconds = cluster.now
     return journal
 
@@ -326,9 +335,15 @@ def test_losses_earn_trainings_one_by_one(tmp_path):
         losses = sorted(trial.losses.items())
         return 0.3 + 0.012 * formula.luck(losses) + 0.01 * formula.luck(trial.seed, losses)
 
-    changes = {"stages": RACE, "budget": {"trials": 24}}
-    journal = search(tmp_path / "run", changes, mAP=mAP)
+    changes, seen = {"stages": RACE, "budget": {"trials": 24}}, []
+
+    def look(journal):
+        seen.append((read_status(journal), len(journal.trained())))
+
+    journal = search(tmp_path / "run", changes, mAP=mAP, look=look)
     assert journal.counts()["head"] == (24, 0)
+    for status, journal_has in seen:  # who trains once more has trained
+        assert status.trained == journal_has
     trained = {c.id: journal.by_seed(c.id, "head") for c in journal.trained()}
     assert all(list(seeds) == list(range(len(seeds))) for seeds in trained.values())
     assert 1 < max(map(len, trained.values())) <= 4

@@ -80,6 +80,7 @@ def test_each_phase_says_what_is_done_and_why(run):
     assert confirm.startswith("The search is over: its 24 trainings are done. The best 3 train")
     assert "on 2 seeds that nothing was chosen by" in confirm
     assert re.search(r"Comparing CSE-Autoloss-A, found #\d+ and found #\d+ with the tuned", final)
+    assert "on test, over 1 seed, which says nothing of luck." in " ".join(stories(run, "final"))
     assert read_status(run[0]).story[0].startswith("All is done. found #")
 
 
