@@ -81,17 +81,32 @@ def shared(name: str, make: Callable[[Writer], Any], device: torch.device) -> Ar
     folder = cache_dir() / "features" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_suffix(".lock")):
-        if not folder.is_dir():
+        arrays = _kept(folder, device)
+        if arrays is None:
             scratch = folder.with_suffix(".part")  # of a process that died here, if it is there
             shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            writer = Writer(scratch)
-            writer.close(make(writer))
-            os.rename(scratch, folder)
+            try:
+                scratch.mkdir()
+                writer = Writer(scratch)
+                writer.close(make(writer))
+                shutil.rmtree(folder, ignore_errors=True)  # what could not be read
+                os.rename(scratch, folder)
+            except BaseException:
+                shutil.rmtree(scratch, ignore_errors=True)  # a full disk has its room back
+                raise
+            arrays = Arrays(folder, device)
         os.utime(folder)
-        arrays = Arrays(folder, device)
-    _forget_oldest(folder.parent)
+    _tidy(folder.parent)
     return arrays
+
+
+def _kept(folder: Path, device: torch.device) -> Arrays | None:
+    """The arrays in a folder; None if there are none, or, after a crash of the machine, parts of
+    them alone."""
+    try:
+        return Arrays(folder, device)
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
 
 
 def _mapped(path: Path, dtype: str, shape: list[int]) -> torch.Tensor:
@@ -101,21 +116,31 @@ def _mapped(path: Path, dtype: str, shape: list[int]) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, how: int = 0) -> Iterator[None]:
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | how)
         yield
 
 
-def _forget_oldest(parent: Path) -> None:
-    """Delete whole folders until the others are within the limit; who has one mapped keeps it."""
-    folders = sorted(
-        (path for path in parent.iterdir() if path.is_dir() and path.suffix != ".part"),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
+def _tidy(parent: Path) -> None:
+    """Delete whole folders until the others are within the limit, and what processes that died have
+    left; who has one mapped keeps it. Several processes may do so at once."""
+    for part in parent.glob("*.part"):
+        with contextlib.suppress(OSError), _locked(part.with_suffix(".lock"), fcntl.LOCK_NB):
+            shutil.rmtree(part)
+    for gone in parent.glob("*.gone"):
+        shutil.rmtree(gone, ignore_errors=True)
+    folders = []
+    for folder in parent.iterdir():
+        if folder.is_dir() and not folder.suffix:
+            with contextlib.suppress(FileNotFoundError):  # another process deletes it
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                folders.append((folder.stat().st_mtime, size, folder))
     held = 0
-    for number, folder in enumerate(folders):
-        held += sum(file.stat().st_size for file in folder.iterdir())
+    for number, (_, size, folder) in enumerate(sorted(folders, reverse=True)):
+        held += size
         if number and held > LIMIT_ALL:
-            shutil.rmtree(folder, ignore_errors=True)
+            gone = folder.with_suffix(".gone")
+            with contextlib.suppress(OSError):
+                os.rename(folder, gone)  # at once: nobody finds a part of it
+            shutil.rmtree(gone, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Arrays that one process of a node makes and all read."""
 
+import errno
 import multiprocessing
 import os
 import time
@@ -57,6 +58,30 @@ def test_what_a_dead_process_left_is_made_anew(own_cache):
     with pytest.raises(ZeroDivisionError):
         feature_cache.shared("other", lambda writer: 1 / 0, CPU)
     assert len(feature_cache.shared("other", make, CPU)["a"]) == 4
+
+
+@pytest.mark.parametrize("name", ["a", "index.json"])
+@pytest.mark.parametrize("cut", [os.unlink, lambda path: os.truncate(path, 3)], ids=["gone", "cut"])
+def test_what_a_crash_of_the_machine_left_of_them_is_made_anew(own_cache, cut, name):
+    feature_cache.shared("name", make, CPU)
+    cut(own_cache / "name" / name)
+    assert feature_cache.shared("name", make, CPU)["a"].sum() == 16
+
+
+def test_what_was_not_finished_takes_no_room_but_where_another_process_makes_it(own_cache):
+    with pytest.raises(OSError, match="No space left"):
+        feature_cache.shared("full", lambda writer: no_room(make(writer)), CPU)
+    assert not (own_cache / "full.part").exists()
+    for name in ("died.part", "made.part", "half.gone"):
+        (own_cache / name).mkdir()
+        (own_cache / name / "a").write_bytes(b"half")
+    with feature_cache._locked(own_cache / "made.lock"):
+        feature_cache.shared("name", make, CPU)
+    assert {path.name for path in own_cache.iterdir() if path.is_dir()} == {"name", "made.part"}
+
+
+def no_room(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_beyond_the_limit_what_was_not_used_for_longest_goes(own_cache, monkeypatch):
