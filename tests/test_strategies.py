@@ -88,6 +88,17 @@ def test_a_leader_s_numbers_are_changed_and_nothing_else():
     assert "fitting" not in kinds, "a space without real constants"
 
 
+def test_pairs_that_share_a_loss_are_one_leader_of_it():
+    plus = load_space("reg_plus")
+    losses = ["Sub(1,Div(I,Add(E,0.5)))", "Sub(1,Pow(Div(I,U),3))", *["Sub(2,Div(I,U))"] * 4]
+    population = [Member(n, {"reg": text}, 0.1 * n) for n, text in enumerate(losses)]
+    offspring = Evolution(SearchSection()).ask(
+        population, "reg", plus, 300, np.random.default_rng(0)
+    )
+    origins = [offspring.origin(row) for row in range(300)]
+    assert {parents for kind, parents in origins if kind == "fitting"} == {(5,), (1,), (0,)}
+
+
 def test_without_members_all_offspring_are_grown():
     offspring = ask(Evolution(SearchSection(mutation=0.5, crossover=0.5)), [])
     assert len(texts(offspring)) == 300

@@ -87,11 +87,14 @@ class Evolution:
         return Offspring(Population.concatenate(parts), OPERATORS, made_by, parents)
 
     def _leaders(self, members: Sequence[Member], branch: str, space: SearchSpace) -> list[Member]:
-        """The fittest whose loss has a number that may be another."""
-        fittest = sorted(members, key=lambda member: -member.fitness)
+        """The fittest whose loss has a number that may be another, of those that share it the
+        first."""
+        fittest: dict[str, Member] = {}
+        for member in sorted(members, key=lambda member: -member.fitness):
+            fittest.setdefault(member.losses[branch], member)
         numbered = (
             member
-            for member in fittest
+            for member in fittest.values()
             if any(map(is_number, Expression.parse(member.losses[branch], space).program))
         )
         fitting = space.real_constants and self._settings.fitting > 0
