@@ -1,5 +1,7 @@
 """The page of a run: whole in itself, drawn in a browser, served to who has the token."""
 
+import contextlib
+import http.client
 import io
 import json
 import re
@@ -16,10 +18,10 @@ from test_search_decisions import search
 
 from cse_autoloss.caveats import caveats
 from cse_autoloss.journal import Journal
-from cse_autoloss.page import page, write_page
+from cse_autoloss.page import page, pictures, write_page
 from cse_autoloss.page.detections import choose, f1, hits, keep_detections, read_detections
 from cse_autoloss.page.page import gather
-from cse_autoloss.page.watch import WatchServer
+from cse_autoloss.page.watch import WatchServer, _Handler
 from cse_autoloss.status import read_status
 from cse_autoloss.trial import Picture
 
@@ -176,6 +178,12 @@ def test_it_holds_what_the_journal_holds(run):
         assert rows and all(row["detail"] for row in rows), branch
 
 
+def test_examples_are_screened_once_for_all_pages_of_a_run(run, monkeypatch):
+    first = gather(run)["examples"]
+    monkeypatch.setattr(pictures, "Screener", lambda space: pytest.fail("screened again"))
+    assert gather(Journal.read(run.folder))["examples"] == first
+
+
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", stop=1)
@@ -212,3 +220,14 @@ def test_runs_are_watched_side_by_side_with_the_token_alone(server):
     assert get(server.url + "x")[0] == 403
     assert get(server.url, Host="evil.example:80")[0] == 421
     assert server.server_address[0] == "127.0.0.1"
+
+
+def test_a_browser_that_goes_away_says_nothing_in_the_terminal(server, monkeypatch, capsys):
+    def gone(self, status, text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(_Handler, "_send", gone)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        get(server.url)
+    monkeypatch.undo()
+    assert get(server.url)[0] == 200 and capsys.readouterr().err == ""

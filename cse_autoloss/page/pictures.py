@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,6 +78,7 @@ def curves(space: SearchSpace, losses: Mapping[str, str]) -> list[dict[str, Any]
     return result
 
 
+@functools.lru_cache(maxsize=16)  # a page that is watched is made every few seconds
 def examples(space: SearchSpace, count: int, seed: int) -> list[dict[str, Any]]:
     """For each property an expression that misses it, with its counterexample, short ones first.
 

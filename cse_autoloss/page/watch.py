@@ -11,9 +11,11 @@ import hmac
 import html
 import secrets
 import sqlite3
+import sys
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from cse_autoloss.errors import UserError
@@ -50,6 +52,11 @@ class WatchServer(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: cannot listen on it: {error}") from error
         self.url = f"http://{HOST}:{self.server_address[1]}/?token={self.token}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away before it had its page is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def answer(self, path: str) -> str | None:
         """The page at a path, or None: ``/`` is the run's, or all runs' side by side; ``/N`` is run
