@@ -105,6 +105,7 @@ class Contest:
         if chance >= self._race.risk:
             return None
         return (
-            f"none of {len(ranking.mean):,} candidates that could train next is ahead of it by "
-            f"that with a probability of more than {chance:.2g}"
+            f"none of {len(ranking.mean):,} candidates that could train next is ahead of the best "
+            "that has trained, known losses too, by that with a probability of more than "
+            f"{chance:.2g}"
         )
