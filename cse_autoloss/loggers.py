@@ -73,7 +73,7 @@ def logging(
     loggers = {name: load_logger(name)(journal.folder, config) for name in names}
     told = journal["driven"] or 0.0
     number = sum(done for done, _ in journal.counts().values())
-    best: dict[str, float] = {}
+    best = journal.bests()
 
     def tell() -> None:
         nonlocal told, number

@@ -144,6 +144,13 @@ class TrialTable:
         )
         return {stage: (done, failed) for stage, done, failed in rows}
 
+    def bests(self) -> dict[str, float]:
+        """Stage to the best mAP of its trainings."""
+        rows = self._database.execute(
+            "SELECT stage, MAX(mAP) FROM trials WHERE mAP IS NOT NULL GROUP BY stage"
+        )
+        return dict(rows.fetchall())
+
     def durations(self, *stages: str, last: int) -> list[float]:
         """Seconds of the trainings at these stages that ended last, the last one first."""
         rows: list[tuple[float, float]] = []

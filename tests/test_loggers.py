@@ -58,10 +58,12 @@ def test_each_training_is_told_once_with_the_best_so_far(tmp_path):
 def test_a_resumed_run_tells_what_is_new(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(folder, f"{__name__}:Recorder", stop=4)
+        run(folder, f"{__name__}:Recorder", stop=8)
     first = {key for _, key, *_ in Recorder.told[:-1]}
+    so_far = {stage: best for _, _, stage, best in Recorder.told[:-1]}
     journal = run(None, f"{__name__}:Recorder", journal=Journal.resume(folder))
     second = {key for _, key, *_ in Recorder.told[:-1]}
+    assert all(best >= so_far.get(stage, 0) for _, _, stage, best in Recorder.told[:-1])
     assert first.isdisjoint(second)
     assert len(first | second) == len(journal.trials(finished=True))
 
