@@ -175,13 +175,13 @@ class Search:
     def _record_reference(self, outcomes: list[Outcome]) -> None:
         """The same of the default, which has to train: against a default of mAP 0 anything would be
         a find. What failed is not written down, so a resumed run tries it again."""
-        for outcome in outcomes:
-            if outcome.result.mAP is None:
-                raise SearchError(
-                    f"the detector's default loss does not train at stage {self._ladder.fitness}, "
-                    f"seed {outcome.job.trial.seed}: {outcome.result.failure}"
-                )
-        self._record(outcomes)
+        failed = [o for o in outcomes if o.job.stage == REFERENCE and o.result.mAP is None]
+        self._record([outcome for outcome in outcomes if outcome not in failed])
+        for outcome in failed:
+            raise SearchError(
+                f"the detector's default loss does not train at stage {self._ladder.fitness}, "
+                f"seed {outcome.job.trial.seed}: {outcome.result.failure}"
+            )
 
     def _spent(self) -> bool:
         if self._candidates.trials >= self._config.budget.trials or self._candidates.stopped:

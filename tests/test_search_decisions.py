@@ -530,6 +530,22 @@ def test_a_default_that_does_not_train_ends_the_run(tmp_path):
         search(tmp_path / "run", fail=lambda t: "diverged" if t.key.startswith("tune") else None)
 
 
+def test_another_losss_failure_beside_the_default_is_not_the_defaults(tmp_path):
+    """Trainings of an earlier comparison that were under way come back while the default trains."""
+
+    def fail(trial):
+        return "diverged" if trial.losses and trial.key.startswith("final") else None
+
+    stages = {"head": {"task": "head"}, "final": {"best": 1, "seeds": 3}}
+    changes = {"stages": stages, "search": UNSCREENED}
+    with pytest.raises(KeyboardInterrupt):  # while the comparison trains
+        search(tmp_path / "run", changes | {"budget": {"trials": 0}}, stop=4)
+    journal = search(
+        None, changes | {"budget": {"trials": 3}}, Journal.resume(tmp_path / "run"), fail=fail
+    )
+    assert journal["compared"] and journal.counts()["default"] == (1, 0)
+
+
 def test_a_default_that_does_not_train_at_the_searchs_stage_ends_the_run_which_tries_it_again(
     tmp_path,
 ) -> None:
