@@ -170,7 +170,9 @@ class Config(Section):
     """A run.
 
     Attributes:
-        seed: of the search; trials of the search itself train with this seed too.
+        seed: of the search, and the one that its trainings' seeds begin with. Those of the first
+            stage after the search begin with 1000 more, of the second with 2000 more and so on: the
+            comparisons of two runs whose seeds are near each other have seeds in common.
         detector: the trainer and its options: what is trained, on which data, how long.
         stages: the ladder that candidates climb, by name (see ``stages.Stage``).
         others: what else takes part in the comparison: a name for the table, to branch, to a known
