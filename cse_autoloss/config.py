@@ -16,7 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cse_autoloss.errors import hint
-from cse_autoloss.stages import DEFAULT_STAGES, Ladder, Stage
+from cse_autoloss.stages import DEFAULT_STAGES, SEEDS, Ladder, Stage
 from cse_autoloss.text import printable
 from cse_autoloss.trial import BRANCHES, ConfigError
 from cse_autoloss.yaml_io import MAX_DEPTH, YamlError, parse_yaml, read_yaml
@@ -127,12 +127,15 @@ class TuningSection(Section):
     Attributes:
         scales: loss-weight multiples that are tried, as [cls, reg] pairs.
         lr_scales: learning-rate multiples that are then tried with the best of these.
+        seeds: trainings of each, whose mean counts. With one, two scales that differ by less than
+            seeds do are told apart by luck, and a default that had none is easier to beat.
     """
 
     scales: list[tuple[Scale, Scale]] = Field(
         default=[(1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (2.0, 2.0)], min_length=1
     )
     lr_scales: list[Scale] = []
+    seeds: Annotated[int, Field(gt=0, le=SEEDS)] = 1
 
 
 class ClusterSection(Section):

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cse_autoloss.cache import cache_dir, digest
 from cse_autoloss.canonical import canonical
 from cse_autoloss.cluster import Cluster
@@ -220,7 +222,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         )
 
     def _tuning(self) -> dict[str, Any]:
-        """Loss-weight scales and learning rate of the default loss that are best on val."""
+        """Loss-weight scales and learning rate of the default loss whose mean is best on val."""
         if self._tuned is None:
             tuning = self._config.tuning
             scales = [{"cls": cls, "reg": reg} for cls, reg in tuning.scales]
@@ -230,12 +232,13 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         return self._tuned
 
     def _best(self, settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        trials = [self._trial({}, 0, **setting) for setting in settings]
+        seeds = range(self._config.tuning.seeds)
+        trials = [self._trial({}, seed, **setting) for setting in settings for seed in seeds]
         results, _ = self._train(trials, "tuning of the default")
-        place = max(range(len(results)), key=lambda i: _score(results[i]))
-        if results[place].mAP is None:
+        if all(result.mAP is None for result in results):
             raise ConfigError(_untrained(results[0]))
-        return settings[place]
+        scores = np.reshape([_score(result) for result in results], (-1, len(seeds)))
+        return settings[int(scores.mean(axis=1).argmax())]
 
     def _train(self, trials: Sequence[Trial], of: str) -> tuple[list[TrialResult], int]:
         """The trials' results, in their order, and how many had to be trained."""

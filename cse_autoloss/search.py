@@ -10,7 +10,8 @@ to it before the next one begins. So a run that was killed goes on where it stoo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 
 from cse_autoloss.breeder import Breeder
 from cse_autoloss.candidates import Candidates
@@ -71,13 +72,13 @@ class Search:
 
     def _tune(self) -> None:
         """Train the default losses at each loss-weight scale, then at each learning rate; the best
-        on val is the baseline."""
-        scales, lr_scales = self._config.tuning.scales, self._config.tuning.lr_scales
-        jobs = [self._tuning(f"{cls:g}-{reg:g}", {"cls": cls, "reg": reg}) for cls, reg in scales]
-        self._runner.train_all(TUNE, jobs, self._record)
+        mean on val is the baseline."""
+        tuning = self._config.tuning
+        scales = [(f"{cls:g}-{reg:g}", {"cls": cls, "reg": reg}, 1.0) for cls, reg in tuning.scales]
+        self._runner.train_all(TUNE, self._tuning(scales), self._record)
         best = self._best_tuned()
-        jobs = [self._tuning(f"lr-{lr_scale:g}", best.scale, lr_scale) for lr_scale in lr_scales]
-        self._runner.train_all(TUNE, jobs, self._record)
+        rates = [(f"lr-{lr_scale:g}", best.scale, lr_scale) for lr_scale in tuning.lr_scales]
+        self._runner.train_all(TUNE, self._tuning(rates), self._record)
         best = self._best_tuned()
         with self._journal.step():
             self._journal["tuned"] = {"scale": dict(best.scale), "lr_scale": best.lr_scale}
@@ -89,19 +90,33 @@ class Search:
             ]
             self._runner.train_all(REFERENCE, jobs, self._record_reference)
 
-    def _tuning(self, key: str, scale: Mapping[str, float], lr_scale: float = 1.0) -> Job:
-        trial = self._runner.trial(TUNE, key, {}, 0, scale=dict(scale), lr_scale=lr_scale)
-        return Job(TUNE, trial, label=DEFAULT)
+    def _tuning(self, tried: Sequence[tuple[str, Mapping[str, float], float]]) -> list[Job]:
+        """Trainings of settings: a key, the scales and the learning rate's of each."""
+        jobs = []
+        for seed in range(self._config.tuning.seeds):
+            for name, scale, lr_scale in tried:
+                key = f"{name}-{seed}" if seed else name
+                trial = self._runner.trial(
+                    TUNE, key, {}, seed, scale=dict(scale), lr_scale=lr_scale
+                )
+                jobs.append(Job(TUNE, trial, label=DEFAULT))
+        return jobs
 
     def _best_tuned(self) -> Trial:
+        """The first training with the settings whose mean mAP is the best."""
         rows = self._journal.trials(TUNE, finished=True)
         results = [(row.trial, row.result) for row in rows if row.result]
-        good = {result.mAP: trial for trial, result in reversed(results) if result.mAP is not None}
-        if not good:
+        trained = [trial for trial, result in results if result.mAP is not None]
+        if not trained:
             raise SearchError(
                 f"the detector's default loss does not train: {results[0][1].failure}"
             )
-        return good[max(good)]
+
+        def mean(trial: Trial) -> float:
+            scores = self._journal.scores_with(TUNE, trial.scale, trial.lr_scale)
+            return statistics.mean(scores.values())
+
+        return max(trained, key=mean)
 
     def _search(self) -> None:
         self._candidates.add_known_losses()

@@ -95,8 +95,8 @@ def read_status(journal: Journal) -> Status:
     rate, left = _pace(journal, config, ladder.fitness, done)
     best = next(iter(journal.best(ladder.closing, 1)), None)
     reference = [row.result.mAP or 0.0 for row in journal.trials(REFERENCE) if row.result]
-    tuning = [row.result.mAP or 0.0 for row in journal.trials(TUNE) if row.result]
-    measured = [max(tuning, default=0.0)] if not ladder.needs_reference else reference
+    tuning = journal.scores_with(TUNE, **tuned) if tuned else {}
+    measured = reference if ladder.needs_reference else list(tuning.values())
     now = time.time()
     status = Status(
         folder=str(journal.folder),
@@ -113,7 +113,7 @@ def read_status(journal: Journal) -> Status:
         trials_per_hour=rate,
         seconds_left=left,
         fitness=ladder.fitness,
-        references=max(len(reference), 1),
+        references=max(len(measured), 1),
         baseline={"mAP": sum(measured) / len(measured), **tuned} if tuned and measured else None,
         best={
             "id": best.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from cse_autoloss.records import TrialRow
@@ -116,6 +117,17 @@ class TrialTable:
             (candidate, stage),
         )
         return [mAP for (mAP,) in rows]
+
+    def scores_with(
+        self, stage: str, scale: Mapping[str, float], lr_scale: float
+    ) -> dict[int, float]:
+        """Seed to mAP of the finished trainings at a stage with these loss-weight scales and this
+        learning rate; 0 for a failure."""
+        return {
+            row.trial.seed: row.result.mAP or 0.0
+            for row in self.trials(stage, finished=True)
+            if row.result and (row.trial.scale, row.trial.lr_scale) == (scale, lr_scale)
+        }
 
     def means(self, stage: str) -> dict[int, float]:
         """Candidate to its mean mAP over its finished trainings at a stage; a failure counts as

@@ -2,6 +2,7 @@
 formula."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -75,6 +76,26 @@ def test_a_learning_rate_that_tuning_tries_twice_trains_once(tmp_path):
     ) as evaluate:
         assert evaluate(CROSS_ENTROPY).trained == 6
     assert len(detector.trained) == 2 + 6
+
+
+def test_the_default_is_tuned_by_the_mean_over_as_many_seeds_as_are_asked_for(tmp_path):
+    class Kind(Detector):  # the first seed is, to the worse scale
+        def __call__(self, trial):
+            result = super().__call__(trial)
+            return (
+                replace(result, mAP=0.4) if (trial.seed, trial.scale["cls"]) == (0, 1) else result
+            )
+
+    for seeds, scale in ((1, 1), (3, 2)):
+        tuning, detector = {"scales": [[1, 1], [2, 1]], "seeds": seeds}, Kind()
+        config = parse_config({"detector": {"trainer": "none:None"}, "tuning": tuning})
+        results = tmp_path / f"{seeds}.sqlite"
+        with Evaluator(
+            config, SPACES, results=results, cluster=lambda: SimulatedCluster(detector)
+        ) as evaluate:
+            evaluate(CROSS_ENTROPY)
+        assert len(detector.trained) == 2 * seeds + 6
+        assert detector.trained[-1].scale["cls"] == scale
 
 
 def test_what_was_measured_is_not_measured_again_whatever_its_form(tmp_path):

@@ -114,6 +114,25 @@ def test_everything_after_the_tuning_is_trained_with_what_the_tuning_found(done)
     assert trials(done, "tune")[-1].scale == {"cls": 2.0, "reg": 1.0}, "rates: with the best scale"
 
 
+def test_the_default_is_tuned_by_the_mean_over_as_many_seeds_as_are_asked_for(tmp_path):
+    """The first seed is kind to the worse scale."""
+
+    def mAP(trial):
+        kind = 0.05 * (trial.seed == 0 and trial.scale["cls"] == 1)
+        return 0.3 + 0.02 * (trial.scale["cls"] == 2) + kind
+
+    stages = {"full": {}, "final": {"best": 1, "seeds": 1}}
+    for seeds, scale in ((1, 1.0), (3, 2.0)):
+        tuning = {"scales": [[1, 1], [2, 1]], "lr_scales": [1], "seeds": seeds}
+        changes = {"tuning": tuning, "stages": stages, "budget": {"trials": 0}}
+        journal = search(tmp_path / f"{seeds}", changes, mAP=mAP)
+        assert journal["tuned"]["scale"]["cls"] == scale
+        assert journal.counts()["tune"] == (3 * seeds, 0)
+        status = read_status(journal)
+        assert status.references == seeds
+        assert status.baseline["mAP"] == pytest.approx(0.35 if seeds == 1 else 0.32)
+
+
 def test_the_best_of_a_batch_go_on(done):
     tried = [c for c in done.candidates() if done.scores(c.id, "tiny")]
     batches = [tried[i : i + 4] for i in range(0, len(tried) - 3, 4)]
