@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,6 +21,19 @@ from cse_autoloss.text import printable
 PLAIN_EVERY = 15.0  # seconds between plain lines
 REFRESH = 1.0  # seconds between two looks of the live panel at the journal
 GAIN = "test, over default"  # heads the column of gains with the same seed
+
+
+class RunConsole(Console):
+    """Where a run says how it stands. If that cannot be written, on a full disk, or to a pipe that
+    nobody reads any more, the run goes on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        with suppress(SystemExit):  # rich's; it has sent what follows nowhere
+            super().on_broken_pipe()
 
 
 def duration(seconds: float) -> str:

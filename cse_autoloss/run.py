@@ -269,8 +269,7 @@ def stopping() -> Iterator[None]:
 
 
 def _say(console: Console, text: str) -> None:
-    with contextlib.suppress(OSError):  # a terminal that is gone
-        console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
+    console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
 def versions(trainer: type[Trainer]) -> dict[str, str]:

@@ -138,6 +138,27 @@ def test_a_report_without_the_start_weights_lacks_the_config_alone_and_says_so(
     assert "No best.py: " in (tmp_path / "report.md").read_text()
 
 
+SPEAKER = """
+import sys
+from cse_autoloss.display import RunConsole
+for _ in range(3):
+    RunConsole().print("a line")
+print("went on", file=sys.stderr)
+sys.stderr.flush()
+"""
+
+
+def test_a_run_goes_on_where_nobody_hears_it():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full, open(writer, "w") as broken:
+        for to in (full, broken):
+            told = subprocess.run(
+                [sys.executable, "-c", SPEAKER], stdout=to, stderr=subprocess.PIPE, text=True
+            )
+            assert told.stderr.startswith("went on"), told.stderr
+
+
 @pytest.mark.parametrize("name", ["status", "resume"])
 def test_a_journal_that_is_broken_further_on_is_one_line(finished, tmp_path, command, name):
     copy_journal(finished[0] / "run", tmp_path)

@@ -91,9 +91,10 @@ def run(
     folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if out is None else out
     if folder == Path():
         raise click.BadParameter("an empty path", param_hint="--out")
+    from cse_autoloss.display import RunConsole
     from cse_autoloss.run import start
 
-    _drive(folder, lambda: start(parsed, folder, Console()))
+    _drive(folder, lambda: start(parsed, folder, RunConsole()))
 
 
 @click.command()
@@ -113,9 +114,10 @@ def run(
 @TRUST
 def resume(folder: Path, settings: tuple[str, ...], accept_changes: bool, trust: bool) -> None:
     """Go on with RUN after it was stopped or killed; or after it finished, with more to do."""
+    from cse_autoloss.display import RunConsole
     from cse_autoloss.run import resume as resume_run
 
-    _drive(folder, lambda: resume_run(folder, Console(), settings, accept_changes, trust))
+    _drive(folder, lambda: resume_run(folder, RunConsole(), settings, accept_changes, trust))
 
 
 def _drive(folder: Path, action: Callable[[], None]) -> None:
