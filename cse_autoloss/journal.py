@@ -37,6 +37,7 @@ from cse_autoloss.run_folder import (
     FILE,
     LOCK,
     PREPARED,
+    check_whole,
     connect,
     connect_read_only,
     create_folder,
@@ -132,10 +133,15 @@ class Journal(TrialTable):
         """Open a run to go on with it.
 
         Raises:
-            ConfigError: if there is no run, or another driver is at it, or it cannot be written to.
+            ConfigError: if there is no run, or another driver is at it, or it cannot be written to,
+                or its journal is damaged.
         """
         folder = _existing(folder)
-        connect_read_only(folder / FILE).close()  # refuses what is no journal of this format
+        database = connect_read_only(folder / FILE)  # refuses what is no journal of this format
+        try:
+            check_whole(database, folder)
+        finally:
+            database.close()
         try:
             lock = lock_folder(folder)
             return cls(folder, connect(folder / FILE), lock)

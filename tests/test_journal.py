@@ -71,6 +71,26 @@ def test_survivors_come_back_with_their_features_until_they_are_chosen(tmp_path)
     assert not journal.survivors(chosen=False) and journal.last_survivor == 5
 
 
+def test_a_damaged_journal_is_not_resumed_even_where_it_can_be_read(tmp_path):
+    """As it may be in the copy of a folder whose run went on."""
+    journal = Journal.create(tmp_path / "run", {})
+    with journal.step():
+        for place in range(100):
+            add(journal, {"reg": "x" * 100}, place / 100)
+    journal.close()
+    data = bytearray((tmp_path / "run" / "journal.sqlite").read_bytes())
+    pages = [page for page in range(0, len(data), 4096) if data[page] == 13]  # leaves of tables
+    for page in (page for page in pages if int.from_bytes(data[page + 3 : page + 5]) > 5):
+        cells = slice(page + 8, page + 12)  # the first two change places
+        data[cells] = data[page + 10 : page + 12] + data[page + 8 : page + 10]
+    (tmp_path / "run" / "journal.sqlite").write_bytes(data)
+    damaged = Journal.read(tmp_path / "run")
+    assert len(damaged.candidates()) > 0
+    damaged.close()
+    with pytest.raises(ConfigError, match="damaged .*copied while the run went on"):
+        Journal.resume(tmp_path / "run")
+
+
 def test_a_step_that_fails_leaves_nothing_behind(tmp_path):
     journal = Journal.create(tmp_path / "run", {})
     with pytest.raises(ZeroDivisionError), journal.step():
