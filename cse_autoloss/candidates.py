@@ -15,6 +15,7 @@ from cse_autoloss.runner import Job, Outcome, TrialRunner
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.space import load_space
 from cse_autoloss.stages import Ladder, places_in_batches
+from cse_autoloss.trial import MACHINE
 
 MAX_EMPTY_ROUNDS = 50
 MAX_FAILURES = 50  # trainings one after the other at a stage: it is not the losses that fail
@@ -54,6 +55,16 @@ class Candidates:
                     for branch, text in losses.items()
                 }
                 self._journal.add_candidate(losses, prints, f"{KNOWN}{name}", self._ladder.fitness)
+
+    def try_again(self) -> None:
+        """Let candidates that a machine has failed, and not their loss, wait anew (inside the
+        caller's step)."""
+        for stage in self._ladder.search:
+            for candidate in self._journal.candidates(FAILED, DROPPED, stage=stage):
+                if (candidate.reason or "").startswith(f"{stage}: {MACHINE} "):
+                    self._journal.forget_trials_of(candidate.id, stage)
+                    self._journal.move(candidate.id, WAITING)
+        self.trials = self._journal.count_trials(self._ladder.fitness)
 
     def next(self, runner: TrialRunner) -> list[Job]:
         """The next trainings, for all free workers, of the candidates that have come furthest."""

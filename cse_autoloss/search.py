@@ -61,6 +61,8 @@ class Search:
             self._journal.forget_failed(*self._ladder.closing, machine=True)
             if not self._journal["tuned"]:
                 self._journal.forget_failed(TUNE)
+            if not self._journal["searched"]:
+                self._candidates.try_again()
         self._runner.prepare()
         self._tune()
         if not self._journal["searched"]:

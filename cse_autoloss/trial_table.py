@@ -71,6 +71,12 @@ class TrialTable:
             (*stages, f"{MACHINE} %" if machine else "%"),
         )
 
+    def forget_trials_of(self, candidate: int, stage: str) -> None:
+        """The same with all of a candidate's trials at a stage."""
+        self._database.execute(
+            "DELETE FROM trials WHERE candidate = ? AND stage = ?", (candidate, stage)
+        )
+
     def trials(self, *stages: str, finished: bool | None = None) -> list[TrialRow]:
         """Trials at these stages (all, if none is given) in the order in which they were
         started."""

@@ -201,6 +201,30 @@ def test_a_resumed_run_tries_again_after_the_search_what_the_machine_failed_and_
     assert failed and all(row.trial.seed % 1000 == 1 for row in failed)
 
 
+def test_a_resumed_search_tries_again_what_the_machine_failed_and_no_loss(tmp_path):
+    """A disk that is full for an hour, say, is no reason to give up what met it."""
+
+    def fail(trial):
+        stage, number, *_ = trial.key.split("-")
+        if stage in ("tiny", "full") and int(number) % 2:
+            return "the machine failed it 3 times: no disk" if int(number) % 3 else "diverged"
+        return None
+
+    changes = {"search": UNSCREENED}
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", changes, fail=fail, stop=25)
+    journal = Journal.resume(tmp_path / "run")
+    met = [c for c in journal.candidates() if "the machine" in (c.reason or "")]
+    own = [c for c in journal.candidates() if "diverged" in (c.reason or "")]
+    assert own and {c.stage for c in met} == {"tiny", "full"}
+    search(None, changes, journal)
+    assert len(trials(journal, "full")) == 9
+    for candidate in met:
+        (row,) = journal.trials_of(candidate.id, candidate.stage)
+        assert row.result.failure is None
+    assert [journal.candidate(c.id).reason for c in own] == [c.reason for c in own]
+
+
 def test_the_comparison_goes_by_the_confirmation_not_by_the_search(tmp_path):
     """Here the fitter a loss was in the search, the worse it is when it is confirmed."""
 
