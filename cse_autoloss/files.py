@@ -28,6 +28,8 @@ def write_whole(path: Path, content: str | bytes, private: bool = False) -> None
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
+                file.flush()
+                os.fsync(descriptor)  # else a crash of the machine may leave an empty one
             os.replace(draft, path)
         except BaseException:
             draft.unlink(missing_ok=True)

@@ -83,3 +83,13 @@ def test_what_was_harmful_can_still_be_read():
     assert printable("Grüße, 日本") == "Grüße, 日本"
     assert printable("x" * 100, 10) == "x" * 9 + "…"
     assert markdown("a|b <i> [c](d)\n# e") == "a\\|b \\<i\\> \\[c\\](d)\\\\n\\# e"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Otherwise a crash of the machine may leave an empty file of that name."""
+    done = []
+    for name in ("fsync", "replace"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, n=name, c=call: (done.append(n), c(*a))[1])
+    write_whole(tmp_path / "file", b"x")
+    assert done == ["fsync", "replace"] and (tmp_path / "file").read_bytes() == b"x"
