@@ -176,12 +176,15 @@ def _signals_kept() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    set_sigterm_handler = ray_utils.set_sigterm_handler
-    ray_utils.set_sigterm_handler = lambda handler: None
+    # Private: a Ray that has it no longer starts all the same, and the signal is kept afterwards.
+    set_sigterm_handler = getattr(ray_utils, "set_sigterm_handler", None)
+    if set_sigterm_handler:
+        ray_utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
-        ray_utils.set_sigterm_handler = set_sigterm_handler
+        if set_sigterm_handler:
+            ray_utils.set_sigterm_handler = set_sigterm_handler
         for number, handler in before.items():
             signal.signal(number, handler)
 

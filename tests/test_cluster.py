@@ -342,6 +342,13 @@ def test_a_signal_stops_a_run_while_ray_starts_too(monkeypatch):
         ray_session.open_ray(ClusterSection())
 
 
+def test_a_ray_without_the_private_function_that_takes_sigterm_starts_too(monkeypatch):
+    monkeypatch.delattr(ray._private.utils, "set_sigterm_handler")
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    ray_session.open_ray(ClusterSection())
+    assert not hasattr(ray._private.utils, "set_sigterm_handler")
+
+
 TWO_NODES = """
 import sys
 from ray.cluster_utils import Cluster
