@@ -63,11 +63,19 @@ def read_others(config: Config, spaces: Mapping[str, str]) -> dict[str, dict[str
 
 def known_candidates(spaces: Mapping[str, SearchSpace]) -> list[tuple[str, dict[str, str]]]:
     """Known losses, or pairs of them, as (name, losses): first those that were released together,
-    then each with each."""
+    then pairs of which each has, in both branches, the loss after its predecessor's, so that the
+    first few have as many losses of each branch as there are pairs."""
     first, *rest = [
         [{branch: loss} for loss in space.losses.values()] for branch, space in spaces.items()
     ]
-    pairs = [entry | other for entry in first for other in rest[0]] if rest else first
+    pairs = first
+    if rest:
+        (others,) = rest
+        pairs = [
+            entry | others[(place + turn) % len(others)]
+            for turn in range(len(others))
+            for place, entry in enumerate(first)
+        ]
     pairs.sort(key=lambda entry: len({loss.name for loss in entry.values()}))
     return [
         (
