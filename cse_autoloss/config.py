@@ -50,7 +50,8 @@ class SearchSection(Section):
         branch: the branch whose loss is searched; ``both`` searches pairs.
         spaces: branch to a search space's name or YAML path; the detector's own where absent.
         from_scratch: leave the known losses out of the first population.
-        known: how many known losses (or pairs) are trained first at most.
+        known: how many known losses are trained first at most; of pairs those that were released
+            together, then such as have no loss in common.
         survival: who stays in the population: the ``best``, or the youngest (``age``: regularised
             evolution).
         population: members.
