@@ -265,8 +265,8 @@ def test_in_a_cluster_that_may_grow_workers_wait_for_room_and_say_so(make, monke
 
 
 def test_shares_of_a_gpu_are_counted_by_gpu(make, monkeypatch):
-    node = {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 4.0}}
-    monkeypatch.setattr(worker_pool.ray, "nodes", lambda: [node, node, {"Alive": False}])
+    node = {"NodeID": "another", "Alive": True, "Resources": {"CPU": 3.0, "GPU": 4.0}}
+    monkeypatch.setattr(worker_pool.ray, "nodes", lambda: [node, node, {**node, "Alive": False}])
 
     def fits(**settings):
         with make(workers=None, **settings) as cluster:
