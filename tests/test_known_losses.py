@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cse_autoloss import load_space
+from cse_autoloss.comparison import known_candidates
 from cse_autoloss.losses import build_loss
 
 Reference = Callable[..., Tensor]
@@ -264,3 +265,17 @@ def test_every_known_loss_is_held_against_its_definition() -> None:
     ):
         names = {name for space in spaces for name in load_space(space).losses}
         assert {name for name in names if not name.startswith("CSE-")} - {"GIoU"} == set(here)
+
+
+@pytest.mark.parametrize("cls", ["two_stage_cls", "one_stage_cls"])
+def test_of_known_pairs_the_first_few_have_no_loss_in_common(cls: str) -> None:
+    spaces = {"cls": load_space(cls), "reg": load_space("reg")}
+    pairs = [losses for _, losses in known_candidates(spaces)]
+    (name, _), *_ = known_candidates(spaces)
+    assert name in ("CSE-Autoloss-A", "CSE-Autoloss-B"), "released together"
+    for branch, space in spaces.items():
+        assert len({pair[branch] for pair in pairs[:4]}) == 4
+        assert {pair[branch] for pair in pairs} == {
+            str(of.expression) for of in space.losses.values()
+        }
+    assert len({tuple(pair.values()) for pair in pairs}) == len(pairs)
