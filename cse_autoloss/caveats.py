@@ -3,13 +3,11 @@ learned, and differences that seeds alone could make."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
-from cse_autoloss.intervals import mean_interval
+from cse_autoloss.intervals import half_width, mean_interval
 from cse_autoloss.journal import DEFAULT
 from cse_autoloss.status import Compared
 
@@ -52,8 +50,8 @@ def caveats(rows: Sequence[Compared]) -> list[str]:
 
 def _seeds(gain: Sequence[float]) -> str:
     """How many seeds would make half of the mean gain's 95% interval smaller than the gain."""
-    mean, deviation = abs(np.mean(gain)), np.std(gain, ddof=1)
+    mean, deviation = abs(np.mean(gain)), float(np.std(gain, ddof=1))
     for n in range(len(gain) + 1, _MOST_SEEDS + 1):
-        if stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) < mean:
+        if half_width(deviation, n) < mean:
             return f"more seeds (about {n} would tell a difference of this size)"
     return "more seeds"

@@ -163,7 +163,7 @@ def comparison_cells(row: Compared) -> tuple[str, str, str, str]:
     """n, val, test and the gain of a row, in words."""
     failed = f" ({len(row.failures)} failed)" if row.failures else ""
     return (
-        f"{len(row.val or row.test)}{failed}",
+        f"{len(row.measured)}{failed}",
         spread(row.val) or ("" if row.test else "running"),
         spread(row.test),
         spread(row.gain, sign=True),

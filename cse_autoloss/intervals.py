@@ -62,9 +62,14 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
         return Interval(math.nan, math.inf, 0, level)
     half = math.inf
     if n > 1:
-        error = float(np.std(values, ddof=1)) / math.sqrt(n)
-        half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+        half = half_width(float(np.std(values, ddof=1)), n, level)
     return Interval(float(np.mean(values)), half, n, level)
+
+
+def half_width(deviation: float, n: int, level: float = LEVEL) -> float:
+    """Half the width of the interval of a mean of ``n`` values, at least two, of this standard
+    deviation."""
+    return float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n)
 
 
 def paired_interval(

@@ -35,6 +35,11 @@ class Compared:
     gain: tuple[float, ...]
     failures: tuple[str, ...]
 
+    @property
+    def measured(self) -> tuple[float, ...]:
+        """mAP on val, or on test where that alone is measured."""
+        return self.val or self.test
+
 
 @dataclass(frozen=True)
 class Status:
@@ -180,7 +185,7 @@ def read_comparison(journal: Journal) -> tuple[Compared, ...]:
     def place(row: Compared) -> tuple[int, float]:
         return (
             0 if row.label == DEFAULT else 2 if row.label.startswith(FOUND) else 1,
-            -mean_interval(row.val or row.test).mean if row.val or row.test else 0.0,
+            -mean_interval(row.measured).mean if row.measured else 0.0,
         )
 
     return tuple(sorted(table, key=place))

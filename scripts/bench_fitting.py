@@ -44,7 +44,7 @@ from detectors.training import DetectorTrainer
 
 DETECTOR, SPACE = "faster_rcnn_proxy", "two_stage_cls_plus"
 UNROLLED, RATE = 5, 0.02  # steps; Adam's, of the numbers' logarithms
-BATCH, BETAS, DECAY, CLIP = 8, (0.9, 0.999), 0.05, 10.0  # of the proxy's AdamW
+BETAS = (0.9, 0.999)  # AdamW's own
 HELD_OUT = 5  # one image of so many is for the outer loss
 THRESHOLDS = torch.arange(0.5, 1.0, 0.05)
 SPLITS = ("val", "test")
@@ -194,23 +194,29 @@ class Unrolling:
         self._total = _Total(stage.trainable(self._model))
         self._head, self._default = self._total.of.head, self._total.of.head.loss_cls
         self._loss, self._outer = loss, outer
-        self._steps, self._rate = trainer.setup.head.steps, config.optimizer["lr"]
+        self._steps, self._batch = trainer.setup.head.steps, trainer.setup.head.batch_size
+        self._rate, self._decay = config.optimizer["lr"], config.optimizer["weight_decay"]
+        self._clip = config.optimizer_config["grad_clip"]["max_norm"]
         self._batches, self._held = (self._images(stage, seed, of_outer) for of_outer in (0, 1))
         self._strength = _Strength(self, next(self._batches))
 
     def _images(self, stage: HeadStage, seed: int, held: int) -> Iterator[np.ndarray]:
         """Batches of the images that are held out, or of the others."""
-        batches = stage.batches(BATCH, seed)
+        batches = stage.batches(self._batch, seed)
         flips = len(stage._features("train").info["chances"])
         while True:
             images: list[int] = []
-            while len(images) < BATCH:
+            while len(images) < self._batch:
                 images += [
                     image
                     for image in next(batches)
                     if (image // flips % HELD_OUT == 0) == bool(held)
                 ]
-            yield np.array(images[:BATCH])
+            yield np.array(images[: self._batch])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The head's first ones, by the names that ``functional_call`` has for them."""
+        return {f"of.head.{name}": p.detach() for name, p in self._head.named_parameters()}
 
     def loss_of(
         self, weights: Mapping[str, Tensor], images: np.ndarray, cls: nn.Module, regress: bool
@@ -220,8 +226,7 @@ class Unrolling:
         return losses["loss_cls"] + losses["loss_bbox"] if regress else losses["loss_cls"]
 
     def __iter__(self) -> Iterator[Tensor]:
-        weights = {f"of.head.{n}": p.detach().clone() for n, p in self._head.named_parameters()}
-        weights = {name: p for name, p in weights.items() if "loss_cls" not in name}
+        weights = self.weights()
         moments = [{name: torch.zeros_like(p) for name, p in weights.items()} for _ in BETAS]
         for step in range(self._steps):
             if step % UNROLLED == 0:
@@ -246,7 +251,7 @@ class Unrolling:
         """A step of AdamW with mmcv's one-cycle rate, in torch's graph."""
         gradients = torch.autograd.grad(total, list(weights.values()), create_graph=True)
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-        share = (CLIP / (norm.detach() + 1e-6)).clamp(max=1)
+        share = (self._clip / (norm.detach() + 1e-6)).clamp(max=1)
         rate, updated = self._rate * one_cycle(step / self._steps), {}
         for (name, value), gradient in zip(weights.items(), gradients, strict=True):
             gradient = gradient * share
@@ -255,7 +260,7 @@ class Unrolling:
             first, second = (
                 of[name] / (1 - beta ** (step + 1)) for of, beta in zip(moments, BETAS, strict=True)
             )
-            updated[name] = value * (1 - rate * DECAY) - rate * first / (
+            updated[name] = value * (1 - rate * self._decay) - rate * first / (
                 (second + 1e-16).sqrt() + 1e-8
             )
         return updated
@@ -301,8 +306,7 @@ class _Strength:
 
         recorded = CrossEntropy()
         hook = recorded.register_forward_pre_hook(keep, with_kwargs=True)
-        weights = {f"of.head.{n}": p for n, p in unrolling._head.named_parameters()}
-        unrolling.loss_of(weights, images, recorded, regress=False)
+        unrolling.loss_of(unrolling.weights(), images, recorded, regress=False)
         hook.remove()
         self._called = called
         (pred, target), kwargs = called
@@ -320,8 +324,13 @@ class _Strength:
 
 def one_cycle(done: float) -> float:
     """mmcv's rate as a share of its largest: up from a 25th in a fifth of the steps, then down."""
-    start, end, share = (1 / 25, 1, done / 0.2) if done < 0.2 else (1, 4e-6, (done - 0.2) / 0.8)
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+    from mmcv.runner.hooks.lr_updater import annealing_cos  # not before mmcv is patched
+
+    return (
+        annealing_cos(1 / 25, 1, done / 0.2)
+        if done < 0.2
+        else annealing_cos(1, 4e-6, (done - 0.2) / 0.8)
+    )
 
 
 def train(

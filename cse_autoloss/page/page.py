@@ -120,7 +120,7 @@ def _compared(row: Compared, spaces: Mapping[str, SearchSpace]) -> dict[str, Any
         "val": _interval(row.val),
         "test": _interval(row.test),
         "gain": _interval(row.gain),
-        "seeds": len(row.val or row.test),
+        "seeds": len(row.measured),
         "failures": list(row.failures),
     }
 
