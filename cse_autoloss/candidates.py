@@ -29,7 +29,8 @@ class Candidates:
 
     Attributes:
         trials: trainings at the search's last stage, running ones too.
-        stopped: whether no loss can still win.
+        stopped: whether the search is over before its budget: no loss can still win, or none is
+            left to train.
     """
 
     def __init__(self, config: Config, spaces: Mapping[str, str], journal: Journal) -> None:
@@ -102,9 +103,20 @@ class Candidates:
     def enter(self, made: Round) -> None:
         """Write a round down.
 
+        Too many of them one after the other that have proposed nothing end the search.
+
         Raises:
-            SearchError: if too many rounds one after the other have proposed nothing.
+            SearchError: if they do before any found loss has trained.
         """
+        self._empty_rounds = 0 if made.proposals or made.repeats else self._empty_rounds + 1
+        stopped = made.stopped
+        if stopped is None and self._empty_rounds >= MAX_EMPTY_ROUNDS:
+            stopped = (
+                f"{MAX_EMPTY_ROUNDS} rounds of {self._config.search.offspring} offspring left no "
+                "survivor; raise search.offspring, or widen the space's tolerances"
+            )
+            if not self._journal.best(count=1):
+                raise SearchError(stopped)
         funnel: dict[str, Any] = self._journal["funnel"] or {}
         for branch, sifted in made.branches.items():
             before = funnel.get(branch, {})
@@ -113,7 +125,7 @@ class Candidates:
             funnel[branch] = {**totals, "reasons": reasons}
         with self._journal.step():
             self._journal["round"], self._journal["funnel"] = made.number, funnel
-            self._journal["stopped"], self._journal["standing"] = made.stopped, made.standing
+            self._journal["stopped"], self._journal["standing"] = stopped, made.standing
             self._journal.set_estimates(made.estimates)
             for candidate in made.repeats:
                 self._journal.move(candidate, WAITING)
@@ -128,13 +140,7 @@ class Candidates:
                     *(self._ladder.search[0], made.number, proposal.parents),
                     *(proposal.predicted, proposal.deviation),
                 )
-        self.stopped = made.stopped is not None
-        self._empty_rounds = 0 if made.proposals or made.repeats else self._empty_rounds + 1
-        if self._empty_rounds == MAX_EMPTY_ROUNDS:
-            raise SearchError(
-                f"{MAX_EMPTY_ROUNDS} rounds of {self._config.search.offspring} offspring left no "
-                "survivor: raise search.offspring, or widen the space's tolerances"
-            )
+        self.stopped = stopped is not None
 
     def judge(self, outcome: Outcome) -> None:
         """Say where a candidate stands after a training (inside the caller's step)."""

@@ -154,6 +154,26 @@ def test_beliefs_are_closer_to_the_truth_than_single_trainings(name):
     assert (np.abs(surprise) < 2).mean() > 0.85
 
 
+def test_a_loss_without_a_gradient_is_judged_by_its_trainings_and_takes_nothing_from_the_others():
+    measured, _, _ = a_world(40, 1)
+    features = measured.features.copy()
+    features[3] = np.nan
+    rest = np.arange(40) != 3
+    belief = load_ranker("model").belief(replace(measured, features=features))
+    trainings = load_ranker("shuffled").belief(measured)
+    assert belief.mean[3] == trainings.mean[3] and belief.deviation[3] == trainings.deviation[3]
+    of_the_rest = load_ranker("model").belief(
+        replace(
+            measured,
+            features=features[rest],
+            scores=measured.scores[rest],
+            trainings=measured.trainings[rest],
+        )
+    )
+    assert belief.mean[rest] == pytest.approx(of_the_rest.mean)
+    assert np.isfinite(belief.draw(10, np.random.default_rng(0))).all()
+
+
 def test_parents_are_chosen_by_what_is_likely_not_by_one_lucky_training():
     measured, _, truth = a_world(80, 1, noise=0.006)
     mean = load_ranker("model").belief(replace(measured, noise=0.006)).mean

@@ -3,6 +3,7 @@
 import math
 import re
 import statistics
+from dataclasses import replace
 
 import formula
 import numpy as np
@@ -15,6 +16,7 @@ from cse_autoloss.display import comparison_cells
 from cse_autoloss.errors import SearchError
 from cse_autoloss.export import ranking
 from cse_autoloss.journal import CandidateState, Journal, found_label
+from cse_autoloss.proposals import Proposals
 from cse_autoloss.rankers import Belief, Ranking
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.search import Search
@@ -505,6 +507,29 @@ def test_what_does_not_optimise_predictions_is_no_candidate(grown, tmp_path, mon
     for sifted in made.branches.values():
         verified = sifted.counts["verified"]
         assert sifted.counts["optimised"] == 0 < verified == sifted.reasons["simulation"]
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_rounds_without_a_survivor_end_the_search_and_what_was_found_is_compared(
+    after, tmp_path, monkeypatch
+):
+    next_round = Proposals.next_round
+
+    def dry(self, number, *rest):
+        made = next_round(self, number, *rest)
+        return made if number <= after else replace(made, proposals=[], repeats=[])
+
+    monkeypatch.setattr(Proposals, "next_round", dry)
+    monkeypatch.setattr("cse_autoloss.candidates.MAX_EMPTY_ROUNDS", 5)
+    if not after:
+        with pytest.raises(SearchError, match="5 rounds of 800 offspring left no survivor; raise"):
+            search(tmp_path / "run")
+        return
+    journal = search(tmp_path / "run", {"budget": {"trials": 500}})
+    status = read_status(journal)
+    assert status.phase == "finished" and "left no survivor" in status.stopped
+    found_ones = [row for row in read_comparison(journal) if row.label.startswith("found")]
+    assert len(found_ones) == 2 and all(len(row.test) == 3 for row in found_ones)
 
 
 # --- stopping and going on ---

@@ -81,10 +81,15 @@ class Model:
             covariance -= np.outer(column, column) / (covariance[first, first] + noise**2)
 
     def belief(self, measured: Measured) -> Belief:
-        process = self._fit(measured) if len(measured) else None
-        if process is None or not np.isfinite(measured.features).all():
-            return Shuffled().belief(measured)
-        return process.belief(measured.features)
+        belief = Shuffled().belief(measured)
+        known = np.flatnonzero(np.isfinite(measured.features).all(axis=1))
+        process = self._fit(measured) if len(known) else None
+        if process is None:
+            return belief
+        learned = process.belief(measured.features[known])
+        belief.mean[known] = learned.mean
+        belief.covariance[np.ix_(known, known)] = learned.covariance
+        return belief
 
     def _fit(self, measured: Measured) -> _Process | None:
         """The process of what is known, or None where too little is."""
