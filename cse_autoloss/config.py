@@ -128,8 +128,9 @@ class TuningSection(Section):
     Attributes:
         scales: loss-weight multiples that are tried, as [cls, reg] pairs.
         lr_scales: learning-rate multiples that are then tried with the best of these.
-        seeds: trainings of each, whose mean counts. With one, two scales that differ by less than
-            seeds do are told apart by luck, and a default that had none is easier to beat.
+        seeds: trainings of each, whose mean counts; a single setting takes one. With one, two
+            scales that differ by less than seeds do are told apart by luck, and a default that had
+            none is easier to beat.
     """
 
     scales: list[tuple[Scale, Scale]] = Field(
@@ -137,6 +138,11 @@ class TuningSection(Section):
     )
     lr_scales: list[Scale] = []
     seeds: Annotated[int, Field(gt=0, le=SEEDS)] = 1
+
+    @property
+    def repeats(self) -> int:
+        """Trainings of each setting: one where there is nothing to choose."""
+        return self.seeds if len(self.scales) + len(self.lr_scales) > 1 else 1
 
 
 class ClusterSection(Section):

@@ -232,7 +232,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         return self._tuned
 
     def _best(self, settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        seeds = range(self._config.tuning.seeds)
+        seeds = range(self._config.tuning.repeats)
         trials = [self._trial({}, seed, **setting) for setting in settings for seed in seeds]
         results, _ = self._train(trials, "tuning of the default")
         if all(result.mAP is None for result in results):

@@ -95,7 +95,7 @@ class Search:
     def _tuning(self, tried: Sequence[tuple[str, Mapping[str, float], float]]) -> list[Job]:
         """Trainings of settings: a key, the scales and the learning rate's of each."""
         jobs = []
-        for seed in range(self._config.tuning.seeds):
+        for seed in range(self._config.tuning.repeats):
             for name, scale, lr_scale in tried:
                 key = f"{name}-{seed}" if seed else name
                 trial = self._runner.trial(

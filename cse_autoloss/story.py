@@ -55,7 +55,7 @@ def _preparing(journal: Journal) -> str:
 def _tuning(config: Config, status: Status) -> str:
     done, _ = status.stages.get(TUNE, (0, 0))
     tuning = config.tuning
-    wanted = tuning.seeds * (len(tuning.scales) + len(tuning.lr_scales))
+    wanted = tuning.repeats * (len(tuning.scales) + len(tuning.lr_scales))
     return (
         f"Tuning the default losses, {done} of {wanted} trainings done: whatever is found has to "
         "beat them at their best."

@@ -133,6 +133,8 @@ def test_the_default_is_tuned_by_the_mean_over_as_many_seeds_as_are_asked_for(tm
         status = read_status(journal)
         assert status.references == seeds
         assert status.baseline["mAP"] == pytest.approx(0.35 if seeds == 1 else 0.32)
+    changes["tuning"] = {"scales": [[2, 1]], "seeds": 3}
+    assert search(tmp_path / "single", changes, mAP=mAP).counts()["tune"] == (1, 0), "no choice"
 
 
 def test_the_best_of_a_batch_go_on(done):
