@@ -217,7 +217,7 @@ class ExpressionLoss(nn.Module):
         return value
 
     def _scale(
-        self, count: int, avg_factor: float | Tensor | None, reduction: str
+        self, pred: Tensor, count: int, avg_factor: float | Tensor | None, reduction: str
     ) -> float | Tensor:
         """What a kernel multiplies its sum by; :func:`reduced` and ``loss_weight`` in one."""
         if reduction == "sum":
@@ -225,8 +225,7 @@ class ExpressionLoss(nn.Module):
         if avg_factor is None:
             return self.loss_weight / count
         if isinstance(avg_factor, Tensor):
-            dtype = torch.promote_types(avg_factor.dtype, torch.float32)
-            avg_factor = avg_factor.to(dtype).reshape(())
+            avg_factor = avg_factor.to(_dtype(pred)).reshape(())
         return self.loss_weight / (avg_factor + _FLOAT_EPSILON)
 
     def _reduction(self, override: str | None, avg_factor: float | Tensor | None) -> str:
@@ -352,7 +351,7 @@ class TwoStageLoss(ExpressionLoss):
                 ious = pos_ious.detach().to(quality.dtype).clamp(min=MIN_IOU)
                 quality.masked_scatter_(positive, ious)
         weight = None if weight is None else weight.reshape(-1)
-        scale = self._scale(count, avg_factor, reduction)
+        scale = self._scale(pred, count, avg_factor, reduction)
         return kernels.apply(
             pred,
             lambda pred, gradient: self._kernel(pred, gradient, target, quality, weight, scale),
@@ -444,7 +443,7 @@ class OneStageLoss(ExpressionLoss):
         if (ignored := target < 0).any():
             kept = (~ignored).to(_dtype(pred))[:, None]
             weights = kept if weights is None else kept * weights
-        scale = self._scale(elements, avg_factor, reduction)
+        scale = self._scale(pred, elements, avg_factor, reduction)
         alphas = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
         return kernels.apply(
             pred,
@@ -549,7 +548,7 @@ class BoxLoss(ExpressionLoss):
         if weight is not None:
             weights = weight.to(_dtype(pred))
             weights = weights.mean(-1) if weights.dim() > 1 else weights
-        scale = self._scale(count, avg_factor, reduction)
+        scale = self._scale(pred, count, avg_factor, reduction)
         return kernels.apply(
             pred,
             lambda pred, gradient: self._kernel(

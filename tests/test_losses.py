@@ -269,6 +269,22 @@ def test_an_avg_factor_may_be_a_tensor(space: str, name: str) -> None:
         assert of_one.shape == ()
 
 
+@pytest.mark.parametrize(
+    ("space", "text"), [*RELEASED_CLS, ("two_stage_cls", "Serfc(Mul(X,Y))"), ("reg", "GIoU")]
+)
+def test_an_avg_factor_in_double_precision_is_a_number_as_any(space: str, text: str) -> None:
+    arguments, loss = batch(space), build_loss(text, space)
+    arguments["pred"].requires_grad_()
+    found, right = (
+        loss(**arguments, avg_factor=torch.tensor(7.0, dtype=dtype))
+        for dtype in (torch.float64, torch.float32)
+    )
+    torch.testing.assert_close(found, right)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value, arguments["pred"]) for value in (found, right))
+    )
+
+
 def test_a_box_weight_row_counts_as_its_mean() -> None:
     arguments, weight = batch("reg"), torch.rand(40, 4)
     for reduction in ("mean", "none"):
