@@ -197,7 +197,8 @@ class ExpressionLoss(nn.Module):
         """Extras, and the class frequencies that the loss was made with where none are given."""
         if self.class_frequency is None or "class_frequency" not in self.needs:
             return extras
-        return {"class_frequency": pred.new_tensor(self.class_frequency), **extras}
+        frequency = pred.new_tensor(self.class_frequency, dtype=_dtype(pred))
+        return {"class_frequency": frequency, **extras}
 
     def _evaluate(self, variables: Mapping[str, Tensor], pred: Tensor) -> Tensor:
         values: list[Tensor] = []
@@ -213,7 +214,7 @@ class ExpressionLoss(nn.Module):
         value = values[-1]
         if not self.expression.passes_gradient(self.space.predicted):
             # Constant for the prediction, yet backward() must find a graph.
-            value = value + 0 * pred.sum()
+            value = value + 0 * pred.sum(dtype=_dtype(pred))
         return value
 
     def _scale(

@@ -388,6 +388,17 @@ def test_half_precision_predictions_are_computed_in_float32(
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
+def test_what_a_loss_adds_to_half_precision_predictions_is_in_float32_too() -> None:
+    low = torch.randn(40, 7, generator=torch.Generator().manual_seed(0)).half()
+    target = torch.arange(40) % 7
+    frequency = [0.123456, 1.23456, 2.34567, 0.034567, 0.5, 1.5]
+    loss = build_loss("LogitAdjusted", "two_stage_cls_plus", class_frequency=frequency)
+    torch.testing.assert_close(loss(low, target), loss(low.float(), target), rtol=1e-6, atol=0)
+    constant = build_loss("Detach(Sig(X))", "one_stage_cls_plus")
+    large = torch.full((40, 60), 60.0).half()  # float16 has no sum of these
+    assert constant(large, target, reduction_override="none").isfinite().all()
+
+
 # --- what a module of a training has to do ---
 
 
