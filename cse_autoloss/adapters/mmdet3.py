@@ -145,7 +145,7 @@ class IoUAwareFCOSHead(FCOSHead):
         boxes = self.bbox_coder.decode(points[positive], deltas[positive])
         target_boxes = self.bbox_coder.decode(points[positive], targets[positive])
         ious = aligned_ious(boxes, target_boxes)
-        count = max(reduce_mean(scores.new_tensor(float(len(positive)))), 1.0)
+        count = max(reduce_mean(torch.tensor(float(len(positive)), device=scores.device)), 1.0)
         total_iou = max(reduce_mean(ious.sum()), 1e-6)
         extra = dict(pos_ious=ious) if needs(self.loss_cls, "pos_ious") else {}
         losses = dict(loss_cls=self.loss_cls(scores, labels, avg_factor=count, **extra))

@@ -68,7 +68,7 @@ class IoUAwareFCOSHead(FCOSHead):
         boxes = self.bbox_coder.decode(points[rows], deltas[rows])
         target_boxes = self.bbox_coder.decode(points[rows], targets[rows])
         ious = aligned_ious(boxes, target_boxes)
-        count = max(reduce_mean(scores.new_tensor(float(len(rows)))), 1.0)
+        count = max(reduce_mean(torch.tensor(float(len(rows)), device=scores.device)), 1.0)
         # Asked of every process, also of one without positives
         total_iou = max(reduce_mean(ious.sum()), 1e-6)
         images = torch.cat([images_of(level) for level in cls_scores])

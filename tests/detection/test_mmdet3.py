@@ -229,6 +229,24 @@ def dense_batch(head):
     return head(features), boxes, labels, metas
 
 
+def test_positives_are_counted_in_float32_where_scores_are_in_half_precision(adapter):
+    """As under autocast; bfloat16 holds no odd number above 256."""
+    for head in pair(config_files.read_config("fcos_proxy").model, B):
+        (scores, *others), *_ = dense_batch(head)
+        sizes = [level.shape[-2:].numel() * 2 for level in scores]
+        labels = torch.full((sum(sizes),), head.num_classes)
+        labels[:257] = 0
+        aims = [torch.full((size, 4), 9.0) for size in sizes]
+        head.get_targets = lambda *_: (labels.split(sizes), aims)
+        counts = []
+        head.loss_cls.register_forward_pre_hook(
+            lambda _loss, _args, named: counts.append(float(named["avg_factor"])), with_kwargs=True
+        )
+        loss = getattr(head, "loss_by_feat", head.loss)
+        loss([level.bfloat16() for level in scores], *others, [torch.zeros(1, 4)] * 2, [], [])
+        assert counts == [257]
+
+
 def test_the_heads_of_one_stage_detectors_compute_what_ours_compute(adapter):
     for name in ("fcos", "atss"):
         ours, theirs = pair(config_files.read_config(f"{name}_proxy").model, B)
