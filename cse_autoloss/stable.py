@@ -4,7 +4,9 @@ without.
 In float32 the released ``Log(Sub(1,Sig(X)))`` is log(1e-20), flat, from X = 17 on, and
 ``Log(Softmax(X))`` fades 46 below the largest logit. The two operators here are those logarithms
 taken at once. They belong to no search space. Every loss is computed with them but the released
-ones, whose numbers are kept.
+ones, whose numbers are kept. The slope of a root is infinite at 0, which ``Sig(X)`` is from X = -89
+down and ``Sub(1,Sig(X))`` from X = 17 on: the gradient would be nan, so that it is a root of 1e-20
+there.
 """
 
 from __future__ import annotations
@@ -64,23 +66,30 @@ def is_released(expression: Expression, space: SearchSpace) -> bool:
 
 
 def stabilized(expression: Expression) -> Expression:
-    """The expression with each log(softmax), log(sigmoid) and log(1 - sigmoid) taken at once."""
+    """The expression with each log(softmax), log(sigmoid) and log(1 - sigmoid) taken at once, and
+    no root of such a probability taken of 0."""
     return Expression(expression.fold(lambda name: (name,), _node))
 
 
 def _node(primitive: Primitive, args: list[Program]) -> Program:
-    argument = args[0]
-    if primitive.name == "Log":
-        if argument[0] == "Softmax":
-            return "LogSoftmax", *argument[1:]
-        if argument[0] == "Sig":
-            return "LogSig", *argument[1:]
-        for complement in (("Sub", "1", "Sig"), ("Add", "1", "Neg", "Sig")):
-            if argument[: len(complement)] == complement:
-                return "LogSig", "Neg", *argument[len(complement) :]
-        ends = (
-            Expression(argument).subtree(1).stop if argument[:3] == ("Add", "Neg", "Sig") else None
-        )
-        if ends and argument[ends:] == ("1",):
-            return "LogSig", "Neg", *argument[3:-1]
+    logarithm = _logarithm(args[0])
+    if primitive.name == "Log" and logarithm:
+        return logarithm
+    if primitive.name == "Sqrt" and logarithm:
+        return "Sqrt", "Add", *args[0], "1e-20"
     return primitive.name, *(name for arg in args for name in arg)
+
+
+def _logarithm(probability: Program) -> Program | None:
+    """That of a softmax, a sigmoid or 1 - sigmoid, at once; None of anything else."""
+    if probability[0] == "Softmax":
+        return "LogSoftmax", *probability[1:]
+    if probability[0] == "Sig":
+        return "LogSig", *probability[1:]
+    for complement in (("Sub", "1", "Sig"), ("Add", "1", "Neg", "Sig")):
+        if probability[: len(complement)] == complement:
+            return "LogSig", "Neg", *probability[len(complement) :]
+    if probability[:3] == ("Add", "Neg", "Sig"):
+        if probability[Expression(probability).subtree(1).stop :] == ("1",):
+            return "LogSig", "Neg", *probability[3:-1]
+    return None

@@ -620,6 +620,14 @@ def test_losses_but_the_released_keep_a_gradient_for_confident_logits(
     )
 
 
+@pytest.mark.parametrize("name", ["MAL", "Neg(Mul(PY,Mul(Sqrt(Sub(1,Sig(X))),Log(Sig(X)))))"])
+def test_a_root_of_a_probability_has_a_gradient_for_logits_of_any_size(name: str) -> None:
+    for size in (20.0, 100.0, 1e4):
+        logits = torch.tensor([[size, -size], [-size, size]]).requires_grad_()
+        build_loss(name, "one_stage_cls")(logits, torch.tensor([0, 2])).backward()
+        assert logits.grad.isfinite().all()
+
+
 def test_a_released_loss_is_known_by_its_formula_however_it_is_written() -> None:
     text = "Neg(Dot(Log(Softmax(X)),Mul(Add(Sin(Z),1),Y)))"
     assert build_loss(text, "two_stage_cls").stable is False
@@ -662,9 +670,14 @@ def test_boxes_in_any_unit_have_one_iou_loss_and_a_released_loss_warns_of_it() -
         ("Log(Add(Neg(Sig(Tanh(X))),1))", "LogSig(Neg(Tanh(X)))"),
         ("Log(Add(Neg(Sig(X)),2))", "Log(Add(Neg(Sig(X)),2))"),
         ("Log(Sub(2,Sig(X)))", "Log(Sub(2,Sig(X)))"),
+        ("Sqrt(Softmax(X))", "Sqrt(Add(Softmax(X),1e-20))"),
+        ("Sqrt(Sub(1,Sig(X)))", "Sqrt(Add(Sub(1,Sig(X)),1e-20))"),
+        ("Sqrt(Z)", "Sqrt(Z)"),
     ],
 )
-def test_stable_takes_logarithms_of_probabilities_at_once(text: str, rewritten: str) -> None:
+def test_stable_takes_logarithms_of_probabilities_at_once_and_no_root_of_0(
+    text: str, rewritten: str
+) -> None:
     assert str(stabilized(load_space("two_stage_cls").expression(text))) == rewritten
 
 

@@ -205,7 +205,7 @@ def _fifth(area: str) -> str:
     [
         ("one_stage_cls", "Mul(PY,Log(Sig(X)))", MONOTONICITY),
         ("one_stage_cls", "Mul(Sub(NY,PY),Mul(Exp(Mul(X,X)),Exp(Mul(X,X))))", FINITE_VALUES),
-        ("one_stage_cls", "Mul(Sub(NY,PY),Sqrt(Sub(1,Sig(X))))", FINITE_GRADIENTS),
+        ("one_stage_cls", "Mul(Sub(NY,PY),Sqrt(Sub(1,Tanh(X))))", FINITE_GRADIENTS),
         ("two_stage_cls", "Dot(Y,Log(Softmax(X)))", MONOTONICITY),
         ("two_stage_cls", "Neg(Dot(Y,Sqrt(Sub(1,Softmax(X)))))", FINITE_GRADIENTS),
         ("reg", "Div(I,U)", MONOTONICITY),
