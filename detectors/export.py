@@ -74,12 +74,20 @@ def user_config(config: Config, losses: Mapping[str, Mapping[str, Any]], found: 
 
 
 def snippet(expression: str, space: str, loss_weight: float) -> str:
-    """The lines of a config that use a loss."""
+    """The lines of a config that use a loss, and what it asks of the head."""
     language = load_space(space)
     sigmoid = ", use_sigmoid=True" if language.inputs == "one_stage" else ""
+    needed = configure.needs({"space": space, "expression": expression}) - {"class_frequency"}
+    asked = ""
+    if language.inputs == "boxes":
+        asked = "# in R-CNNs and RetinaNet beside reg_decoded_bbox=True: the loss is on boxes\n"
+    elif needed:
+        asked = (
+            f"# in an IoU-aware head (IoUAware...), which hands over {', '.join(sorted(needed))}\n"
+        )
     return (
         f"custom_imports = dict(imports=['detectors'], allow_failed_imports=False)\n\n"
-        f"{configure.LOSS_KEYS[language.branch]}=dict(\n    type='SearchedLoss',\n"
+        f"{asked}{configure.LOSS_KEYS[language.branch]}=dict(\n    type='SearchedLoss',\n"
         f"    expression={expression!r},\n"
         f"    space={language.origin!r}{sigmoid}, loss_weight={loss_weight})"
     )

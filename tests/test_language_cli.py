@@ -70,6 +70,20 @@ def test_a_config_snippet_is_python_and_builds_the_loss() -> None:
     assert build_loss(**config).use_sigmoid is True
 
 
+@needs_mmdet
+@pytest.mark.parametrize(
+    ("name", "space", "asked"),
+    [
+        ("GIoU", "reg", "reg_decoded_bbox=True"),
+        ("CSE-Autoloss-A", "two_stage_cls", "IoU-aware head"),
+        ("CrossEntropy", "two_stage_cls", None),
+    ],
+)
+def test_a_config_snippet_says_what_its_loss_asks_of_the_head(name, space, asked) -> None:
+    snippet = run(language.show, name, "--space", space, "--format", "mmdet")
+    assert asked in snippet if asked else "#" not in snippet
+
+
 def test_json_has_what_a_program_wants() -> None:
     shown = json.loads(run(language.show, RELEASED, "--json"))
     assert (
