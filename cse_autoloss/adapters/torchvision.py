@@ -42,8 +42,9 @@ def use_losses(
     Args:
         model: torchvision's ``FCOS``, ``RetinaNet``, ``FasterRCNN`` or ``MaskRCNN``; changed in
             place.
-        cls, reg: expressions, or names of known losses; a branch keeps its loss where None. A box
-            loss is computed on decoded boxes, in pixels of the images as the detector resizes them.
+        cls, reg: expressions, or names of known losses; torchvision's own loss where None, whatever
+            was put in before. A box loss is computed on decoded boxes, in pixels of the images as
+            the detector resizes them.
         cls_weight, reg_weight: their factors. In R-CNNs torchvision divides the box loss by all
             sampled boxes; the paper's weight for a loss on decoded boxes is 10 there, else 1.
         cls_space, reg_space: the search spaces that they are written in; for classification None is

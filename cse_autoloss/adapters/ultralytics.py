@@ -62,7 +62,7 @@ def criterion(
 
     Args:
         model: Ultralytics' ``DetectionModel``.
-        cls, reg: expressions, or names of known losses; a branch keeps its loss where None. Boxes
+        cls, reg: expressions, or names of known losses; the library's own where None. Boxes
             are in pixels of the training image.
         cls_weight, reg_weight: their factors, on top of the library's gains.
         cls_space, reg_space: the search spaces that they are written in.

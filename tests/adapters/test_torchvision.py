@@ -62,6 +62,15 @@ def test_the_default_losses_written_as_expressions_are_the_librarys_own(
         torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_call_says_both_losses_and_the_parameters_are_torchvisions() -> None:
+    plain, detector = model("FCOS"), use_losses(model("FCOS"), cls="CSE-Autoloss-B")
+    changed = step(detector)
+    use_losses(detector, reg="GIoU")
+    found, own = step(detector), step(plain)
+    assert found["classification"] == own["classification"] != changed["classification"]
+    plain.load_state_dict(detector.state_dict())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_detector_trains_with_searched_losses(kind: str) -> None:
     found = "CSE-Autoloss-A" if kind == "FasterRCNN" else "CSE-Autoloss-B"
