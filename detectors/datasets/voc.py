@@ -125,18 +125,24 @@ def _image(path: Path, listing: Listing, findings: Findings) -> dict[str, Any] |
         objects = [_object(element) for element in root.iter("object")]
     except (ElementTree.ParseError, TypeError, ValueError, LookupError) as error:
         findings.error(
-            "xml", path, f"not a VOC annotation with a name and bndbox for each object: {error}"
+            type(error).__name__,
+            path.parent,
+            f"{path.name}: not a VOC annotation with a name and bndbox for each object: {error}",
         )
         return None
     filename = (root.findtext("filename") or "").strip()
     found = _images_of(path, Path(filename.replace("\\", "/")).name, listing)
     if not found:
         names = f"{path.stem} with an image's suffix" + (f", or {filename}" if filename else "")
-        findings.error("no image", path, f"no such image: {names}")
+        findings.error("no image", path.parent, f"{path.name}: no such image: {names}")
         return None
     if len(found) > 1:
         both = " and ".join(str(image.relative_to(listing.root)) for image in found[:2])
-        findings.error("images", path, f"both {both} could be its image; name one in <filename>")
+        findings.error(
+            "images",
+            path.parent,
+            f"{path.name}: both {both} could be its image; name one in <filename>",
+        )
         return None
     known = {"width": width, "height": height} if width > 0 and height > 0 else {}
     return {"file_name": str(found[0].absolute()), **known, "objects": objects}

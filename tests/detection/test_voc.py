@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from cse_autoloss.trial import ConfigError
 from detectors import datasets
+from detectors.datasets.findings import Findings
 
 SPLITS = {
     "train": ["000001", "000002", "000003"],
@@ -200,3 +201,14 @@ def test_a_name_that_ends_like_a_flag_is_a_name_where_there_is_such_a_file(year)
     for split, names in SPLITS.items():
         assert from_folder.splits[split].images == len(names)
         assert from_config.splits[split].images == len(names)
+
+
+def test_the_same_mistake_in_many_files_is_one_line(year):
+    for path in (year / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("bndbox", "box"))
+    findings = Findings()
+    datasets.examine(f"voc:{year}", findings)
+    (error,) = findings.errors
+    assert ".xml: not a VOC annotation" in str(error) and str(error).endswith(
+        "(and 5 more like it)"
+    )
