@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cse_autoloss import Expression, SpaceError, load_space, screen, verify
 from cse_autoloss.cli import cli
+from cse_autoloss.errors import UserError
 from cse_autoloss.screening import ACCEPTED, DUPLICATE, PROPERTIES, Screener, Seen, sampling
 from cse_autoloss.screening.equivalence import fingerprint
 from cse_autoloss.screening.graph import Arrays, Graph, representatives
@@ -520,6 +521,14 @@ def test_verify_says_what_fell_and_where(tmp_path):
     )
     shown = json.loads(run("verify", "Sqrt(Neg(U))", "--space", "reg", "--json").stdout)
     assert shown["failed"] == "finite-values" and shown["counterexample"]["values"][0] == "nan"
+
+
+def test_a_picture_that_cannot_be_drawn_is_no_verdict(tmp_path):
+    """Exit status 1 says that a loss is rejected."""
+    with pytest.raises(UserError, match=r"--plot .*loss\.xyz: Format 'xyz' is not supported"):
+        run("verify", "GIoU", "--space", "reg", "--plot", str(tmp_path / "loss.xyz"))
+    assert run("verify", "GIoU", "--space", "reg", "--plot", str(tmp_path / "new" / "a.svg"))
+    assert (tmp_path / "new" / "a.svg").is_file()
 
 
 def test_screen_reports_shares_and_writes_survivors(tmp_path):

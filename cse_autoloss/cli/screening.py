@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cse_autoloss.cli.output import Output
+from cse_autoloss.errors import UserError
 from cse_autoloss.expression import Expression
 from cse_autoloss.screening import BATCH_SIZE, PROPERTIES, Finding, Screener, Verdict, prove
 from cse_autoloss.screening.proof import SAMPLED
@@ -121,6 +122,8 @@ def _plot(loss: Expression, verdict: Verdict, screener: Screener, path: Path) ->
     """The sweep where the loss fails; or, if it does not, all sweeps of the largest block."""
     from matplotlib.figure import Figure
 
+    from cse_autoloss.drawing import save
+
     lines = [verdict.counterexample] if verdict.counterexample else screener.traces(loss)
     if not lines:
         raise click.ClickException(f"--plot {path}: there is nothing to draw: {verdict.detail}")
@@ -142,9 +145,9 @@ def _plot(loss: Expression, verdict: Verdict, screener: Screener, path: Path) ->
     )
     upper.set_title(f"{str(loss)[:100]}\n{what}", fontsize=9)
     try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"--plot {path}: {error}") from None
+        save(figure, path)
+    except (OSError, UserError) as error:
+        raise UserError(f"--plot {path}: {error}") from None
 
 
 @click.command()
