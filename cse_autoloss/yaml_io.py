@@ -57,7 +57,8 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise YamlError(f"nested deeper than {MAX_DEPTH}") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise YamlError(" ".join(str(error).split())[:300]) from None
+        reason = str(error).replace('in "<unicode string>", ', "in ")  # PyYAML's name for a text
+        raise YamlError(" ".join(reason.split())[:300]) from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -31,7 +31,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("~: 2", "expected text as a key"),
         ("a: 2026-13-45", "month must be"),
         ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
-        ("a: [", "while parsing"),
+        ("a: [", "found '<stream end>' in line 1, column 5: a: ["),
     ],
 )
 def test_what_is_no_plain_yaml_is_refused_at_once_in_one_line(tmp_path, text, message):
