@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from cse_autoloss.errors import hint
+from cse_autoloss.errors import hint, plainly
 from cse_autoloss.stages import DEFAULT_STAGES, SEEDS, Ladder, Stage
 from cse_autoloss.text import printable
 from cse_autoloss.trial import BRANCHES, ConfigError
@@ -335,8 +335,7 @@ def _first_line(error: ValidationError) -> str:
                 section = _section(section.model_fields[part].annotation)
         right = hint(str(first["loc"][-1]), section.model_fields, "keys")
         return f"{printable(key, 100)}: unknown key; {right}"
-    message = first["msg"].replace("Input should be", "should be").removeprefix("Value error, ")
-    return f"{printable(key, 100)}: {message}, found {first['input']!r}"[:300]
+    return f"{printable(key, 100)}: {plainly(first['msg'])}, found {first['input']!r}"[:300]
 
 
 def _section(annotation: Any) -> Any:

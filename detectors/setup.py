@@ -16,7 +16,7 @@ from mmcv import Config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cse_autoloss.cache import cache_dir, digest
-from cse_autoloss.errors import hint
+from cse_autoloss.errors import hint, plainly
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.version import __version__
 from detectors import config_data, config_files, configure, datasets
@@ -61,7 +61,7 @@ class Options(BaseModel):
     tiny_steps: Steps | None = None
     head_steps: Steps | None = None
     warmup_steps: int | None = Field(None, ge=0, le=_MOST)
-    device: str | None = Field(None, pattern="^(cpu|cuda)$")
+    device: Literal["cpu", "cuda"] | None = None
     cfg_options: dict[str, Any] = {}
     trial_seconds: float = Field(60.0, gt=0)
 
@@ -193,8 +193,9 @@ def _options(options: Mapping[str, Any]) -> Options:
         if first["type"] == "extra_forbidden":
             right = hint(key, Options.model_fields, "keys")
             raise ConfigError(f"detector.{key}: unknown key; {right}") from None
-        message = first["msg"].replace("Input should be", "should be")
-        raise ConfigError(f"detector.{key}: {message}, found {first['input']!r}") from None
+        raise ConfigError(
+            f"detector.{key}: {plainly(first['msg'])}, found {first['input']!r}"
+        ) from None
 
 
 def _whole(key: str, number: Any, least: int = 1, most: int = _MOST) -> int:
@@ -215,7 +216,7 @@ def _head_options(given: Any, steps: int | None) -> HeadOptions:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("proxy.head", *first["loc"]))
         raise ConfigError(
-            f"detector.config: {key}: {first['msg']}, found {first['input']!r}"
+            f"detector.config: {key}: {plainly(first['msg'])}, found {first['input']!r}"
         ) from None
 
 

@@ -91,7 +91,7 @@ def test_check_says_what_will_be_trained_on_what():
         ({"config": "/here/faster_rcn_proxy"}, "did you mean 'faster_rcnn_proxy'?"),
         ({"config": "/nowhere/config.py"}, "no config '/nowhere/config.py'"),
         ({"data": "coco:/nowhere"}, "/nowhere is no folder"),
-        ({"device": "tpu"}, "detector.device"),
+        ({"device": "tpu"}, "detector.device: should be 'cpu' or 'cuda', found 'tpu'"),
         (
             {"cfg_options": {"runner.type": "EpochBasedRunner"}},
             "runner=dict(type='IterBasedRunner'",
