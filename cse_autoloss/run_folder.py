@@ -193,6 +193,16 @@ def lock_folder(folder: Path) -> IO[str]:
     return handle
 
 
+def is_driven(folder: Path) -> bool:
+    """Whether a process works on a run; where that cannot be told, one does."""
+    try:
+        with open(folder / LOCK) as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return (folder / OWNER).exists()
+
+
 def unlock_folder(folder: Path, lock: IO[str]) -> None:
     (folder / OWNER).unlink(missing_ok=True)
     lock.close()

@@ -11,6 +11,7 @@ from typing import Any
 from cse_autoloss.config import Config, parse_config
 from cse_autoloss.intervals import mean_interval
 from cse_autoloss.journal import DEFAULT, FOUND, CandidateState, Journal, TrialRow
+from cse_autoloss.run_folder import is_driven
 from cse_autoloss.stages import REFERENCE, TUNE, Ladder
 from cse_autoloss.story import tell
 
@@ -54,7 +55,7 @@ class Status:
             at the search's last stage, or failed there.
         waiting: candidates that were chosen and wait for a training.
         trials: (done, allowed) trainings at the search's last stage.
-        running: keys of the trials that run, with their seconds so far.
+        running: keys of the trials that run, with their seconds so far; none where no driver does.
         trials_per_hour: of these trainings, the latest, while a driver was at it; None before the
             first few.
         seconds_left: estimate until these trainings are done, or None before the first ones.
@@ -114,7 +115,9 @@ def read_status(journal: Journal) -> Status:
         trials=(done, config.budget.trials),
         running=tuple(
             (row.trial.key, max(0.0, now - row.started)) for row in journal.trials(finished=False)
-        ),
+        )
+        if is_driven(journal.folder)  # one that was killed leaves trials behind
+        else (),
         trials_per_hour=rate,
         seconds_left=left,
         fitness=ladder.fitness,

@@ -317,6 +317,14 @@ def test_the_pace_is_that_of_drivers_at_work(tmp_path):
     assert journal.durations("full", "tune", last=9) == [18, 17, 16, 15]
 
 
+def test_nothing_runs_in_a_run_whose_driver_is_gone(tmp_path):
+    journal = Journal.create(tmp_path / "run", {"config": {"budget": {"trials": 10}}})
+    journal.start_trial("full", Trial("full-0-0"), add(journal))
+    assert [key for key, _ in read_status(Journal.read(tmp_path / "run")).running] == ["full-0-0"]
+    journal.close()
+    assert read_status(Journal.read(tmp_path / "run")).running == ()
+
+
 def test_found_losses_are_ranked_by_the_last_stage_in_which_a_failure_counts_nothing(tmp_path):
     journal = Journal.create(tmp_path / "run", {})
 
