@@ -164,7 +164,7 @@ def comparison_cells(row: Compared) -> tuple[str, str, str, str]:
     failed = f" ({len(row.failures)} failed)" if row.failures else ""
     return (
         f"{len(row.measured)}{failed}",
-        spread(row.val) or ("" if row.test else "running"),
+        spread(row.val) or ("" if row.test else "none yet"),
         spread(row.test),
         spread(row.gain, sign=True),
     )

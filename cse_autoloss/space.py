@@ -96,7 +96,7 @@ class SearchSpace(Language):
             if "(" not in text and (others := _spaces_with(text.strip().casefold())):
                 raise ExpressionError(
                     f"{text.strip()[:60]} is no loss of space {self.name}; it is one of "
-                    f"{' and '.join(others)}"
+                    f"{', '.join(others)}"
                 ) from None
             raise error
 

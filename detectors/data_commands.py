@@ -17,16 +17,7 @@ from detectors.datasets import shapes
 from detectors.datasets.findings import ERROR, Findings
 
 
-class _Group(click.Group):
-    """``data FOLDER`` is short for ``data write FOLDER``."""
-
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "-h", "--help"):
-            args = ["write", *args]
-        return super().parse_args(context, args)
-
-
-@click.group(cls=_Group)
+@click.group()
 def data() -> None:
     """Check a data set; write the embedded one to a folder."""
 

@@ -173,7 +173,7 @@ def test_a_split_that_the_comparison_does_not_measure_has_no_mAP(tmp_path, split
         assert len(row.val) == (2 if split == "val" else 0), row
         assert len(row.test) == (2 if split == "test" else 0), row
         n, *shown = comparison_cells(row)
-        assert n == "2" and "running" not in shown and "0.000" not in " ".join(shown), shown
+        assert n == "2" and "none yet" not in shown and "0.000" not in " ".join(shown), shown
 
 
 def test_the_fittest_are_confirmed_and_the_best_confirmed_compared(done):

@@ -117,8 +117,14 @@ def test_a_folder_that_holds_something_is_left_alone(folder):
     with pytest.raises(FileExistsError, match="not empty"):
         shapes.write(folder)
     assert hashes(folder) == before
-    result = CliRunner().invoke(data_command, [str(folder)])
+    result = CliRunner().invoke(data_command, ["write", str(folder)])
     assert result.exit_code == 1 and "not empty" in result.output
+
+
+def test_a_command_that_is_mistyped_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Did you mean 'check'" in CliRunner().invoke(data_command, ["chekc"]).output
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_processes_may_make_the_embedded_data_set_at_once(own_cache, monkeypatch):
