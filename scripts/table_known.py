@@ -112,27 +112,73 @@ def _path(detector: str) -> Path:
     return FOLDER / detector / TASKS["head"]
 
 
-def section(detector: str) -> list[str]:
-    """The table of a detector, of the warm-up and config that known losses trained with most; empty
-    where none has trained."""
-    known = list(known_losses(detector))
-    rows = [row for row in trainings(detector) if any(loss.is_of(row) for loss in known)]
-    if not rows:
-        return []
-    rows = of_one_origin(rows)
-    scores = {split: points(known, rows, split) for split in ("val", "test")}
-    measured = list(scores["val"])
-    gains = {split: gains_over_default(of) for split, of in scores.items()}
+@dataclass(frozen=True)
+class Measured:
+    """What a detector's known losses came to.
+
+    Attributes:
+        losses: all that its heads can compute.
+        rows: of the warm-up and config that most of them trained with.
+        scores: split to each loss's points of mAP by seed, of those that have trained.
+        gains: split to each one's gain over the default.
+    """
+
+    losses: Sequence[Known]
+    rows: Sequence[Row]
+    scores: Mapping[str, Mapping[Known, Mapping[int, float]]]
+    gains: Mapping[str, Mapping[Known, Interval]]
+
+    @classmethod
+    def of(cls, detector: str) -> Measured | None:
+        """None where none has trained."""
+        known = list(known_losses(detector))
+        rows = [row for row in trainings(detector) if any(loss.is_of(row) for loss in known)]
+        if not rows:
+            return None
+        rows = of_one_origin(rows)
+        scores = {split: points(known, rows, split) for split in ("val", "test")}
+        gains = {split: gains_over_default(of) for split, of in scores.items()}
+        return cls(known, rows, scores, gains)
+
+
+def side_by_side(measured: Mapping[str, Measured]) -> list[str]:
+    """Tables of gains on test: the detectors whose losses are in one space beside each other."""
+    lines: list[str] = []
+    for space in dict.fromkeys(DETECTORS[detector] for detector in measured):
+        detectors = [detector for detector in measured if DETECTORS[detector] == space]
+        gains = {detector: measured[detector].gains["test"] for detector in detectors}
+        first, *others = gains.values()
+        shared = [loss for loss in first if loss.branch and all(loss in of for of in others)]
+        mean = {
+            loss: sum(gains[d][loss].mean for d in detectors) / len(detectors) for loss in shared
+        }
+        cells = [
+            [
+                loss.branch or "",
+                loss.name,
+                *(_told(gains[detector][loss], interval=False) for detector in detectors),
+                f"{mean[loss]:+.2f}",
+            ]
+            for loss in sorted(shared, key=lambda loss: -mean[loss])
+        ]
+        names = [detector.removesuffix("_proxy") for detector in detectors]
+        lines += table(["branch", "loss", *names, "mean"], cells)
+    return lines
+
+
+def section(detector: str, measured: Measured) -> list[str]:
+    """The table of a detector."""
+    scores, gains, trained = measured.scores, measured.gains, list(measured.scores["val"])
     lines = [
         f"## {detector}",
         "",
-        f"{rows[0].steps} steps of the head, gradient norms as multiples of the default's: "
-        f"{dict(rows[0].scale)}.",
+        f"{measured.rows[0].steps} steps of the head, gradient norms as multiples of the "
+        f"default's: {dict(measured.rows[0].scale)}.",
         "",
     ]
     means = {
         loss: {split: mean_interval([*of[loss].values()]).mean for split, of in scores.items()}
-        for loss in measured
+        for loss in trained
     }
     cells = [
         [
@@ -142,11 +188,11 @@ def section(detector: str) -> list[str]:
             *(f"{means[loss][split]:.1f}" for split in scores),
             *(_told(gains[split][loss]) if loss.branch else "" for split in scores),
         ]
-        for loss in sorted(measured, key=lambda loss: -sum(means[loss].values()))
+        for loss in sorted(trained, key=lambda loss: -sum(means[loss].values()))
     ]
     columns = ["branch", "loss", "seeds", "val", "test", "val, over default", "test, over default"]
     lines += table(columns, cells)[:-1]
-    missing = [f"{loss.name} ({loss.branch})" for loss in known if loss not in measured]
+    missing = [f"{loss.name} ({loss.branch})" for loss in measured.losses if loss not in trained]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return [*lines, ""]
@@ -163,9 +209,9 @@ def points(
     return {loss: by_seed for loss, by_seed in scores.items() if by_seed}
 
 
-def _told(gain: Interval) -> str:
+def _told(gain: Interval, interval: bool = True) -> str:
     """Bold where the whole interval is above 0."""
-    text = gain.text(2, sign=True)
+    text = gain.text(2, sign=True) if interval else f"{gain.mean:+.2f}"
     return f"**{text}**" if gain.above_zero else text
 
 
@@ -212,9 +258,17 @@ def main() -> None:
         "Written by `python scripts/table_known.py`.",
         "",
     ]
-    sections = {detector: section(detector) for detector in options.detectors}
-    text += [line for lines in sections.values() for line in lines]
-    if unmeasured := [detector for detector, lines in sections.items() if not lines]:
+    found = {detector: Measured.of(detector) for detector in options.detectors}
+    measured = {detector: of for detector, of in found.items() if of}
+    text += [
+        "## Side by side",
+        "",
+        "Gains over the default on test; their intervals are below.",
+        "",
+    ]
+    text += side_by_side(measured)
+    text += [line for name, of in measured.items() for line in section(name, of)]
+    if unmeasured := [detector for detector, of in found.items() if not of]:
         text += [f"Not measured yet: {', '.join(unmeasured)}.", ""]
     PAGE.write_text("\n".join(text), encoding="utf-8")
     print(f"{PAGE} written")
