@@ -188,14 +188,16 @@ def _options(options: Mapping[str, Any]) -> Options:
     try:
         return Options.model_validate(dict(options))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            right = hint(key, Options.model_fields, "keys")
-            raise ConfigError(f"detector.{key}: unknown key; {right}") from None
-        raise ConfigError(
-            f"detector.{key}: {plainly(first['msg'])}, found {first['input']!r}"
-        ) from None
+        raise _wrong(error, "detector.", Options) from None
+
+
+def _wrong(error: ValidationError, before: str, model: type[BaseModel]) -> ConfigError:
+    """The first of what is wrong with a model's keys; ``before`` is what stands before the key."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{before}{key}: unknown key; {hint(key, model.model_fields, 'keys')}")
+    return ConfigError(f"{before}{key}: {plainly(first['msg'])}, found {first['input']!r}")
 
 
 def _whole(key: str, number: Any, least: int = 1, most: int = _MOST) -> int:
@@ -213,11 +215,7 @@ def _head_options(given: Any, steps: int | None) -> HeadOptions:
     try:
         return HeadOptions.model_validate({**given, **({"steps": steps} if steps else {})})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in ("proxy.head", *first["loc"]))
-        raise ConfigError(
-            f"detector.config: {key}: {plainly(first['msg'])}, found {first['input']!r}"
-        ) from None
+        raise _wrong(error, "detector.config: proxy.head.", HeadOptions) from None
 
 
 def versions() -> dict[str, str]:
