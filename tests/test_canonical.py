@@ -137,7 +137,7 @@ def test_losses_that_are_all_known_have_a_name_together() -> None:
 
 
 def test_a_known_loss_of_another_space_is_said_to_be_that() -> None:
-    with pytest.raises(ExpressionError, match="GIoU is no loss of space two_stage_cls; .* reg and"):
+    with pytest.raises(ExpressionError, match="GIoU is no loss of space two_stage_cls; .* reg, "):
         load_space("two_stage_cls").expression("GIoU")
 
 
