@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from cse_autoloss.errors import hint, plainly
+from cse_autoloss.errors import hint
 from cse_autoloss.stages import DEFAULT_STAGES, SEEDS, Ladder, Stage
 from cse_autoloss.text import printable
 from cse_autoloss.trial import BRANCHES, ConfigError
@@ -269,7 +269,7 @@ def parse_config(data: Mapping[str, Any]) -> Config:
         # Strict, but a list is a tuple
         config = Config.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise ConfigError(_first_line(error)) from None
+        raise ConfigError(first_line(error, Config)) from None
     for key, tried in (
         ("scales", [f"{cls:g}, {reg:g}" for cls, reg in config.tuning.scales]),
         ("lr_scales", [f"{scale:g}" for scale in config.tuning.lr_scales]),
@@ -324,18 +324,32 @@ def _apply(setting: str, data: dict[str, Any]) -> None:
         raise ConfigError(f"--set {setting[:80]}: no YAML value: {error}") from None
 
 
-def _first_line(error: ValidationError) -> str:
+def first_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first of what is wrong with a model's keys: which, what, and what would be right."""
     first = error.errors()[0]
     # Pydantic's mark of a mapping's key
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
-        section: Any = Config
+        section: Any = model
         for part in first["loc"][:-1]:
             if part in section.model_fields:  # not a name that the user gave
                 section = _section(section.model_fields[part].annotation)
         right = hint(str(first["loc"][-1]), section.model_fields, "keys")
         return f"{printable(key, 100)}: unknown key; {right}"
-    return f"{printable(key, 100)}: {plainly(first['msg'])}, found {first['input']!r}"[:300]
+    return f"{printable(key, 100)}: {_plainly(first['msg'])}, found {first['input']!r}"[:300]
+
+
+def _plainly(message: str) -> str:
+    """What pydantic says of a value, as a user of YAML calls things."""
+    for theirs, ours in (
+        ("Input should be", "should be"),
+        ("Value error, ", ""),
+        ("should be an object", "should be a section of keys"),
+        ("should be a valid array", "should be a list"),
+        ("Field required", "a value is missing"),
+    ):
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _section(annotation: Any) -> Any:

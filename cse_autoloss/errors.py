@@ -12,19 +12,6 @@ class SearchError(RuntimeError):
     """Work that was begun cannot go on: what happened, and what to change."""
 
 
-def plainly(message: str) -> str:
-    """What pydantic says of a value, as a user of YAML calls things."""
-    for theirs, ours in (
-        ("Input should be", "should be"),
-        ("Value error, ", ""),
-        ("should be an object", "should be a section of keys"),
-        ("should be a valid array", "should be a list"),
-        ("Field required", "a value is missing"),
-    ):
-        message = message.replace(theirs, ours)
-    return message
-
-
 def hint(word: str, known: Iterable[str], kind: str, cutoff: float = 0.6) -> str:
     """How a message on an unknown word ends: with the known one that it is almost, or with all.
 

@@ -16,7 +16,7 @@ from mmcv import Config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cse_autoloss.cache import cache_dir, digest
-from cse_autoloss.errors import hint, plainly
+from cse_autoloss.config import first_line
 from cse_autoloss.trial import ConfigError
 from cse_autoloss.version import __version__
 from detectors import config_data, config_files, configure, datasets
@@ -188,16 +188,7 @@ def _options(options: Mapping[str, Any]) -> Options:
     try:
         return Options.model_validate(dict(options))
     except ValidationError as error:
-        raise _wrong(error, "detector.", Options) from None
-
-
-def _wrong(error: ValidationError, before: str, model: type[BaseModel]) -> ConfigError:
-    """The first of what is wrong with a model's keys; ``before`` is what stands before the key."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return ConfigError(f"{before}{key}: unknown key; {hint(key, model.model_fields, 'keys')}")
-    return ConfigError(f"{before}{key}: {plainly(first['msg'])}, found {first['input']!r}")
+        raise ConfigError(f"detector.{first_line(error, Options)}") from None
 
 
 def _whole(key: str, number: Any, least: int = 1, most: int = _MOST) -> int:
@@ -215,7 +206,8 @@ def _head_options(given: Any, steps: int | None) -> HeadOptions:
     try:
         return HeadOptions.model_validate({**given, **({"steps": steps} if steps else {})})
     except ValidationError as error:
-        raise _wrong(error, "detector.config: proxy.head.", HeadOptions) from None
+        where = "detector.config: proxy.head"
+        raise ConfigError(f"{where}.{first_line(error, HeadOptions)}") from None
 
 
 def versions() -> dict[str, str]:
